@@ -1,0 +1,171 @@
+//! Every place where something may be lost has a name here, and the two laws that keep count.
+//!
+//! Law 1, kernel to table: `observed = reported + held + Σ dropped`, in IP octets and packets.
+//! Law 2, table to collector: `made = taken + waiting + evicted + Σ dropped(DropPoint)`, in records, per collector.
+
+use std::fmt;
+
+/// A place where something may be lost. Printed with its name and its unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[non_exhaustive]
+pub enum DropPoint {
+    /// Sockets that found the kernel's socket map full.
+    SocketMapFull,
+    /// Kernel events that found the flow ring full. Ended sockets wait in the map; only hints are lost.
+    FlowRingFull,
+    /// Exec, fork and cgroup events that found the name ring full: names come from /proc, or not at all.
+    NameRingFull,
+    /// Datagrams whose peer found the kernel's peer map full.
+    PeerMapFull,
+    /// Datagrams of sockets the kernel side does not know.
+    UnknownSocket,
+    /// UDP packets whose header could not be read in the kernel.
+    PacketUnreadable,
+    /// Runs of a kernel program that the kernel skipped (recursion).
+    ProgramSkipped,
+    /// Events that could not be decoded.
+    DecodeFailed,
+    /// Records that found a collector's memory queue full: the oldest goes.
+    QueueOverflow,
+    /// Records that were at risk when a collector's process ended: sent, not known to be read.
+    CollectorRestarted,
+    /// Records no longer than one message can carry.
+    RecordTooLarge,
+    /// Records left in the queue when the agent stopped and the grace period was over.
+    ShutdownGrace,
+    /// Records for a screen or pipe that did not keep up.
+    ViewOverflow,
+    /// Records that a policy keeps from this collector (loopback, held for a peer): wanted, but counted.
+    Withheld,
+}
+
+impl DropPoint {
+    /// All of them, in the order in which data pass them.
+    pub const ALL: [Self; 14] = [
+        Self::SocketMapFull,
+        Self::FlowRingFull,
+        Self::NameRingFull,
+        Self::PeerMapFull,
+        Self::UnknownSocket,
+        Self::PacketUnreadable,
+        Self::ProgramSkipped,
+        Self::DecodeFailed,
+        Self::QueueOverflow,
+        Self::CollectorRestarted,
+        Self::RecordTooLarge,
+        Self::ShutdownGrace,
+        Self::ViewOverflow,
+        Self::Withheld,
+    ];
+
+    /// What one unit of the counter is.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::SocketMapFull => "sockets",
+            Self::FlowRingFull | Self::NameRingFull | Self::DecodeFailed => "events",
+            Self::PeerMapFull | Self::UnknownSocket | Self::PacketUnreadable => "datagrams",
+            Self::ProgramSkipped => "runs",
+            Self::QueueOverflow
+            | Self::CollectorRestarted
+            | Self::RecordTooLarge
+            | Self::ShutdownGrace
+            | Self::ViewOverflow
+            | Self::Withheld => "records",
+        }
+    }
+}
+
+impl fmt::Display for DropPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Losses by place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops([u64; DropPoint::ALL.len()]);
+
+impl Drops {
+    /// Counts `n` more at `point`.
+    pub fn add(&mut self, point: DropPoint, n: u64) {
+        self.0[point as usize] = self.0[point as usize].saturating_add(n);
+    }
+
+    /// Sets a counter that someone else keeps, such as the kernel.
+    pub fn set(&mut self, point: DropPoint, total: u64) {
+        self.0[point as usize] = total;
+    }
+
+    /// The counter of `point`.
+    #[must_use]
+    pub fn at(&self, point: DropPoint) -> u64 {
+        self.0[point as usize]
+    }
+
+    /// Places where something was lost.
+    pub fn lossy(&self) -> impl Iterator<Item = (DropPoint, u64)> + '_ {
+        DropPoint::ALL
+            .into_iter()
+            .map(|point| (point, self.at(point)))
+            .filter(|&(_, n)| n > 0)
+    }
+}
+
+/// Law 1: what the kernel side saw and what became of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct KernelLaw {
+    /// IP octets, both directions, by which the kernel's counters grew as the table saw them.
+    pub observed_octets: u64,
+    /// Packets likewise.
+    pub observed_packets: u64,
+    /// IP octets in records.
+    pub reported_octets: u64,
+    /// Packets in records.
+    pub reported_packets: u64,
+    /// IP octets in the table, not yet in a record.
+    pub held_octets: u64,
+    /// Packets likewise.
+    pub held_packets: u64,
+    /// IP octets that a join of two sockets of one connection left out: the twin's copy of the same octets.
+    pub joined_octets: u64,
+    /// Packets likewise.
+    pub joined_packets: u64,
+}
+
+impl KernelLaw {
+    /// Whether nothing is missing.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.observed_octets == self.reported_octets + self.held_octets + self.joined_octets
+            && self.observed_packets == self.reported_packets + self.held_packets + self.joined_packets
+    }
+}
+
+/// Law 2 for one collector, in records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CollectorLaw {
+    /// Records offered to this collector.
+    pub made: u64,
+    /// Records the collector's process is known to have.
+    pub taken: u64,
+    /// Records queued, or sent and not yet acknowledged.
+    pub waiting: u64,
+    /// Records the bound of the spool pushed out.
+    pub evicted: u64,
+    /// Records lost, by place.
+    pub dropped: Drops,
+}
+
+impl CollectorLaw {
+    /// `made - (taken + waiting + evicted + Σ dropped)`: 0 when the law holds.
+    #[must_use]
+    pub fn missing(&self) -> i128 {
+        let dropped: u64 = DropPoint::ALL.iter().map(|&point| self.dropped.at(point)).sum();
+        i128::from(self.made)
+            - i128::from(self.taken)
+            - i128::from(self.waiting)
+            - i128::from(self.evicted)
+            - i128::from(dropped)
+    }
+}

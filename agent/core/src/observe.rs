@@ -1,0 +1,388 @@
+//! What the kernel side showed, in the agent's own words: the one door from the shared structures.
+//!
+//! In: decoded [`flowtilla_abi`] structures. Out: [`Observation`]s for the flow table and [`NameObservation`]s for
+//! enrichment. Nothing a process can choose (its name, its path, its arguments) can fail here.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use flowtilla_abi as abi;
+
+use crate::owner::{Confidence, Owner, Process, ProcessKey, Unknown};
+use crate::time::KernelTime;
+
+/// Identity of a socket for as long as the host runs. Source: `bpf_get_socket_cookie`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cookie(pub u64);
+
+/// Address and port of one end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// Address; IPv4-mapped ones are IPv4 here.
+    pub address: IpAddr,
+    /// Port; 0 when it was never bound.
+    pub port: u16,
+}
+
+/// One network namespace, by its inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetNs(pub u32);
+
+/// Both ends of a socket, as the socket sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// This end.
+    pub local: Endpoint,
+    /// The other end; port 0: none.
+    pub remote: Endpoint,
+    /// Where the socket lives.
+    pub netns: NetNs,
+}
+
+/// Which end a TCP socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TcpRole {
+    /// Older than the agent: not known.
+    Unknown,
+    /// It sent the SYN.
+    Active,
+    /// It was accepted.
+    Passive,
+    /// It listens.
+    Listener,
+}
+
+/// Why a TCP socket is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TcpSight {
+    /// It lives; its counters were read.
+    Snap,
+    /// It reached CLOSE.
+    Ended,
+    /// It sent something after CLOSE (a reset): counters replace those of `Ended`.
+    Late,
+}
+
+/// State of a TCP socket. Source: Linux `include/net/tcp_states.h`, numbers 1 to 12.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[expect(missing_docs, reason = "the kernel's own names")]
+pub enum TcpState {
+    Established,
+    SynSent,
+    SynRecv,
+    FinWait1,
+    FinWait2,
+    TimeWait,
+    Close,
+    CloseWait,
+    LastAck,
+    Listen,
+    Closing,
+}
+
+/// One sight of one TCP socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpObservation {
+    /// The socket.
+    pub cookie: Cookie,
+    /// When it was read.
+    pub at: KernelTime,
+    /// Why it is shown.
+    pub sight: TcpSight,
+    /// Both ends.
+    pub tuple: Tuple,
+    /// Which end it is.
+    pub role: TcpRole,
+    /// Whether it is older than the agent: its first counters are a baseline.
+    pub backfilled: bool,
+    /// SYN sent, child made, or first seen.
+    pub start: KernelTime,
+    /// Handshake complete.
+    pub established: Option<KernelTime>,
+    /// CLOSE reached.
+    pub end: Option<KernelTime>,
+    /// Who holds it.
+    pub owner: Owner,
+    /// The kernel's cumulative counters.
+    pub counters: abi::TcpCounters,
+    /// State now; at CLOSE the state it left.
+    pub state: TcpState,
+}
+
+/// One sight of one UDP socket and one of its peers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpObservation {
+    /// The socket.
+    pub cookie: Cookie,
+    /// When it was read.
+    pub at: KernelTime,
+    /// Both ends; remote port 0: no datagram yet, only owner and life are told.
+    pub tuple: Tuple,
+    /// Who holds it; `None` from the peer map, which does not say.
+    pub owner: Option<Owner>,
+    /// Whether it is older than the agent.
+    pub backfilled: bool,
+    /// Sum for this peer since the socket was made (peer map and entry together), monotone.
+    pub counters: abi::UdpCounters,
+    /// Whether the socket was released.
+    pub ended: bool,
+}
+
+/// What the flow table eats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// A socket entered the map: have it read.
+    Opened {
+        /// The socket.
+        cookie: Cookie,
+        /// When.
+        at: KernelTime,
+    },
+    /// A snap found no such socket any more, and no end was told.
+    Gone {
+        /// The socket.
+        cookie: Cookie,
+        /// When.
+        at: KernelTime,
+    },
+    /// A TCP socket.
+    Tcp(Box<TcpObservation>),
+    /// A UDP socket.
+    Udp(Box<UdpObservation>),
+}
+
+/// What enrichment learns names from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NameObservation {
+    /// A process executed a program.
+    Exec {
+        /// The process, after exec.
+        process: Process,
+        /// Start of its parent.
+        parent_start: KernelTime,
+        /// Path as given to exec; `None`: unreadable.
+        path: Option<String>,
+        /// Arguments, the first at index 0, cut at [`abi::EXEC_ARGS_MAX`] octets.
+        arguments: Vec<String>,
+        /// Whether arguments were cut.
+        cut: bool,
+    },
+    /// A process forked: the child has its parent's names.
+    Fork {
+        /// The parent.
+        parent: Process,
+        /// The child.
+        child: ProcessKey,
+    },
+    /// A cgroup was made.
+    Cgroup {
+        /// Inode of its folder.
+        id: u64,
+        /// Path below the cgroup2 root.
+        path: String,
+    },
+}
+
+impl Endpoint {
+    fn from_abi(address: [u8; 16], port: u16) -> Self {
+        Self {
+            address: IpAddr::V6(Ipv6Addr::from(address)).to_canonical(),
+            port,
+        }
+    }
+}
+
+impl From<&abi::Tuple> for Tuple {
+    fn from(tuple: &abi::Tuple) -> Self {
+        Self {
+            local: Endpoint::from_abi(tuple.local, tuple.local_port),
+            remote: Endpoint::from_abi(tuple.remote, tuple.remote_port),
+            netns: NetNs(tuple.netns),
+        }
+    }
+}
+
+impl From<&abi::Owner> for Process {
+    fn from(owner: &abi::Owner) -> Self {
+        Self {
+            key: ProcessKey {
+                pid: owner.tgid,
+                start: KernelTime(owner.start_ns),
+            },
+            parent_pid: owner.ppid,
+            uid: owner.uid,
+            gid: owner.gid,
+            cgroup_id: owner.cgroup_id,
+            comm: text(&owner.comm),
+        }
+    }
+}
+
+impl From<&abi::Owner> for Owner {
+    fn from(owner: &abi::Owner) -> Self {
+        let confidence = match owner.kind {
+            abi::owner_kind::EXACT => Confidence::Exact,
+            abi::owner_kind::INHERITED => Confidence::Inherited,
+            abi::owner_kind::BACKFILLED => Confidence::Backfilled,
+            abi::owner_kind::KERNEL => Confidence::Unknown(Unknown::Kernel),
+            _ => Confidence::Unknown(Unknown::NotSeen),
+        };
+        let process = (owner.tgid > 0).then(|| Process::from(owner));
+        if process.is_none() && !matches!(confidence, Confidence::Unknown(_)) {
+            return Self::unknown(Unknown::NotSeen);
+        }
+        Self {
+            confidence,
+            process,
+            names: None,
+        }
+    }
+}
+
+impl From<u8> for TcpState {
+    /// Numbers the kernel may add later read as `Close`.
+    fn from(number: u8) -> Self {
+        match number {
+            1 => Self::Established,
+            2 => Self::SynSent,
+            3 | 12 => Self::SynRecv,
+            4 => Self::FinWait1,
+            5 => Self::FinWait2,
+            6 => Self::TimeWait,
+            8 => Self::CloseWait,
+            9 => Self::LastAck,
+            10 => Self::Listen,
+            11 => Self::Closing,
+            _ => Self::Close,
+        }
+    }
+}
+
+/// A TCP event of the ring, or an entry that a walk found (`sight` says why).
+#[must_use]
+pub fn tcp(cookie: u64, at_ns: u64, sight: TcpSight, entry: &abi::TcpEntry) -> Observation {
+    let some_time = |ns: u64| (ns > 0).then_some(KernelTime(ns));
+    Observation::Tcp(Box::new(TcpObservation {
+        cookie: Cookie(cookie),
+        at: KernelTime(at_ns),
+        sight,
+        tuple: Tuple::from(&entry.tuple),
+        role: match entry.role {
+            abi::tcp_role::ACTIVE => TcpRole::Active,
+            abi::tcp_role::PASSIVE => TcpRole::Passive,
+            abi::tcp_role::LISTENER => TcpRole::Listener,
+            _ => TcpRole::Unknown,
+        },
+        backfilled: entry.backfilled != 0,
+        start: KernelTime(entry.start_ns),
+        established: some_time(entry.established_ns),
+        end: some_time(entry.end_ns),
+        owner: Owner::from(&entry.owner),
+        counters: entry.counters,
+        state: TcpState::from(entry.counters.state),
+    }))
+}
+
+/// What an event of the flow ring shows; `None` for events of the name ring.
+#[must_use]
+pub fn flow_event(event: &abi::Event<'_>) -> Option<Observation> {
+    Some(match event {
+        abi::Event::Opened(head) => Observation::Opened {
+            cookie: Cookie(head.cookie),
+            at: KernelTime(head.at_ns),
+        },
+        abi::Event::Gone(head) => Observation::Gone {
+            cookie: Cookie(head.cookie),
+            at: KernelTime(head.at_ns),
+        },
+        abi::Event::Tcp(event) => {
+            let sight = match event.head.kind {
+                abi::kind::TCP_ENDED => TcpSight::Ended,
+                abi::kind::TCP_LATE => TcpSight::Late,
+                _ => TcpSight::Snap,
+            };
+            tcp(event.head.cookie, event.head.at_ns, sight, &event.entry)
+        }
+        abi::Event::UdpEnded(event) => udp(event.head.cookie, event.head.at_ns, &event.entry, true),
+        abi::Event::Exec(_) | abi::Event::Fork(_) | abi::Event::Cgroup(_) => return None,
+    })
+}
+
+/// A UDP entry. `entry.counters` must already hold what the peer map has for the same peer.
+#[must_use]
+pub fn udp(cookie: u64, at_ns: u64, entry: &abi::UdpEntry, ended: bool) -> Observation {
+    Observation::Udp(Box::new(UdpObservation {
+        cookie: Cookie(cookie),
+        at: KernelTime(at_ns),
+        tuple: Tuple::from(&entry.tuple),
+        owner: Some(Owner::from(&entry.owner)),
+        backfilled: entry.backfilled != 0,
+        counters: entry.counters,
+        ended,
+    }))
+}
+
+/// An entry of the peer map whose peer is not the socket's current one.
+#[must_use]
+pub fn udp_peer(cookie: u64, at_ns: u64, value: &abi::UdpPeerValue) -> Observation {
+    Observation::Udp(Box::new(UdpObservation {
+        cookie: Cookie(cookie),
+        at: KernelTime(at_ns),
+        tuple: Tuple::from(&value.tuple),
+        owner: None,
+        backfilled: false,
+        counters: value.counters,
+        ended: false,
+    }))
+}
+
+/// What an event of the name ring shows; `None` for events of the flow ring.
+#[must_use]
+pub fn name_event(event: &abi::Event<'_>) -> Option<NameObservation> {
+    Some(match event {
+        abi::Event::Exec(event) => {
+            let args = &event.args[..usize::from(event.args_octets).min(event.args.len())];
+            let path = &event.path[..usize::from(event.path_octets).min(event.path.len())];
+            NameObservation::Exec {
+                process: Process::from(&event.owner),
+                parent_start: KernelTime(event.parent_start_ns),
+                path: (!path.is_empty()).then(|| text(path)),
+                arguments: arguments(args),
+                cut: event.args_total as usize > args.len(),
+            }
+        }
+        abi::Event::Fork(event) => NameObservation::Fork {
+            parent: Process::from(&event.parent),
+            child: ProcessKey {
+                pid: event.child_tgid,
+                start: KernelTime(event.child_start_ns),
+            },
+        },
+        abi::Event::Cgroup(event) => NameObservation::Cgroup {
+            id: event.cgroup_id,
+            path: text(&event.path[..(event.path_octets as usize).min(event.path.len())]),
+        },
+        _ => return None,
+    })
+}
+
+/// Octets up to the first NUL, lossily decoded.
+fn text(octets: &[u8]) -> String {
+    let end = octets
+        .iter()
+        .position(|&octet| octet == 0)
+        .unwrap_or(octets.len());
+    String::from_utf8_lossy(&octets[..end]).into_owned()
+}
+
+/// Arguments that are each ended by NUL; the last may be cut.
+fn arguments(octets: &[u8]) -> Vec<String> {
+    let octets = octets.strip_suffix(&[0]).unwrap_or(octets);
+    if octets.is_empty() {
+        return Vec::new();
+    }
+    octets
+        .split(|&octet| octet == 0)
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect()
+}
