@@ -1,1 +1,3 @@
-//! placeholder
+//! What the agent does: captures in the kernel, meters, names, exports.
+
+pub mod status;

@@ -1,0 +1,99 @@
+//! What the agent tells about itself: what attached, what was lost, how each collector does.
+//!
+//! Written by the parts, read by screens and tests; nothing here decides anything.
+
+use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw};
+
+/// One kernel program and whether this kernel runs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramStatus {
+    /// Name in the kernel object, such as `tcp_state`.
+    pub name: &'static str,
+    /// Where it hooks in, such as `tp_btf/inet_sock_set_state`.
+    pub hook: &'static str,
+    /// `None`: attached. Otherwise why not, one sentence.
+    pub refused: Option<String>,
+    /// What is missing in the picture without it.
+    pub without: &'static str,
+    /// Whether the agent cannot do its main job without it.
+    pub mandatory: bool,
+}
+
+/// What was attached, told at once after start.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct AttachReport {
+    /// Every program of the object.
+    pub programs: Vec<ProgramStatus>,
+    /// Kernel memory of all maps, in octets, as the kernel says (`memlock` of fdinfo).
+    pub map_octets: u64,
+    /// Sockets older than the agent that were found.
+    pub backfilled: u64,
+    /// Kernel release, as `uname -r`.
+    pub kernel: String,
+    /// Time from start to this report, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// How a connection to a collector stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CollectorState {
+    /// Not connected; tries again by itself. Why, one sentence.
+    Connecting {
+        /// Why the last try failed; `None` before the first result.
+        why: Option<String>,
+    },
+    /// Connected, handshake complete, the collector has not subscribed yet.
+    AwaitingSubscription,
+    /// Records flow. `acknowledged`: the peer answers PING.
+    Streaming {
+        /// Whether the peer speaks ZMTP ≥ 3.1 and answers PING.
+        acknowledged: bool,
+    },
+    /// TCP lives, but the collector does not read: records wait here.
+    Stalled,
+}
+
+/// One collector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CollectorStatus {
+    /// Name in the policy.
+    pub name: String,
+    /// `tcp://HOST:PORT`.
+    pub endpoint: String,
+    /// How it stands.
+    pub state: CollectorState,
+    /// Law 2.
+    pub law: CollectorLaw,
+    /// Messages sent since start, over all connections.
+    pub messages: u64,
+    /// Connections made since start.
+    pub connects: u64,
+}
+
+/// How many flows know their owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// Ends on this host that have ended flows.
+    pub ends: u64,
+    /// Of these, ends with a process.
+    pub with_process: u64,
+    /// Of these, ends whose executable is known.
+    pub with_names: u64,
+}
+
+/// The agent, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AgentStatus {
+    /// Flows in the table.
+    pub flows: u64,
+    /// Records made since start.
+    pub records: u64,
+    /// Losses before the table, and of the view.
+    pub drops: Drops,
+    /// Law 1.
+    pub kernel_law: KernelLaw,
+    /// Owners found.
+    pub coverage: Coverage,
+    /// Each collector.
+    pub collectors: Vec<CollectorStatus>,
+}
