@@ -3,9 +3,11 @@
 //! Observations and time come in, records and frames come out; nothing here opens a socket or a file, reads a clock or
 //! starts a task. The crate's manifest keeps it so, and a test checks the dependency tree.
 
+pub mod backoff;
 pub mod encode;
 pub mod flow;
 pub mod loss;
 pub mod observe;
 pub mod owner;
 pub mod time;
+pub mod zmtp;
