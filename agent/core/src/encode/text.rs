@@ -66,14 +66,16 @@ fn substitute(c: char, blanks: Blanks) -> char {
         ' ' if blanks == Blanks::Kept => ' ',
         // Also ends a line of JavaScript (U+2028, U+2029), so no line break is kept anywhere.
         c if c.is_whitespace() && blanks == Blanks::Replaced => '_',
-        c if c.is_control() || is_unseen(c) => UNSEEN,
+        c if is_unseen(c) => UNSEEN,
         c => c,
     }
 }
 
-/// Characters that show nothing or turn the direction of what follows.
-fn is_unseen(c: char) -> bool {
-    matches!(c,
+/// Whether a character moves a terminal's cursor, shows nothing, or turns the direction of what follows.
+#[must_use]
+pub fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
         '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }

@@ -12,7 +12,7 @@
 //! Invariants: a record is in a batch whole or not at all; no direction of a written record reaches 4 GiB; counters of
 //! the written records add up to those of the record. Source: nDPI `ndpi_serializer.c`, ntopng `parseTLVFlow`.
 
-mod element;
+pub mod element;
 mod read;
 mod record;
 mod write;
@@ -38,7 +38,7 @@ pub const RECORDS_MAX: usize = 100;
 pub const PAYLOAD_OCTETS_MAX: usize = 32 * 1_024;
 /// Most parts that one record is split into: deltas of nearly 256 GiB.
 ///
-/// Even 100 Gbit/s need 20 s for it. At double, the parts of one record would not fit into one message.
+/// A socket needs 20 s for it at 100 Gbit/s. At double, the parts of one record would not fit into one message.
 pub const PARTS_MAX: u64 = 64;
 
 /// First octets of every payload.
