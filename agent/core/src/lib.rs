@@ -4,6 +4,7 @@
 //! starts a task. The crate's manifest keeps it so, and a test checks the dependency tree.
 
 pub mod backoff;
+pub mod collector;
 pub mod encode;
 pub mod flow;
 pub mod loss;
