@@ -21,6 +21,7 @@ use flowtilla_agent_core::observe::{self, Cookie, NameObservation, Observation};
 pub use attach::OBJECT;
 pub use scope::{ScopeError, ScopeSet};
 
+use crate::clock;
 use crate::status::AttachReport;
 
 /// What to capture.
@@ -40,10 +41,14 @@ pub struct CapturePlan {
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// The kernel does not describe its types.
-    #[error("this kernel has no type information (/sys/kernel/btf/vmlinux): a kernel with CONFIG_DEBUG_INFO_BTF=y is needed")]
+    #[error(
+        "this kernel has no type information (/sys/kernel/btf/vmlinux): a kernel with CONFIG_DEBUG_INFO_BTF=y is needed"
+    )]
     Btf(#[source] aya::BtfError),
     /// The object as a whole was refused.
-    #[error("the kernel refused the capture object: run as root or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")]
+    #[error(
+        "the kernel refused the capture object: run as root or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+    )]
     Load(#[source] aya::EbpfError),
     /// A program without which there is no picture was refused.
     #[error("the kernel refused the program {program}: {why}")]
@@ -92,7 +97,6 @@ pub struct Capture {
     names: RingBuf<MapData>,
     report: AttachReport,
     udp: bool,
-    walk: walk::Walk,
     decode_failed: u64,
     collected_full: u64,
 }
@@ -128,14 +132,15 @@ impl Capture {
     /// # Errors
     /// [`CaptureError::Call`] from reading the peer map; the ends are passed on all the same.
     pub fn drain_flows(&mut self, mut each: impl FnMut(Observation)) -> Result<usize, CaptureError> {
+        let slept = clock::slept();
         let mut taken = 0;
-        let mut ended = Vec::new();
+        let mut ended: Vec<abi::UdpEvent> = Vec::new();
         while taken < DRAIN_MAX {
             let Some(item) = self.flows.next() else { break };
             taken += 1;
             match abi::decode(&item) {
                 Ok(abi::Event::UdpEnded(event)) if event.entry.spilled != 0 => ended.push(*event),
-                Ok(event) => match observe::flow_event(&event) {
+                Ok(event) => match observe::flow_event(&event, slept) {
                     Some(seen) => each(seen),
                     None => self.decode_failed += 1,
                 },
@@ -145,7 +150,7 @@ impl Capture {
         if ended.is_empty() {
             return Ok(taken);
         }
-        let outcome = self.walk.udp_ended(&self.ebpf, &mut ended, &mut each);
+        let outcome = walk::udp_ended(&self.ebpf, &ended, &mut each);
         outcome.map(|()| taken)
     }
 
@@ -174,7 +179,7 @@ impl Capture {
         if !self.udp {
             return Ok(());
         }
-        self.walk.udp(&self.ebpf, each)
+        walk::udp(&self.ebpf, each)
     }
 
     /// Takes the entries whose end found the ring full. Costs a pass over the socket map, so only when that happened.
@@ -185,7 +190,7 @@ impl Capture {
         if full == self.collected_full {
             return Ok(());
         }
-        self.walk.unsent(&self.ebpf, each)?;
+        walk::unsent(&self.ebpf, each)?;
         self.collected_full = full;
         Ok(())
     }

@@ -13,7 +13,7 @@ struct {
 	__type(value, struct tcp_entry);
 } tcp_sockets SEC(".maps");
 
-/* UDP entries need a lock: two processors may change the peer of one socket at once. */
+/* struct udp_entry with its lock: two processors may see the first datagram of one socket at once. */
 struct udp_slot {
 	struct bpf_spin_lock lock;
 	__u8 spilled, backfilled, pad[2];
@@ -31,7 +31,7 @@ struct {
 	__type(value, struct udp_slot);
 } udp_sockets SEC(".maps");
 
-/* Earlier peers of UDP sockets. Writer: cgroup_skb. Reader and deleter: the agent, in batches. (policy) */
+/* Peers of UDP sockets after their first. Writer: cgroup_skb. Reader and deleter: the agent, in batches. (policy) */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);

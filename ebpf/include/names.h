@@ -13,7 +13,7 @@ int BPF_PROG(name_exec, struct task_struct *task, int old_pid, struct linux_binp
 		return 0;
 	}
 	head(&e->head, EVENT_EXEC, 0, bpf_ktime_get_boot_ns());
-	owner_of(&e->owner, task, OWNER_EXACT);
+	owner_of_trusted(&e->owner, task, OWNER_EXACT);
 	e->parent_start_ns = BPF_CORE_READ(task, group_leader, real_parent, start_boottime);
 	const char *name = BPF_CORE_READ(bprm, filename);
 	long n = bpf_probe_read_kernel_str(e->path, sizeof(e->path), name);
@@ -42,7 +42,7 @@ int BPF_PROG(name_fork, struct task_struct *parent, struct task_struct *child)
 		return 0;
 	}
 	head(&e->head, EVENT_FORK, 0, bpf_ktime_get_boot_ns());
-	owner_of(&e->parent, parent, OWNER_EXACT);
+	owner_of_trusted(&e->parent, parent, OWNER_EXACT);
 	e->child_start_ns = child->start_boottime;
 	e->child_tgid = child->tgid;
 	e->pad = 0;
@@ -79,20 +79,15 @@ static __always_inline void backfill_tcp(struct sock *sk, struct task_struct *ta
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_CLOSE || !sock_in_scope(sk))
 		return;
-	e = enter(sk, cookie, now, state == TCP_LISTEN ? ROLE_LISTENER : ROLE_UNKNOWN);
-	if (!e)
-		return;
-	e->backfilled = 1;
-	read_tuple(&e->tuple, sk);
-	owner_of(&e->owner, task, OWNER_BACKFILLED);
-	e->counters.state = state;
-	if (state == TCP_LISTEN) {
-		struct listener_key k;
-		listen_key(&k, &e->tuple);
-		struct listener_value v = { .cookie = cookie, .owner = e->owner };
-		bpf_map_update_elem(&listeners, &k, &v, BPF_ANY);
-	}
-	tell_opened(cookie, now);
+	struct tcp_entry old;
+	begin(&old, sk, now, state == TCP_LISTEN ? ROLE_LISTENER : ROLE_UNKNOWN);
+	old.backfilled = 1;
+	read_tuple(&old.tuple, sk);
+	owner_of(&old.owner, task, OWNER_BACKFILLED);
+	old.counters.state = state;
+	if (state == TCP_LISTEN)
+		tell_listener(&old, cookie);
+	enter(&old, cookie, now);
 }
 
 static __always_inline void backfill_udp(struct sock *sk, struct task_struct *task, __u64 cookie, __u64 now)

@@ -3,6 +3,7 @@
 #pragma once
 #include "maps.h"
 
+/* By probe reads: for any task, in any program type. */
 static __always_inline void owner_of(struct owner *o, struct task_struct *task, __u8 kind)
 {
 	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
@@ -21,6 +22,21 @@ static __always_inline void owner_of(struct owner *o, struct task_struct *task, 
 static __always_inline void owner_is_current(struct owner *o)
 {
 	owner_of(o, (struct task_struct *)bpf_get_current_task(), OWNER_EXACT);
+}
+
+/* The same from a task the verifier trusts, by plain loads: a quarter of the time. Tracing programs only. */
+static __always_inline void owner_of_trusted(struct owner *o, struct task_struct *task, __u8 kind)
+{
+	struct task_struct *leader = task->group_leader;
+	o->start_ns = leader->start_boottime;
+	o->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
+	o->tgid = task->tgid;
+	o->ppid = leader->real_parent->tgid;
+	o->uid = task->cred->uid.val;
+	o->gid = task->cred->gid.val;
+	o->kind = (task->flags & PF_KTHREAD) ? OWNER_KERNEL : kind;
+	__builtin_memset(o->pad, 0, sizeof(o->pad));
+	bpf_probe_read_kernel(o->comm, sizeof(o->comm), &leader->comm);
 }
 
 /* The ancestor of `cg` at `level` has this id. */

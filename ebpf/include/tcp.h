@@ -67,6 +67,24 @@ static __always_inline void read_tuple(struct tuple *t, struct sock *sk)
 	__builtin_memset(t->pad, 0, sizeof(t->pad));
 }
 
+/* The same from a socket the verifier trusts. */
+static __always_inline void load_tuple(struct tuple *t, struct sock *sk)
+{
+	t->family = sk->__sk_common.skc_family;
+	if (t->family == AF_INET6) {
+		bpf_probe_read_kernel(t->local, 16, &sk->__sk_common.skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(t->remote, 16, &sk->__sk_common.skc_v6_daddr);
+	} else {
+		mapped(t->local, sk->__sk_common.skc_rcv_saddr);
+		mapped(t->remote, sk->__sk_common.skc_daddr);
+	}
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	t->local_port = tp ? bpf_ntohs(((struct inet_sock *)tp)->inet_sport) : 0;
+	t->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	t->netns = sk->__sk_common.skc_net.net->ns.inum;
+	__builtin_memset(t->pad, 0, sizeof(t->pad));
+}
+
 static __always_inline void head(struct event_head *h, __u32 kind, __u64 cookie, __u64 now)
 {
 	h->kind = kind;
@@ -99,22 +117,19 @@ static __always_inline bool tell_tcp(__u32 kind, __u64 cookie, __u64 now, const 
 	return true;
 }
 
-static const struct tcp_entry no_entry;
-static const struct owner no_owner;
-
-static __always_inline struct tcp_entry *enter(struct sock *sk, __u64 cookie, __u64 now, __u8 role)
+static __always_inline void begin(struct tcp_entry *e, struct sock *sk, __u64 now, __u8 role)
 {
-	if (bpf_map_update_elem(&tcp_sockets, &cookie, &no_entry, BPF_ANY)) {
-		drop(DROP_SOCKETS_FULL, 1);
-		return 0;
-	}
-	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
-	if (!e)
-		return 0;
+	__builtin_memset(e, 0, sizeof(*e));
 	e->sock = (__u64)sk;
 	e->start_ns = now;
 	e->role = role;
-	return e;
+}
+
+static __always_inline void enter(const struct tcp_entry *e, __u64 cookie, __u64 now)
+{
+	if (bpf_map_update_elem(&tcp_sockets, &cookie, e, BPF_ANY))
+		return drop(DROP_SOCKETS_FULL, 1);
+	tell_opened(cookie, now);
 }
 
 static __always_inline void listen_key(struct listener_key *k, const struct tuple *t)
@@ -149,22 +164,26 @@ static __always_inline void inherit(struct tcp_entry *e)
 	}
 }
 
+static __always_inline void tell_listener(const struct tcp_entry *e, __u64 cookie)
+{
+	struct listener_key k;
+	listen_key(&k, &e->tuple);
+	struct listener_value v = { .cookie = cookie, .owner = e->owner };
+	bpf_map_update_elem(&listeners, &k, &v, BPF_ANY);
+}
+
 static __always_inline int on_listen(struct sock *sk, __u64 now)
 {
 	if (!sock_in_scope(sk))
 		return 0;
 	__u64 cookie = bpf_get_socket_cookie(sk);
-	struct tcp_entry *e = enter(sk, cookie, now, ROLE_LISTENER);
-	if (!e)
-		return 0;
-	read_tuple(&e->tuple, sk);
-	owner_is_current(&e->owner);
-	e->counters.state = TCP_LISTEN;
-	struct listener_key k;
-	listen_key(&k, &e->tuple);
-	struct listener_value v = { .cookie = cookie, .owner = e->owner };
-	bpf_map_update_elem(&listeners, &k, &v, BPF_ANY);
-	tell_opened(cookie, now);
+	struct tcp_entry e;
+	begin(&e, sk, now, ROLE_LISTENER);
+	load_tuple(&e.tuple, sk);
+	owner_of_trusted(&e.owner, bpf_get_current_task_btf(), OWNER_EXACT);
+	e.counters.state = TCP_LISTEN;
+	tell_listener(&e, cookie);
+	enter(&e, cookie, now);
 	return 0;
 }
 
@@ -172,34 +191,32 @@ static __always_inline int on_connect(struct sock *sk, __u64 now)
 {
 	if (!sock_in_scope(sk))
 		return 0;
-	__u64 cookie = bpf_get_socket_cookie(sk);
-	struct tcp_entry *e = enter(sk, cookie, now, ROLE_ACTIVE);
-	if (!e)
-		return 0;
-	owner_is_current(&e->owner);
-	tell_opened(cookie, now);
+	struct tcp_entry e;
+	begin(&e, sk, now, ROLE_ACTIVE);
+	owner_of_trusted(&e.owner, bpf_get_current_task_btf(), OWNER_EXACT);
+	enter(&e, bpf_get_socket_cookie(sk), now);
 	return 0;
 }
 
+/* Softirq, or on loopback the peer's process: never an owner from here. */
 static __always_inline int on_established(struct sock *sk, __u64 now, bool passive)
 {
 	__u64 cookie = bpf_get_socket_cookie(sk);
-	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
-	if (passive && !e) {
+	if (passive) {
 		if (!sock_in_scope(sk))
 			return 0;
-		e = enter(sk, cookie, now, ROLE_PASSIVE);
-		if (!e)
-			return 0;
-		read_tuple(&e->tuple, sk);
-		inherit(e);
-		e->established_ns = now;
-		tell_opened(cookie, now);
+		struct tcp_entry e;
+		begin(&e, sk, now, ROLE_PASSIVE);
+		load_tuple(&e.tuple, sk);
+		inherit(&e);
+		e.established_ns = now;
+		enter(&e, cookie, now);
 		return 0;
 	}
+	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
 	if (!e)
 		return 0;
-	read_tuple(&e->tuple, sk);
+	load_tuple(&e->tuple, sk);
 	e->established_ns = now;
 	return 0;
 }
@@ -214,7 +231,7 @@ static __always_inline int on_close(struct sock *sk, int left, __u64 now)
 	if (tp)
 		load_counters(&e->counters, sk, tp, left);
 	if (!e->tuple.family)
-		read_tuple(&e->tuple, sk);
+		load_tuple(&e->tuple, sk);
 	e->end_ns = now;
 	e->phase = tell_tcp(EVENT_TCP_ENDED, cookie, now, e) ? PHASE_ENDED : PHASE_UNSENT;
 	return 0;
@@ -260,7 +277,7 @@ int BPF_PROG(tcp_destroy, struct sock *sk)
 		if (tp)
 			load_counters(&e->counters, sk, tp, sk->__sk_common.skc_state);
 		if (!e->tuple.family)
-			read_tuple(&e->tuple, sk);
+			load_tuple(&e->tuple, sk);
 		e->end_ns = now;
 		e->phase = tell_tcp(EVENT_TCP_ENDED, cookie, now, e) ? PHASE_ENDED : PHASE_UNSENT;
 	}

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
- * UDP: one entry a socket with the counters of its current peer; a change of peer adds them to udp_peers. What a reader
- * sums (udp_peers first, then the entry) never counts a datagram twice, and what it misses it finds the next time. */
+ * UDP: a socket's entry counts its first peer for the socket's whole life, udp_peers every other one. Counters never move
+ * and only grow, so a reader needs no lock and counts nothing twice. */
 #pragma once
 #include "tcp.h"
 
 static const struct udp_slot no_slot;
-static const struct udp_peer_value no_peer;
 
 struct datagram {
 	__u8 local[16], remote[16];
@@ -15,59 +14,63 @@ struct datagram {
 	bool in, v6;
 };
 
+static __always_inline void copy16(__u8 *to, const __u8 *from)
+{
+	__u32 *a = (void *)to;
+	const __u32 *b = (const void *)from;
+	a[0] = b[0], a[1] = b[1], a[2] = b[2], a[3] = b[3];
+}
+
 static __always_inline bool same_peer(const struct tuple *t, const struct datagram *d)
 {
 	const __u64 *a = (const void *)t->remote, *b = (const void *)d->remote;
-	return t->remote_port == d->remote_port && a[0] == b[0] && a[1] == b[1];
+	return t->remote_port == d->remote_port && a[1] == b[1] && a[0] == b[0];
 }
 
 static __always_inline void count(struct udp_counters *c, const struct datagram *d)
 {
-	if (!c->first_ns) {
-		c->first_ns = d->now;
-		c->first_in = d->in;
-	}
 	c->last_ns = d->now;
 	if (d->in) {
-		c->packets_in += d->packets;
-		c->octets_in += d->octets;
-		c->payload_in += d->payload;
+		__sync_fetch_and_add(&c->packets_in, d->packets);
+		__sync_fetch_and_add(&c->payload_in, d->payload);
 	} else {
-		c->packets_out += d->packets;
-		c->octets_out += d->octets;
-		c->payload_out += d->payload;
+		__sync_fetch_and_add(&c->packets_out, d->packets);
+		__sync_fetch_and_add(&c->payload_out, d->payload);
 	}
 }
 
-static __noinline int spill(__u64 cookie, struct tuple *t, struct udp_counters *c)
+static __always_inline void first(struct tuple *t, struct udp_counters *c, const struct datagram *d)
 {
-	if (!t || !c)
-		return 0;
-	struct udp_peer_key k = { .cookie = cookie, .remote_port = t->remote_port };
-	__builtin_memcpy(k.remote, t->remote, 16);
+	copy16(t->local, d->local);
+	copy16(t->remote, d->remote);
+	t->local_port = d->local_port;
+	if (!t->family)
+		t->family = d->v6 ? AF_INET6 : AF_INET;
+	c->first_ns = d->now;
+	c->first_in = d->in;
+	barrier();
+	t->remote_port = d->remote_port; /* last: from here on the peer matches */
+}
+
+/* The peers of a socket after its first. */
+static __noinline int meter_peer(__u64 cookie, const struct udp_slot *s, const struct datagram *d)
+{
+	struct udp_peer_key k = { .cookie = cookie, .remote_port = d->remote_port };
+	copy16(k.remote, d->remote);
 	struct udp_peer_value *v = bpf_map_lookup_elem(&udp_peers, &k);
 	if (!v) {
-		bpf_map_update_elem(&udp_peers, &k, &no_peer, BPF_NOEXIST);
+		struct udp_peer_value fresh = { .tuple.netns = s->tuple.netns, .tuple.family = s->tuple.family };
+		first(&fresh.tuple, &fresh.counters, d);
+		bpf_map_update_elem(&udp_peers, &k, &fresh, BPF_NOEXIST);
 		v = bpf_map_lookup_elem(&udp_peers, &k);
+		if (!v) {
+			drop(DROP_PEERS_FULL, 1);
+			drop(DROP_PEERS_FULL_PACKETS, d->packets);
+			drop(DROP_PEERS_FULL_OCTETS, d->octets);
+			return 0;
+		}
 	}
-	if (!v) {
-		drop(DROP_PEERS_FULL, 1);
-		drop(DROP_PEERS_FULL_PACKETS, c->packets_in + c->packets_out);
-		drop(DROP_PEERS_FULL_OCTETS, c->octets_in + c->octets_out);
-		return 0;
-	}
-	if (!v->counters.first_ns) {
-		v->tuple = *t;
-		v->counters.first_ns = c->first_ns;
-		v->counters.first_in = c->first_in;
-	}
-	v->counters.last_ns = c->last_ns;
-	__sync_fetch_and_add(&v->counters.packets_in, c->packets_in);
-	__sync_fetch_and_add(&v->counters.packets_out, c->packets_out);
-	__sync_fetch_and_add(&v->counters.octets_in, c->octets_in);
-	__sync_fetch_and_add(&v->counters.octets_out, c->octets_out);
-	__sync_fetch_and_add(&v->counters.payload_in, c->payload_in);
-	__sync_fetch_and_add(&v->counters.payload_out, c->payload_out);
+	count(&v->counters, d);
 	return 0;
 }
 
@@ -86,65 +89,78 @@ static __always_inline void meter(__u64 cookie, const struct datagram *d)
 			return;
 		}
 		s->created_ns = d->now;
-		s->owner.kind = OWNER_NONE;
 	}
-	bpf_spin_lock(&s->lock);
+	if (!s->tuple.remote_port) {
+		bpf_spin_lock(&s->lock);
+		if (!s->tuple.remote_port)
+			first(&s->tuple, &s->counters, d);
+		bpf_spin_unlock(&s->lock);
+	}
 	if (same_peer(&s->tuple, d)) {
 		count(&s->counters, d);
-		bpf_spin_unlock(&s->lock);
 		return;
 	}
-	struct tuple old = s->tuple;
-	struct udp_counters before = s->counters;
-	__builtin_memcpy(s->tuple.local, d->local, 16);
-	__builtin_memcpy(s->tuple.remote, d->remote, 16);
-	s->tuple.local_port = d->local_port;
-	s->tuple.remote_port = d->remote_port;
-	if (!s->tuple.family)
-		s->tuple.family = d->v6 ? AF_INET6 : AF_INET;
-	__builtin_memset(&s->counters, 0, sizeof(s->counters));
-	count(&s->counters, d);
-	if (before.first_ns)
-		s->spilled = 1;
-	bpf_spin_unlock(&s->lock);
-	if (before.first_ns)
-		spill(cookie, &old, &before);
+	s->spilled = 1;
+	meter_peer(cookie, s, d);
+}
+
+struct ipv4 { __u8 ihl, tos; __be16 total, id, fragment; __u8 ttl, protocol; __be16 sum; __be32 source, destination; };
+struct ipv6 { __be32 class; __be16 length; __u8 next, hops; __u8 source[16], destination[16]; };
+struct ports { __be16 source, destination, length, sum; };
+
+/* What every packet of the host pays: is it UDP? Apart from the rest, so that TCP packets pay for no register more. */
+static __always_inline bool is_udp(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	if (data + sizeof(struct ipv4) > end)
+		return false;
+	if (skb->protocol == bpf_htons(0x0800))
+		return ((struct ipv4 *)data)->protocol == IPPROTO_UDP;
+	return ((struct ipv6 *)data)->next == IPPROTO_UDP && skb->protocol == bpf_htons(0x86dd);
 }
 
 static __always_inline int datagram(struct __sk_buff *skb, bool in)
 {
-	struct datagram d = { .in = in };
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct datagram d;
+	const struct ports *ports;
 	__u32 ip;
-	__u8 proto = 0;
 	if (skb->protocol == bpf_htons(0x0800)) {
-		struct { __u8 ihl, tos; __u16 len, id, frag; __u8 ttl, proto; __u16 sum; __be32 src, dst; } h;
-		if (bpf_skb_load_bytes(skb, 9, &proto, 1) || proto != IPPROTO_UDP)
-			return 1;
-		if (bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
+		const struct ipv4 *h = data;
+		if ((void *)(h + 1) > end)
 			goto unreadable;
-		ip = (h.ihl & 15) * 4;
-		mapped(in ? d.local : d.remote, h.dst);
-		mapped(in ? d.remote : d.local, h.src);
+		if (h->protocol != IPPROTO_UDP)
+			return 1;
+		if (h->fragment & bpf_htons(0x1fff))
+			return 1; /* reassembled before the socket sees it: cgroup programs see whole datagrams */
+		ip = (h->ihl & 15) * 4;
+		mapped(d.local, in ? h->destination : h->source);
+		mapped(d.remote, in ? h->source : h->destination);
+		d.v6 = false;
+		ports = data + ip;
 	} else if (skb->protocol == bpf_htons(0x86dd)) {
-		if (bpf_skb_load_bytes(skb, 6, &proto, 1) || proto != IPPROTO_UDP)
-			return 1;
-		if (bpf_skb_load_bytes(skb, 8, in ? d.remote : d.local, 16) ||
-		    bpf_skb_load_bytes(skb, 24, in ? d.local : d.remote, 16))
+		const struct ipv6 *h = data;
+		if ((void *)(h + 1) > end)
 			goto unreadable;
-		d.v6 = true;
+		if (h->next != IPPROTO_UDP)
+			return 1;
 		ip = 40;
+		copy16(d.local, in ? h->destination : h->source);
+		copy16(d.remote, in ? h->source : h->destination);
+		d.v6 = true;
+		ports = data + ip;
 	} else {
 		return 1;
 	}
-	__be16 port[2];
-	if (bpf_skb_load_bytes(skb, ip, port, 4))
+	if ((void *)(ports + 1) > end)
 		goto unreadable;
-	d.local_port = bpf_ntohs(in ? port[1] : port[0]);
-	d.remote_port = bpf_ntohs(in ? port[0] : port[1]);
+	d.local_port = bpf_ntohs(in ? ports->destination : ports->source);
+	d.remote_port = bpf_ntohs(in ? ports->source : ports->destination);
+	d.in = in;
 	d.packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	d.octets = (__u64)skb->len + (d.packets - 1) * (ip + 8);
 	d.payload = d.octets - d.packets * (ip + 8);
-	d.now = bpf_ktime_get_boot_ns();
+	d.now = bpf_ktime_get_coarse_ns();
 	__u64 cookie = bpf_get_socket_cookie(skb);
 	if (cookie)
 		meter(cookie, &d);
@@ -154,10 +170,13 @@ unreadable:
 	return 1;
 }
 
+static __always_inline int sent(struct __sk_buff *skb) { return datagram(skb, false); }
+static __always_inline int received(struct __sk_buff *skb) { return datagram(skb, true); }
+
 SEC("cgroup_skb/egress")
-int udp_out(struct __sk_buff *skb) { return datagram(skb, false); }
+int udp_out(struct __sk_buff *skb) { return is_udp(skb) ? sent(skb) : 1; }
 SEC("cgroup_skb/ingress")
-int udp_in(struct __sk_buff *skb) { return datagram(skb, true); }
+int udp_in(struct __sk_buff *skb) { return is_udp(skb) ? received(skb) : 1; }
 
 SEC("cgroup/sock_create")
 int udp_create(struct bpf_sock *ctx)
@@ -180,6 +199,18 @@ int udp_create(struct bpf_sock *ctx)
 	return 1;
 }
 
+/* A released socket whose event found the ring full: its first peer goes to the peer map, where a walk finds it. */
+static __always_inline void keep(__u64 cookie, const struct udp_slot *s)
+{
+	struct udp_peer_key k = { .cookie = cookie, .remote_port = s->tuple.remote_port };
+	copy16(k.remote, s->tuple.remote);
+	struct udp_peer_value v = { .tuple = s->tuple, .counters = s->counters };
+	if (bpf_map_update_elem(&udp_peers, &k, &v, BPF_NOEXIST)) {
+		drop(DROP_PEERS_FULL, 1);
+		drop(DROP_PEERS_FULL_PACKETS, s->counters.packets_in + s->counters.packets_out);
+	}
+}
+
 SEC("cgroup/sock_release")
 int udp_release(struct bpf_sock *ctx)
 {
@@ -192,9 +223,8 @@ int udp_release(struct bpf_sock *ctx)
 	if (s->counters.first_ns) {
 		struct udp_event *e = bpf_ringbuf_reserve(&flow_events, sizeof(*e), 0);
 		if (!e) {
-			/* the agent's walk collects what stays: first the peer map, so nothing is lost */
 			drop(DROP_FLOW_RING_FULL, 1);
-			spill(cookie, &s->tuple, &s->counters);
+			keep(cookie, s);
 		} else {
 			head(&e->head, EVENT_UDP_ENDED, cookie, bpf_ktime_get_boot_ns());
 			e->entry.lock = 0;

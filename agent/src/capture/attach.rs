@@ -9,20 +9,22 @@ use std::path::Path;
 
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Iter, ProgramError,
-    RawTracePoint,
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Iter,
+    ProgramError, RawTracePoint,
 };
 use aya::{Btf, Ebpf, EbpfLoader};
 use flowtilla_abi::{SCOPES_MAX, drop_reason};
 use flowtilla_agent_core::loss::{DropPoint, Drops};
 
-use super::{Capture, CaptureError, CapturePlan, walk};
+use super::{Capture, CaptureError, CapturePlan};
 use crate::clock;
 use crate::status::{AttachReport, ProgramStatus};
 
 /// The compiled kernel programs, as checked in. `ebpf/build.sh` makes them anew.
-pub static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/obj/flowtilla.bpf.o"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../ebpf/obj/flowtilla.bpf.o"
+));
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -59,7 +61,14 @@ const fn hook(
     mandatory: bool,
     without: &'static str,
 ) -> Hook {
-    Hook { name, hook, kind, part, mandatory, without }
+    Hook {
+        name,
+        hook,
+        kind,
+        part,
+        mandatory,
+        without,
+    }
 }
 
 /// In the order of attaching: what catches ends comes before what finds beginnings.
@@ -80,8 +89,22 @@ const PROGRAMS: &[Hook] = &[
         true,
         "no TCP flow is seen",
     ),
-    hook("accept_peer4", "cgroup/getpeername4", Kind::Cgroup, Part::Tcp, false, ACCEPT),
-    hook("accept_peer6", "cgroup/getpeername6", Kind::Cgroup, Part::Tcp, false, ACCEPT),
+    hook(
+        "accept_peer4",
+        "cgroup/getpeername4",
+        Kind::Cgroup,
+        Part::Tcp,
+        false,
+        ACCEPT,
+    ),
+    hook(
+        "accept_peer6",
+        "cgroup/getpeername6",
+        Kind::Cgroup,
+        Part::Tcp,
+        false,
+        ACCEPT,
+    ),
     hook(
         "tcp_snap",
         "raw_tp, run by the agent",
@@ -98,8 +121,22 @@ const PROGRAMS: &[Hook] = &[
         false,
         "UDP flows end by idle timeout only, and entries of closed sockets stay until the map is full",
     ),
-    hook("udp_create", "cgroup/sock_create", Kind::Sock, Part::Udp, false, "UDP flows have no owner"),
-    hook("udp_out", "cgroup_skb/egress", Kind::Skb(CgroupSkbAttachType::Egress), Part::Udp, false, "no UDP sent is seen"),
+    hook(
+        "udp_create",
+        "cgroup/sock_create",
+        Kind::Sock,
+        Part::Udp,
+        false,
+        "UDP flows have no owner",
+    ),
+    hook(
+        "udp_out",
+        "cgroup_skb/egress",
+        Kind::Skb(CgroupSkbAttachType::Egress),
+        Part::Udp,
+        false,
+        "no UDP sent is seen",
+    ),
     hook(
         "udp_in",
         "cgroup_skb/ingress",
@@ -148,10 +185,15 @@ const ACCEPT: &str = "accepted connections are attributed to the listening proce
 pub(super) fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Capture, CaptureError> {
     let began = clock::instant();
     let btf = Btf::from_sys_fs().map_err(CaptureError::Btf)?;
-    let cgroup = File::open(cgroup_root)
-        .map_err(|source| CaptureError::CgroupRoot { path: cgroup_root.display().to_string(), source })?;
+    let cgroup = File::open(cgroup_root).map_err(|source| CaptureError::CgroupRoot {
+        path: cgroup_root.display().to_string(),
+        source,
+    })?;
     let mut ebpf = load(plan, &btf)?;
-    let mut report = AttachReport { kernel: kernel_release(), ..AttachReport::default() };
+    let mut report = AttachReport {
+        kernel: kernel_release(),
+        ..AttachReport::default()
+    };
     for hook in PROGRAMS {
         let wanted = match hook.part {
             Part::Tcp => plan.tcp,
@@ -161,9 +203,14 @@ pub(super) fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Capture, 
         if !wanted {
             continue;
         }
-        let refused = attach_one(&mut ebpf, hook, &btf, &cgroup).err().map(|error| one_line(&error));
+        let refused = attach_one(&mut ebpf, hook, &btf, &cgroup)
+            .err()
+            .map(|error| one_line(&error));
         if let (Some(why), true) = (&refused, hook.mandatory) {
-            return Err(CaptureError::Mandatory { program: hook.name, why: why.clone() });
+            return Err(CaptureError::Mandatory {
+                program: hook.name,
+                why: why.clone(),
+            });
         }
         report.programs.push(ProgramStatus {
             name: hook.name,
@@ -175,10 +222,16 @@ pub(super) fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Capture, 
     }
     let flows = ring(&mut ebpf, "flow_events")?;
     let names = ring(&mut ebpf, "name_events")?;
-    if report.programs.iter().any(|program| program.name == "walk_files" && program.refused.is_none()) {
+    if report
+        .programs
+        .iter()
+        .any(|program| program.name == "walk_files" && program.refused.is_none())
+    {
         walk_files(&mut ebpf)?;
     }
-    report.map_octets = map_octets(&ebpf) + fdinfo_number(flows.as_fd(), "memlock:") + fdinfo_number(names.as_fd(), "memlock:");
+    report.map_octets = map_octets(&ebpf)
+        + fdinfo_number(flows.as_fd(), "memlock:")
+        + fdinfo_number(names.as_fd(), "memlock:");
     report.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Capture {
         ebpf,
@@ -186,7 +239,6 @@ pub(super) fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Capture, 
         names,
         report,
         udp: plan.udp,
-        walk: walk::Walk::default(),
         decode_failed: 0,
         collected_full: 0,
     })
@@ -213,7 +265,10 @@ fn load(plan: &CapturePlan, btf: &Btf) -> Result<Ebpf, CaptureError> {
         .override_global("scope_netns", netns.as_slice(), true)
         .map_max_entries("tcp_sockets", if plan.tcp { plan.max_flows } else { 1 })
         .map_max_entries("udp_peers", if plan.udp { plan.max_flows } else { 1 })
-        .map_max_entries("udp_sockets", if plan.udp { (plan.max_flows / 4).max(1) } else { 1 })
+        .map_max_entries(
+            "udp_sockets",
+            if plan.udp { (plan.max_flows / 4).max(1) } else { 1 },
+        )
         .load(OBJECT)
         .map_err(CaptureError::Load)
 }
@@ -259,32 +314,46 @@ pub(super) fn walk_files(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
         what: "walking the open files",
         source: std::io::Error::other(one_line(&error)),
     };
-    let Some(program) = ebpf.program_mut("walk_files") else { return Ok(()) };
+    let Some(program) = ebpf.program_mut("walk_files") else {
+        return Ok(());
+    };
     let program: &mut Iter = program.try_into().map_err(failed)?;
     if program.fd().is_err() {
         return Ok(());
     }
-    let link = program.attach().and_then(|id| program.take_link(id)).map_err(failed)?;
-    let mut file = link
-        .into_file()
-        .map_err(|error| CaptureError::Call { what: "walking the open files", source: std::io::Error::other(error) })?;
+    let link = program
+        .attach()
+        .and_then(|id| program.take_link(id))
+        .map_err(failed)?;
+    let mut file = link.into_file().map_err(|error| CaptureError::Call {
+        what: "walking the open files",
+        source: std::io::Error::other(error),
+    })?;
     let mut nothing = [0_u8; 64];
     loop {
         match file.read(&mut nothing) {
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(CaptureError::Call { what: "walking the open files", source }),
+            Err(source) => {
+                return Err(CaptureError::Call {
+                    what: "walking the open files",
+                    source,
+                });
+            }
         }
     }
 }
 
 /// The descriptor of a map of the object.
 pub(super) fn map_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, CaptureError> {
-    ebpf.map(name).and_then(map_data).map(|data| data.fd().as_fd()).ok_or(CaptureError::Call {
-        what: "finding a map of the capture object",
-        source: std::io::Error::new(std::io::ErrorKind::NotFound, name),
-    })
+    ebpf.map(name)
+        .and_then(map_data)
+        .map(|data| data.fd().as_fd())
+        .ok_or(CaptureError::Call {
+            what: "finding a map of the capture object",
+            source: std::io::Error::new(std::io::ErrorKind::NotFound, name),
+        })
 }
 
 fn map_data(map: &Map) -> Option<&MapData> {
@@ -309,7 +378,9 @@ fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, Capture
 /// Counters of the kernel side, and runs it skipped.
 pub(super) fn kernel_drops(ebpf: &Ebpf) -> Drops {
     let mut drops = Drops::default();
-    let Some(Ok(counters)) = ebpf.map("drops").map(PerCpuArray::<_, u64>::try_from) else { return drops };
+    let Some(Ok(counters)) = ebpf.map("drops").map(PerCpuArray::<_, u64>::try_from) else {
+        return drops;
+    };
     let total = |reason: u32| counters.get(&reason, 0).map_or(0, |cpus| cpus.iter().sum());
     drops.set(DropPoint::SocketMapFull, total(drop_reason::SOCKETS_FULL));
     drops.set(DropPoint::FlowRingFull, total(drop_reason::FLOW_RING_FULL));
@@ -320,21 +391,32 @@ pub(super) fn kernel_drops(ebpf: &Ebpf) -> Drops {
     let skipped = PROGRAMS
         .iter()
         .filter(|hook| !matches!(hook.kind, Kind::Snap | Kind::Files))
-        .filter_map(|hook| ebpf.program(hook.name)?.fd().ok().map(|fd| fdinfo_number(fd.as_fd(), "recursion_misses:")))
+        .filter_map(|hook| {
+            ebpf.program(hook.name)?
+                .fd()
+                .ok()
+                .map(|fd| fdinfo_number(fd.as_fd(), "recursion_misses:"))
+        })
         .sum();
     drops.set(DropPoint::ProgramSkipped, skipped);
     drops
 }
 
 fn map_octets(ebpf: &Ebpf) -> u64 {
-    ebpf.maps().filter_map(|(_, map)| map_data(map)).map(|data| fdinfo_number(data.fd().as_fd(), "memlock:")).sum()
+    ebpf.maps()
+        .filter_map(|(_, map)| map_data(map))
+        .map(|data| fdinfo_number(data.fd().as_fd(), "memlock:"))
+        .sum()
 }
 
 /// A number of `/proc/self/fdinfo/FD`; 0 when it is not there.
 fn fdinfo_number(fd: BorrowedFd<'_>, field: &str) -> u64 {
     std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
         .ok()
-        .and_then(|text| text.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok()))
+        .and_then(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
+        })
         .unwrap_or(0)
 }
 
@@ -344,9 +426,16 @@ fn kernel_release() -> String {
 
 /// An error with its causes in one line; of a verifier's log only the last words.
 fn one_line(error: &ProgramError) -> String {
-    if let ProgramError::LoadError { io_error, verifier_log } = error {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
         let log = verifier_log.to_string();
-        let words = log.lines().rev().find(|line| !line.starts_with("processed") && !line.trim().is_empty());
+        let words = log
+            .lines()
+            .rev()
+            .find(|line| !line.starts_with("processed") && !line.trim().is_empty());
         return match words {
             Some(words) => format!("{io_error}: {}", words.trim()),
             None => io_error.to_string(),

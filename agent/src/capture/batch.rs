@@ -53,7 +53,11 @@ struct ElementAttr {
 unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
     // SAFETY: `attr` is a live structure of the size passed; the caller answers for the addresses in it.
     let outcome = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
-    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if outcome < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn fd_number(map: BorrowedFd<'_>) -> u32 {
@@ -65,7 +69,11 @@ fn fd_number(map: BorrowedFd<'_>) -> u32 {
 ///
 /// # Errors
 /// [`CaptureError::Call`].
-pub(super) fn each<K, V>(map: BorrowedFd<'_>, elem_flags: u64, mut f: impl FnMut(&K, &V)) -> Result<(), CaptureError>
+pub(super) fn each<K, V>(
+    map: BorrowedFd<'_>,
+    elem_flags: u64,
+    mut f: impl FnMut(&K, &V),
+) -> Result<(), CaptureError>
 where
     K: FromBytes + Copy,
     V: FromBytes + Copy,
@@ -77,7 +85,11 @@ where
         let from = cursor.unwrap_or(0);
         let mut next = 0_u32;
         let mut attr = BatchAttr {
-            in_batch: if cursor.is_none() { 0 } else { &raw const from as u64 },
+            in_batch: if cursor.is_none() {
+                0
+            } else {
+                &raw const from as u64
+            },
             out_batch: &raw mut next as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
@@ -96,10 +108,18 @@ where
                 values.resize(values.len() * 2, V::new_zeroed());
                 continue;
             }
-            Err(source) => return Err(CaptureError::Call { what: "reading a map in batches", source }),
+            Err(source) => {
+                return Err(CaptureError::Call {
+                    what: "reading a map in batches",
+                    source,
+                });
+            }
         };
         let found = (attr.count as usize).min(keys.len());
-        keys[..found].iter().zip(&values[..found]).for_each(|(key, value)| f(key, value));
+        keys[..found]
+            .iter()
+            .zip(&values[..found])
+            .for_each(|(key, value)| f(key, value));
         if end {
             return Ok(());
         }
@@ -123,8 +143,10 @@ pub(super) fn write_due(map: BorrowedFd<'_>, cookies: &[Cookie]) -> Result<(), C
         ..BatchAttr::default()
     };
     // SAFETY: keys are u32 and values u64 as the array map `due` has them, `count` of each, and both live on.
-    unsafe { bpf(MAP_UPDATE_BATCH, &mut attr) }
-        .map_err(|source| CaptureError::Call { what: "writing the list of due sockets", source })
+    unsafe { bpf(MAP_UPDATE_BATCH, &mut attr) }.map_err(|source| CaptureError::Call {
+        what: "writing the list of due sockets",
+        source,
+    })
 }
 
 /// Deletes one peer; one that is not there is fine.
@@ -136,7 +158,12 @@ pub(super) fn delete_peer(map: BorrowedFd<'_>, cookie: Cookie, peer: &Endpoint) 
         std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
         std::net::IpAddr::V6(v6) => v6,
     };
-    let key = UdpPeerKey { cookie: cookie.0, remote: remote.octets(), remote_port: peer.port, pad: [0; 6] };
+    let key = UdpPeerKey {
+        cookie: cookie.0,
+        remote: remote.octets(),
+        remote_port: peer.port,
+        pad: [0; 6],
+    };
     delete(map, key.as_bytes(), "forgetting a UDP peer")
 }
 
@@ -145,7 +172,11 @@ pub(super) fn delete_peer(map: BorrowedFd<'_>, cookie: Cookie, peer: &Endpoint) 
 /// # Errors
 /// [`CaptureError::Call`].
 pub(super) fn delete(map: BorrowedFd<'_>, key: &[u8], what: &'static str) -> Result<(), CaptureError> {
-    let mut attr = ElementAttr { map_fd: fd_number(map), key: key.as_ptr() as u64, ..ElementAttr::default() };
+    let mut attr = ElementAttr {
+        map_fd: fd_number(map),
+        key: key.as_ptr() as u64,
+        ..ElementAttr::default()
+    };
     // SAFETY: `key` is as long as the map's key (the callers pass its structure) and lives longer than the call.
     match unsafe { bpf(MAP_DELETE_ELEM, &mut attr) } {
         Ok(()) => Ok(()),

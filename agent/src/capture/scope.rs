@@ -49,7 +49,9 @@ impl ScopeSet {
     /// [`ScopeError`].
     pub fn add_cgroup(&mut self, root: &Path, path: &str) -> Result<(), ScopeError> {
         let given = Path::new(path);
-        let below = given.strip_prefix(root).unwrap_or_else(|_| given.strip_prefix("/").unwrap_or(given));
+        let below = given
+            .strip_prefix(root)
+            .unwrap_or_else(|_| given.strip_prefix("/").unwrap_or(given));
         let full = root.join(below);
         let meta = std::fs::metadata(&full).map_err(|source| ScopeError::Unreadable {
             scope: format!("cgroup={path}"),
@@ -57,8 +59,12 @@ impl ScopeSet {
             kind: "cgroup2 folder",
             source,
         })?;
-        let depth = below.components().filter(|part| matches!(part, Component::Normal(_))).count();
-        self.cgroups.push((meta.st_ino(), u32::try_from(depth).unwrap_or(u32::MAX)));
+        let depth = below
+            .components()
+            .filter(|part| matches!(part, Component::Normal(_)))
+            .count();
+        self.cgroups
+            .push((meta.st_ino(), u32::try_from(depth).unwrap_or(u32::MAX)));
         self.check(self.cgroups.len())
     }
 
@@ -78,6 +84,10 @@ impl ScopeSet {
     }
 
     fn check(&self, found: usize) -> Result<(), ScopeError> {
-        if found > SCOPES_MAX { Err(ScopeError::TooMany { found }) } else { Ok(()) }
+        if found > SCOPES_MAX {
+            Err(ScopeError::TooMany { found })
+        } else {
+            Ok(())
+        }
     }
 }

@@ -95,7 +95,9 @@ mod tests {
         octets[..232].copy_from_slice(event.as_bytes());
         assert_eq!(decode(&octets[..232]), Ok(Event::Tcp(&event)));
         for wrong in (0..232).chain(233..octets.len()) {
-            assert!(matches!(decode(&octets[..wrong]), Err(DecodeError::Length { found, .. }) if found == wrong));
+            assert!(
+                matches!(decode(&octets[..wrong]), Err(DecodeError::Length { found, .. }) if found == wrong)
+            );
         }
     }
 
