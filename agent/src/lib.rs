@@ -2,4 +2,5 @@
 
 pub mod capture;
 pub mod clock;
+pub mod export;
 pub mod status;
