@@ -23,6 +23,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::libzmq::Sub;
+
 /// Longest wait for anything. Far more than a loaded machine needs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -167,6 +169,23 @@ impl Running {
         found.unwrap_or_else(|| panic!("{what}: still not so: {:?}", *self.status.borrow()))
     }
 
+    /// Waits until records can flow to `sub`, acknowledged.
+    pub(crate) fn wait_for_stream(&mut self, sub: &Sub) {
+        let streams =
+            |status: &CollectorStatus| status.state == CollectorState::Streaming { acknowledged: true };
+        let status = &mut self.status;
+        let found = self.runtime.block_on(async {
+            let wait = async {
+                while !streams(&status.borrow_and_update()) {
+                    sub.attend();
+                    let _ = tokio::time::timeout(Duration::from_millis(20), status.changed()).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, wait).await
+        });
+        assert!(found.is_ok(), "still no stream: {:?}", *self.status.borrow());
+    }
+
     /// Waits for a failure to connect whose sentence contains `part`.
     pub(crate) fn wait_for_why(&mut self, part: &str) {
         self.wait_for(part, |status| {
@@ -269,7 +288,7 @@ fn numbers(payload: &[u8]) -> Vec<u32> {
             .find(|(key, _)| *key == wanted)
             .map(|(_, value)| value);
         match value {
-            Some(Value::Unsigned(address)) => u32::try_from(*address).unwrap() & 0x00ff_ffff,
+            Some(Value::Text(address)) => u32::from(address.parse::<Ipv4Addr>().unwrap()) & 0x00ff_ffff,
             other => panic!("address {other:?}"),
         }
     };

@@ -10,6 +10,7 @@ const SUB: c_int = 2;
 const SUBSCRIBE: c_int = 6;
 const RCVBUF: c_int = 12;
 const RCVMORE: c_int = 13;
+const EVENTS: c_int = 15;
 const LINGER: c_int = 17;
 const RCVHWM: c_int = 24;
 const RCVTIMEO: c_int = 27;
@@ -161,6 +162,11 @@ impl Sub {
                 return Some(frames);
             }
         }
+    }
+
+    /// Lets the socket look after its connections: a SUB subscribes at a new one only within a call of its owner.
+    pub(crate) fn attend(&self) {
+        self.get(EVENTS);
     }
 
     fn set(&self, option: c_int, value: c_int) {

@@ -25,8 +25,6 @@ const PUBLIC: &str = "TFSn*jgZ$mqrTVh/Gr+X]Jf$AkKwg5]QMPXCw$8P";
 const SECRET: &str = ".=Q14fe5G>@{Uri}%uLsk@+mnR:m>[AI[/hn!5>v";
 const FOREIGN: &str = "B4zvOat%qc?<kC{VAzsp9ocG/u(LB9bAcR+^SHB*";
 
-const ACKNOWLEDGED: CollectorState = CollectorState::Streaming { acknowledged: true };
-
 /// Receives until the exporter has all its records acknowledged.
 fn receive_all(sub: &Sub, running: &Running, got: &mut Got) {
     loop {
@@ -55,7 +53,7 @@ fn records_arrive_once_and_in_order_and_are_known_to_be_taken() {
         });
         let host = if ipv6 { "[::1]" } else { "localhost" };
         let mut running = Running::start(&Setup::to(format!("tcp://{host}:{}", sub.port)));
-        running.wait_for("streams", |status| status.state == ACKNOWLEDGED);
+        running.wait_for_stream(&sub);
         running.feed(0..20_000);
         let mut got = Got::default();
         receive_all(&sub, &running, &mut got);
@@ -97,6 +95,7 @@ fn withheld_records_are_counted_and_not_sent() {
     }
     let sub = Sub::bind(SubOptions::default());
     let mut running = Running::start(&Setup::to_port(sub.port));
+    running.wait_for_stream(&sub);
     let mut held = record(1);
     held.held_from = CollectorSet::default();
     held.held_from.insert(SLOT);
@@ -127,7 +126,7 @@ fn curve_with_the_right_key_works() {
         server_key: Some(PUBLIC),
         ..Setup::to_port(sub.port)
     });
-    running.wait_for("streams", |status| status.state == ACKNOWLEDGED);
+    running.wait_for_stream(&sub);
     running.feed(0..10_000);
     let mut got = Got::default();
     receive_all(&sub, &running, &mut got);
@@ -223,7 +222,7 @@ fn collector_that_stops_reading_costs_bounded_memory_and_no_gap() {
         queue_octets_max: 4 << 20,
         ..Setup::to_port(sub.port)
     });
-    running.wait_for("streams", |status| status.state == ACKNOWLEDGED);
+    running.wait_for_stream(&sub);
     const MADE: u32 = 200_000;
     running.feed(0..MADE);
     let stalled = running.wait_for("stalls", |status| status.state == CollectorState::Stalled);
@@ -293,6 +292,7 @@ fn skip_counts_what_was_at_risk_and_sends_only_the_rest() {
         on_restart: OnCollectorRestart::Skip,
         ..Setup::to_port(port)
     });
+    running.wait_for_stream(&sub);
     running.feed(0..10_000);
     running.wait_for("all taken", |status| status.law.taken == 10_000);
     drop(sub);
@@ -352,7 +352,7 @@ fn throughput_figures() {
             server_key,
             ..Setup::to_port(sub.port)
         });
-        running.wait_for("streams", |status| status.state == ACKNOWLEDGED);
+        running.wait_for_stream(&sub);
         let receiver = std::thread::spawn(move || {
             let (mut octets, mut messages) = (0, 0);
             while messages < 5_000 {
