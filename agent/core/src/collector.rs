@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::encode::header::Topic;
-use crate::encode::tlv::{Batch, EncodedBatch, Push, TlvOptions};
+use crate::encode::tlv::{Batch, EncodedBatch, Push, RECORDS_MAX, TlvOptions};
 use crate::flow::record::{CollectorSlot, FlowRecord};
 use crate::loss::{CollectorLaw, DropPoint};
 use crate::time::KernelTime;
@@ -164,6 +164,9 @@ impl Collector {
                     self.open_since = now;
                 }
                 self.open_records += 1;
+                if self.open_records >= RECORDS_MAX as u64 {
+                    self.seal();
+                }
             }
             Push::Withheld => self.window.count_dropped(DropPoint::Withheld, 1),
             // An empty batch never says Full: it says TooLarge.

@@ -336,6 +336,45 @@ fn collector_that_comes_late_gets_what_waited() {
     running.stop();
 }
 
+#[test]
+fn peer_that_greets_3_0_is_fed_without_pings_and_the_state_says_so() {
+    use zeromq::{Endpoint, Socket, SocketRecv, SubSocket};
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (mut sub, port) = runtime.block_on(async {
+        let mut sub = SubSocket::new();
+        let bound = sub.bind("tcp://127.0.0.1:0").await.unwrap();
+        for topic in ["flow", "event", "listening-ports"] {
+            sub.subscribe(topic).await.unwrap();
+        }
+        let Endpoint::Tcp(_, port) = bound else {
+            panic!("{bound}");
+        };
+        (sub, port)
+    });
+    let mut running = Running::start(&Setup::to_port(port));
+    running.wait_for("streams", |status| {
+        status.state == CollectorState::Streaming { acknowledged: false }
+    });
+    running.feed(0..10_000);
+    let mut got = Got::default();
+    runtime.block_on(async {
+        while got.numbers.len() < 10_000 {
+            let message = tokio::time::timeout(Duration::from_secs(60), sub.recv()).await;
+            let message = message.expect("messages come").expect("the connection lives");
+            got.take(
+                &message
+                    .into_vec()
+                    .iter()
+                    .map(|frame| frame.to_vec())
+                    .collect::<Vec<_>>(),
+            );
+        }
+    });
+    assert_eq!(got.numbers, count_up(10_000));
+    let status = running.stop();
+    assert_eq!((status.law.taken, status.connects), (10_000, 1));
+}
+
 /// Figures, not a claim: run with `--release --ignored --nocapture`.
 #[test]
 #[ignore = "prints figures"]
