@@ -1,0 +1,2 @@
+//! The test command and the benchmark.
+fn main() {}
