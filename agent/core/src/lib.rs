@@ -8,4 +8,5 @@ pub mod flow;
 pub mod loss;
 pub mod observe;
 pub mod owner;
+pub mod policy;
 pub mod time;
