@@ -1,0 +1,363 @@
+//! What one agent is to do: what it captures, what it learns about processes, where records go, what may wait.
+//!
+//! In: [`wire::Policy`]. Out: [`Policy`], checked whole, relations between fields included. Whether the collectors it
+//! names exist is checked by whoever has them.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use crate::ids::CollectorName;
+use crate::mistake::Mistakes;
+use crate::reading::{Reading, Refused};
+use crate::wire;
+
+pub use self::scope::{SCOPE_OCTETS_MAX, Scope, ScopePath};
+
+mod scope;
+
+/// Most scopes of one kind. The kernel programs compare with each in turn; their list has this many places.
+pub const SCOPES_MAX: usize = 8;
+
+/// Flows in the table at once, unless the policy says otherwise.
+///
+/// Half of it cuts a busy proxy's flows short; double it, and the table may take more memory than all the rest.
+pub const MAX_FLOWS_DEFAULT: u64 = 65_536;
+/// Least and most of `maxFlows`.
+pub const MAX_FLOWS: RangeInclusive<u64> = 16..=4_194_304;
+
+/// Longest span of one record of a live flow, in milliseconds, unless the policy says otherwise.
+///
+/// Smooth graphs in ntopng. Half of it doubles the records of long flows; double it, and graphs show steps.
+pub const ACTIVE_TIMEOUT_MS_DEFAULT: u64 = 10_000;
+/// Least and most of `activeTimeoutMs`. Source of the upper bound: IPFIX element 36, as routers offer it.
+pub const ACTIVE_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
+/// Most of `activeTimeoutMs` when records are exported: ntopng ends flows that are silent for 60 s.
+pub const ACTIVE_TIMEOUT_EXPORTING_MS_MAX: u64 = 30_000;
+
+/// Longest silence before a flow ends, in milliseconds, unless the policy says otherwise.
+///
+/// What routers ship with. Half of it cuts slow keep-alives into many flows; double it, and the table holds twice the
+/// silent flows. Source: IPFIX element 37.
+pub const IDLE_TIMEOUT_MS_DEFAULT: u64 = 15_000;
+/// Least and most of `idleTimeoutMs`.
+pub const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
+
+/// Most collectors of a policy.
+///
+/// Each has a queue of its own. Records say in 64 bits from which collectors they are held.
+pub const COLLECTORS_MAX: usize = 16;
+
+/// Records that may wait for one collector, unless the policy says otherwise.
+///
+/// A minute at a thousand records a second. Half of it loses records while ntopng restarts; double it, and a collector
+/// that is away costs the host twice the memory.
+pub const QUEUE_RECORDS_DEFAULT: u64 = 65_536;
+/// Least and most of `queueRecords`. One message carries up to 100 records.
+pub const QUEUE_RECORDS: RangeInclusive<u64> = 100..=4_194_304;
+
+/// Octets that may wait for one collector, unless the policy says otherwise.
+///
+/// Half of it holds fewer records than [`QUEUE_RECORDS_DEFAULT`] at typical sizes; double it, and a collector that is
+/// away costs the host twice the memory.
+pub const QUEUE_OCTETS_DEFAULT: u64 = 64 * 1024 * 1024;
+/// Least and most of `queueOctets`. Below 64 KiB two full messages do not fit.
+pub const QUEUE_OCTETS: RangeInclusive<u64> = 64 * 1024..=4 * 1024 * 1024 * 1024;
+
+/// What one agent is to do. Made by parsing only.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Policy {
+    /// What is observed, and how it is cut into records.
+    pub capture: Capture,
+    /// What is learnt about processes.
+    pub enrich: Enrich,
+    /// Where records go.
+    pub export: Export,
+    /// What may wait.
+    pub limits: Limits,
+}
+
+/// What is observed, and how it is cut into records.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Capture {
+    /// Whether TCP sockets are observed. At least one of `tcp` and `udp` is true.
+    pub tcp: bool,
+    /// Whether UDP sockets are observed.
+    pub udp: bool,
+    /// Parts of the host that are observed, at most [`SCOPES_MAX`] of each kind, none twice. Empty: the whole host.
+    /// Several of one kind: any of them. Both kinds: one of each.
+    pub scopes: Vec<Scope>,
+    /// Most flows in the table at once, within [`MAX_FLOWS`].
+    pub max_flows: u64,
+    /// Longest span that one record of a live flow covers, within [`ACTIVE_TIMEOUT_MS`], and at most
+    /// [`ACTIVE_TIMEOUT_EXPORTING_MS_MAX`] when there is a collector.
+    pub active_timeout: Duration,
+    /// Longest silence before a flow ends, within [`IDLE_TIMEOUT_MS`].
+    pub idle_timeout: Duration,
+}
+
+/// What is learnt about processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Enrich {
+    /// How much of a command line leaves the host.
+    pub command_line: CommandLine,
+}
+
+/// How much of a command line leaves the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CommandLine {
+    /// Nothing.
+    None,
+    /// What the list of rules lets through.
+    #[default]
+    Redacted,
+    /// Everything, secrets included.
+    Full,
+}
+
+/// Where records go.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Export {
+    /// Names of collectors, at most [`COLLECTORS_MAX`], none twice.
+    pub collectors: Vec<CollectorName>,
+    /// What they see of a loopback address.
+    pub loopback: Loopback,
+    /// Whether each exported record carries its identity (boot id, cookie, part).
+    pub record_ids: bool,
+}
+
+/// What a collector sees of a loopback address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Loopback {
+    /// The host's own address.
+    #[default]
+    HostAddress,
+    /// Nothing: records of loopback flows are not exported.
+    Omit,
+    /// The loopback address.
+    AsIs,
+}
+
+/// Bounds of what waits in memory, for each collector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Most records, within [`QUEUE_RECORDS`].
+    pub queue_records: u64,
+    /// Most octets, within [`QUEUE_OCTETS`].
+    pub queue_octets: u64,
+}
+
+impl TryFrom<wire::Policy> for Policy {
+    type Error = Mistakes;
+
+    /// Checks every field and the relations between them.
+    ///
+    /// # Errors
+    ///
+    /// Every field that is refused, with its path from the policy.
+    fn try_from(sent: wire::Policy) -> Result<Self, Mistakes> {
+        let mut reading = Reading::default();
+        let exporting = sent
+            .export
+            .as_ref()
+            .is_some_and(|export| !export.collectors.is_empty());
+        let capture = reading.inner(
+            "capture",
+            parse_capture(sent.capture.unwrap_or_default(), exporting),
+        );
+        let enrich = reading.inner("enrich", parse_enrich(sent.enrich.unwrap_or_default()));
+        let export = reading.inner("export", parse_export(&sent.export.unwrap_or_default()));
+        let limits = reading.inner("limits", parse_limits(sent.limits.unwrap_or_default()));
+        let made = (|| {
+            Some(Self {
+                capture: capture?,
+                enrich: enrich?,
+                export: export?,
+                limits: limits?,
+            })
+        })();
+        reading.finish(made)
+    }
+}
+
+fn parse_capture(sent: wire::Capture, exporting: bool) -> Result<Capture, Mistakes> {
+    let mut reading = Reading::default();
+    let (tcp, udp) = (sent.tcp.unwrap_or(true), sent.udp.unwrap_or(true));
+    if !tcp && !udp {
+        reading.refuse(
+            "",
+            None,
+            Refused::new("neither tcp nor udp is captured", "leave one of them on"),
+        );
+    }
+    let scopes = parse_scopes(&mut reading, &sent.scopes);
+    let max_flows = reading.number(
+        "maxFlows",
+        sent.max_flows,
+        MAX_FLOWS_DEFAULT,
+        &MAX_FLOWS,
+        " flows",
+    );
+    let active = reading.number(
+        "activeTimeoutMs",
+        sent.active_timeout_ms,
+        ACTIVE_TIMEOUT_MS_DEFAULT,
+        &ACTIVE_TIMEOUT_MS,
+        " ms",
+    );
+    if let Some(active) = active
+        && exporting
+        && active > ACTIVE_TIMEOUT_EXPORTING_MS_MAX
+    {
+        let why = "is longer than ntopng keeps a silent flow for sure";
+        let remedy = format!("write at most {ACTIVE_TIMEOUT_EXPORTING_MS_MAX} ms, or export to no collector");
+        reading.refuse(
+            "activeTimeoutMs",
+            Some(&active.to_string()),
+            Refused::new(why, remedy),
+        );
+    }
+    let idle = reading.number(
+        "idleTimeoutMs",
+        sent.idle_timeout_ms,
+        IDLE_TIMEOUT_MS_DEFAULT,
+        &IDLE_TIMEOUT_MS,
+        " ms",
+    );
+    let made = (|| {
+        Some(Capture {
+            tcp,
+            udp,
+            scopes: scopes?,
+            max_flows: max_flows?,
+            active_timeout: Duration::from_millis(active?),
+            idle_timeout: Duration::from_millis(idle?),
+        })
+    })();
+    reading.finish(made)
+}
+
+fn parse_scopes(reading: &mut Reading, sent: &[wire::Scope]) -> Option<Vec<Scope>> {
+    let mut scopes = Vec::new();
+    let mut complete = true;
+    for (n, scope) in sent.iter().enumerate() {
+        let at = format!("scopes[{n}]");
+        match scope::parse(reading, &at, scope) {
+            Some(scope) if scopes.contains(&scope) => {
+                let text = scope.to_string();
+                reading.refuse(&at, Some(&text), Refused::new("is there twice", "write it once"));
+                complete = false;
+            }
+            Some(scope) => scopes.push(scope),
+            None => complete = false,
+        }
+    }
+    let cgroups = scopes
+        .iter()
+        .filter(|scope| matches!(scope, Scope::Cgroup(_)))
+        .count();
+    for (kind, count) in [("cgroup", cgroups), ("netns", scopes.len() - cgroups)] {
+        if count > SCOPES_MAX {
+            let why = format!("has {count} scopes of the kind {kind}");
+            let remedy = format!("write at most {SCOPES_MAX} of a kind, or one that holds several of them");
+            reading.refuse("scopes", None, Refused::new(why, remedy));
+            complete = false;
+        }
+    }
+    complete.then_some(scopes)
+}
+
+fn parse_enrich(sent: wire::Enrich) -> Result<Enrich, Mistakes> {
+    let mut reading = Reading::default();
+    let command_line = reading.member(
+        "commandLine",
+        sent.command_line,
+        |sent| match sent {
+            wire::CommandLine::None => CommandLine::None,
+            wire::CommandLine::Unspecified | wire::CommandLine::Redacted => CommandLine::Redacted,
+            wire::CommandLine::Full => CommandLine::Full,
+        },
+        "none, redacted or full",
+    );
+    reading.finish(command_line.map(|command_line| Enrich { command_line }))
+}
+
+fn parse_export(sent: &wire::Export) -> Result<Export, Mistakes> {
+    let mut reading = Reading::default();
+    let mut names = BTreeSet::new();
+    for (n, text) in sent.collectors.iter().enumerate() {
+        let at = format!("collectors[{n}]");
+        if let Some(name) = reading.text(&at, text, CollectorName::parse)
+            && !names.insert(name)
+        {
+            reading.refuse(
+                &at,
+                Some(text),
+                Refused::new("is there twice", "name each collector once"),
+            );
+        }
+    }
+    if sent.collectors.len() > COLLECTORS_MAX {
+        let why = format!("has {} names", sent.collectors.len());
+        reading.refuse(
+            "collectors",
+            None,
+            Refused::new(why, format!("name at most {COLLECTORS_MAX}")),
+        );
+    }
+    let loopback = reading.member(
+        "loopback",
+        sent.loopback,
+        |sent| match sent {
+            wire::Loopback::Unspecified | wire::Loopback::HostAddress => Loopback::HostAddress,
+            wire::Loopback::Omit => Loopback::Omit,
+            wire::Loopback::AsIs => Loopback::AsIs,
+        },
+        "hostAddress, omit or asIs",
+    );
+    let collectors = sent
+        .collectors
+        .iter()
+        .filter_map(|text| CollectorName::parse(text).ok())
+        .collect();
+    let record_ids = sent.record_ids.unwrap_or(false);
+    reading.finish(loopback.map(|loopback| Export {
+        collectors,
+        loopback,
+        record_ids,
+    }))
+}
+
+fn parse_limits(sent: wire::Limits) -> Result<Limits, Mistakes> {
+    let mut reading = Reading::default();
+    let records = reading.number(
+        "queueRecords",
+        sent.queue_records,
+        QUEUE_RECORDS_DEFAULT,
+        &QUEUE_RECORDS,
+        " records",
+    );
+    let octets = reading.number(
+        "queueOctets",
+        sent.queue_octets,
+        QUEUE_OCTETS_DEFAULT,
+        &QUEUE_OCTETS,
+        " octets",
+    );
+    let made = (|| {
+        Some(Limits {
+            queue_records: records?,
+            queue_octets: octets?,
+        })
+    })();
+    reading.finish(made)
+}
+
+#[cfg(test)]
+#[path = "policy/tests.rs"]
+mod tests;
