@@ -5,10 +5,13 @@
 //! as the product. Nothing here touches a network that it did not make, nor ends a process that it did not start.
 //! Leaves no trace: what a crashed run left is swept by the next.
 
+pub mod bpf;
 pub mod collector;
 pub mod need;
 pub mod netns;
+pub mod ntopng;
 pub mod process;
+pub mod product;
 pub mod soak;
 pub mod traffic;
 pub mod wait;

@@ -1,14 +1,11 @@
 //! What a test needs of the machine, and the note it leaves when it had to be skipped.
 //!
-//! A skipped test prints `skipped: <reason>` and appends a line to the file that the runner reads, so that no skip is
-//! silent.
+//! A skipped test prints a line that begins with [`SKIPPED`]; the runner has cargo show it, and lists it.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Environment variable with the path of the file that collects skips; unset: they are only printed.
-pub const SKIPS_VARIABLE: &str = "FLOWTILLA_SKIPS";
+/// How the line begins by which a test says that it was skipped. Tests of every crate write it so.
+pub const SKIPPED: &str = "skipped: ";
 
 /// One thing a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,20 +56,7 @@ pub fn met(needs: &[Need]) -> bool {
 
 /// Notes that the running test is skipped because of `reason`.
 pub fn skip(reason: &str) {
-    let test = name_of_running_test();
-    println!("skipped: {reason}");
-    let Some(path) = std::env::var_os(SKIPS_VARIABLE) else {
-        return;
-    };
-    let line = format!("{test}: {reason}\n");
-    let noted = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(line.as_bytes()));
-    if let Err(error) = noted {
-        eprintln!("the skip of {test} could not be noted: {error}");
-    }
+    println!("{SKIPPED}{reason}");
 }
 
 /// Path of a program, as a shell would find it, `/usr/sbin` included.
@@ -84,32 +68,4 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
         .chain(sbin)
         .map(|folder| folder.join(name))
         .find(|file| file.is_file())
-}
-
-fn name_of_running_test() -> String {
-    let binary = std::env::current_exe().unwrap_or_default();
-    let stem = binary
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    // cargo appends `-` and 16 hex digits to the names of test binaries.
-    let promise = stem.rsplit_once('-').map_or(stem.as_str(), |(name, _)| name);
-    let thread = std::thread::current();
-    format!("{promise}::{}", thread.name().unwrap_or("?"))
-}
-
-/// Folder of the built binaries: where the running executable is, or one above for test binaries in `deps`.
-///
-/// # Panics
-/// When the running executable has no folder, which cannot be.
-#[must_use]
-pub fn built_folder() -> PathBuf {
-    let binary = std::env::current_exe().expect("a running process knows its executable");
-    let folder = binary.parent().expect("an executable lies in a folder");
-    if folder.file_name().is_some_and(|name| name == "deps") {
-        folder.parent().unwrap_or(Path::new("/")).to_owned()
-    } else {
-        folder.to_owned()
-    }
 }

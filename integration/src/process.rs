@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -230,6 +231,21 @@ pub fn run(command: &mut Command) -> Result<String> {
         bail!("{command:?} ended with {}: {}", output.status, said.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Folder of the built binaries: where the running executable is, or one above for test binaries in `deps`.
+///
+/// # Panics
+/// When the running executable has no folder, which cannot be.
+#[must_use]
+pub fn built_folder() -> PathBuf {
+    let binary = std::env::current_exe().expect("a running process knows its executable");
+    let folder = binary.parent().expect("an executable lies in a folder");
+    if folder.file_name().is_some_and(|name| name == "deps") {
+        folder.parent().unwrap_or(Path::new("/")).to_owned()
+    } else {
+        folder.to_owned()
+    }
 }
 
 fn read_into(pipe: impl std::io::Read + Send + 'static, lines: Lines) -> JoinHandle<()> {

@@ -235,5 +235,5 @@ pub fn flows(told: &[Truth]) -> Vec<Flow> {
 #[must_use]
 pub fn binary() -> PathBuf {
     std::env::var_os(HELPER_VARIABLE)
-        .map_or_else(|| crate::need::built_folder().join("traffic"), PathBuf::from)
+        .map_or_else(|| crate::process::built_folder().join("traffic"), PathBuf::from)
 }
