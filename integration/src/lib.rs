@@ -12,6 +12,7 @@ pub mod netns;
 pub mod ntopng;
 pub mod process;
 pub mod product;
+pub mod scene;
 pub mod soak;
 pub mod traffic;
 pub mod wait;

@@ -21,7 +21,7 @@ use crate::wait::{self, PATIENCE, Stopwatch};
 /// Environment variable with the path of another `agentctl`.
 const BINARY_VARIABLE: &str = "FLOWTILLA_AGENTCTL";
 /// What the line of standard error says by which the attach report begins.
-const READY_MARK: &str = "attached";
+const READY_MARK: &str = "programs attached in";
 /// Time an agent gets to end after it was told to: its own grace period and some.
 const END_WITHIN: Duration = Duration::from_secs(20);
 
@@ -225,22 +225,44 @@ impl Ended {
         record::flows(&self.records)
     }
 
-    /// The number that stands beside `word` on the last line of standard error that has both.
+    /// A figure of law 2: records of the first collector that were `made`, `taken`, `waiting`, `evicted` or `dropped`.
+    ///
+    /// # Errors
+    /// When the farewell does not tell it.
+    pub fn law_2(&self, figure: &str) -> Result<u64> {
+        number_after(&self.words, "law 2", figure).with_context(|| format!("no {figure} in {:?}", self.words))
+    }
+
+    /// What was lost at a drop point, in its units; 0 when the farewell does not name it.
     #[must_use]
-    pub fn figure(&self, word: &str) -> Option<u64> {
-        figure(&self.words, word)
+    pub fn lost(&self, point: &str) -> u64 {
+        number_after(&self.words, "lost:", point).unwrap_or(0)
+    }
+
+    /// Checks that the farewell has both laws and says that they hold.
+    ///
+    /// # Errors
+    /// The laws, when it has not or does not.
+    pub fn check_laws(&self) -> Result<()> {
+        let laws: Vec<&String> = self.words.iter().filter(|line| line.contains("law ")).collect();
+        ensure!(laws.len() >= 2, "a farewell without laws: {:?}", self.words);
+        ensure!(laws.iter().all(|law| law.ends_with("holds")), "{laws:?}");
+        Ok(())
     }
 }
 
-/// The number that stands beside `word` on the last of `lines` that has both: `made 12`, `made=12` or `12 made`.
-#[must_use]
-pub fn figure(lines: &[String], word: &str) -> Option<u64> {
-    let separators = |c: char| !c.is_alphanumeric();
-    lines.iter().rev().find_map(|line| {
-        let tokens: Vec<&str> = line.split(separators).filter(|token| !token.is_empty()).collect();
-        let at = tokens.iter().position(|token| *token == word)?;
-        let after = tokens.get(at + 1).and_then(|token| token.parse().ok());
-        after.or_else(|| tokens.get(at.checked_sub(1)?)?.parse().ok())
+/// The number after `word` on the first of `lines` that has `mark`; numbers are grouped by commas.
+fn number_after(lines: &[String], mark: &str, word: &str) -> Option<u64> {
+    lines.iter().find_map(|line| {
+        let rest = &line[line.find(mark)?..];
+        let rest = &rest[rest.find(word)? + word.len()..];
+        let digits: String = rest
+            .trim_start()
+            .chars()
+            .take_while(|c| c.is_ascii_digit() || *c == ',')
+            .filter(char::is_ascii_digit)
+            .collect();
+        digits.parse().ok()
     })
 }
 
@@ -280,11 +302,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_read_in_any_of_three_forms() {
-        let lines = ["made 3", "made=12, taken=7", "4 waiting"].map(str::to_owned);
-        assert_eq!(figure(&lines, "made"), Some(12));
-        assert_eq!(figure(&lines, "taken"), Some(7));
-        assert_eq!(figure(&lines, "waiting"), Some(4));
-        assert_eq!(figure(&lines, "evicted"), None);
+    fn figures_are_read_from_the_farewell() {
+        let ended = Ended {
+            status: ExitStatus::default(),
+            records: Vec::new(),
+            words: [
+                "agentctl: law 1, kernel to table, packets: observed 2 = reported 2 + held 0 + joined 0: holds",
+                "agentctl: law 2, table to ntopng-1, records: made 1,012 = taken 1,000 + waiting 0 + evicted 0 + \
+                 dropped 12: holds",
+                "agentctl: lost: QueueOverflow 12 records (ntopng-1)",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+        };
+        assert_eq!(ended.law_2("made").expect("it is told"), 1012);
+        assert_eq!((ended.lost("QueueOverflow"), ended.lost("FlowRingFull")), (12, 0));
+        ended.check_laws().expect("both hold");
     }
 }

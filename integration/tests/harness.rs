@@ -5,7 +5,8 @@ use integration::collector::ndpi::Value;
 use integration::collector::zmq::{self, KeyPair, Socket, ZmqContext, kind, option};
 use integration::collector::{self, Collector, Setup};
 use integration::need::{self, Need};
-use integration::traffic::{self, Flow, Helper, Truth};
+use integration::scene::{self, Told};
+use integration::traffic::{self, Helper, Truth};
 use integration::wait::{self, PATIENCE};
 use integration::wire::{self, WireCounter};
 use integration::world::{self, Family, Place, World};
@@ -29,9 +30,7 @@ fn streams_tell_the_same_truth_at_both_ends() -> Result<()> {
         for family in Family::ALL {
             let told = exchange(&world, style, Place::Wire, family)
                 .with_context(|| format!("style {style}, {family:?}"))?;
-            let (accepted, connected) = told;
-            ensure!(connected.len() == 20, "{} connections", connected.len());
-            agree(&connected, &accepted).with_context(|| format!("style {style}, {family:?}"))?;
+            ensure!(told.clients.len() == 20, "{} connections", told.clients.len());
         }
     }
     Ok(())
@@ -43,10 +42,13 @@ fn handed_over_connection_is_accepted_by_one_process_and_used_by_another() -> Re
         return Ok(());
     }
     let world = World::build()?;
-    let (accepted, _) = exchange(&world, "handover", Place::Loopback, Family::V4)?;
-    ensure!(accepted.iter().all(|flow| flow.pid != flow.user_pid));
-    let (accepted, _) = exchange(&world, "fork", Place::Loopback, Family::V4)?;
-    ensure!(accepted.iter().all(|flow| flow.pid != flow.user_pid));
+    for style in ["handover", "fork"] {
+        let told = exchange(&world, style, Place::Loopback, Family::V4)?;
+        ensure!(
+            told.servers.iter().all(|flow| flow.pid != flow.user_pid),
+            "{style}"
+        );
+    }
     Ok(())
 }
 
@@ -88,7 +90,7 @@ fn loopback_is_counted_segment_by_segment() -> Result<()> {
     }
     let world = World::build()?;
     let counter = WireCounter::start(&world.left)?;
-    let (_, connected) = exchange(&world, "thread", Place::Loopback, Family::V4)?;
+    let connected = exchange(&world, "thread", Place::Loopback, Family::V4)?.clients;
     let counted = counter.read()?.tcp;
     let payload: u64 = connected.iter().map(|flow| flow.sent + flow.received).sum();
     ensure!(
@@ -109,34 +111,13 @@ fn datagrams_tell_the_same_truth_at_both_ends() -> Result<()> {
         return Ok(());
     }
     let world = World::build()?;
-    for (listen, connected) in [
-        ("10.77.0.2:0", true),
-        ("[fd77::2]:0", false),
-        ("10.77.0.2:0", false),
-    ] {
-        let (server, ready) = Helper::serve(&world.right, &["udp-serve", "--listen", listen])?;
-        let to = ready.address.to_string();
-        let mut plan = vec![
-            "udp-exchange",
-            "--to",
-            &to,
-            "--sockets",
-            "300",
-            "--exchanges",
-            "900",
-        ];
-        if connected {
-            plan.push("--connected");
+    for family in Family::ALL {
+        for connected in [&["--connected"][..], &[]] {
+            let plan = ["--sockets", "300", "--exchanges", "900"];
+            let told = scene::udp(&world, Place::Wire, family, &[&plan, connected].concat())?;
+            ensure!(told.servers.len() == 300, "{} peers", told.servers.len());
+            ensure!(told.clients.iter().all(|flow| flow.datagrams_sent == 3));
         }
-        let clients = traffic::flows(&traffic::run(&world.left, PATIENCE, &plan)?);
-        let servers = traffic::flows(&server.finish(PATIENCE)?);
-        ensure!(
-            clients.len() == 300 && servers.len() == 300,
-            "{} peers",
-            servers.len()
-        );
-        agree(&clients, &servers)?;
-        ensure!(clients.iter().all(|flow| flow.datagrams_sent == 3));
     }
     Ok(())
 }
@@ -268,58 +249,10 @@ fn damaged_payload_is_named() -> Result<()> {
     Ok(())
 }
 
-/// Server's and client's truths of 20 connections.
-fn exchange(world: &World, style: &str, place: Place, family: Family) -> Result<(Vec<Flow>, Vec<Flow>)> {
-    let listen = match family {
-        Family::Mapped => "[::]:0".to_owned(),
-        _ => format!("{}:0", bracketed(World::server_address(place, family))),
-    };
-    let host = world.server_side(place);
-    let (server, ready) = Helper::serve(host, &["serve", "--style", style, "--listen", &listen])?;
-    let address = World::server_address(place, family);
-    let to = format!("{}:{}", bracketed(address), ready.address.port());
-    let plan = [
-        "connect",
-        "--to",
-        &to,
-        "--count",
-        "20",
-        "--concurrent",
-        "4",
-        "--request",
-        "9000",
-    ];
-    let connected = traffic::run(&world.left, PATIENCE, &plan)?;
-    let accepted = server.finish(PATIENCE)?;
-    Ok((traffic::flows(&accepted), traffic::flows(&connected)))
-}
-
-fn bracketed(address: std::net::IpAddr) -> String {
-    match address {
-        std::net::IpAddr::V4(v4) => v4.to_string(),
-        std::net::IpAddr::V6(v6) => format!("[{v6}]"),
-    }
-}
-
-/// Whether each flow of one end has its mirror at the other.
-fn agree(ours: &[Flow], theirs: &[Flow]) -> Result<()> {
-    ensure!(
-        ours.len() == theirs.len(),
-        "{} flows and {}",
-        ours.len(),
-        theirs.len()
-    );
-    for flow in ours {
-        let mirror = theirs
-            .iter()
-            .find(|other| other.peer.port() == flow.local.port())
-            .with_context(|| format!("no mirror of {flow:?}"))?;
-        ensure!(
-            (flow.sent, flow.received) == (mirror.received, mirror.sent),
-            "{flow:?} and {mirror:?}"
-        );
-    }
-    Ok(())
+/// 20 connections, four at a time.
+fn exchange(world: &World, style: &str, place: Place, family: Family) -> Result<Told> {
+    let plan = ["--count", "20", "--concurrent", "4", "--request", "9000"];
+    scene::tcp(world, place, family, style, &plan)
 }
 
 fn publisher(collector: &Collector, server_key: Option<&KeyPair>) -> Result<(ZmqContext, Socket)> {
