@@ -37,7 +37,7 @@ pub(crate) struct TapArgs {
     #[arg(default_value = "tcp://127.0.0.1:5556", value_name = "ENDPOINT")]
     pub(crate) endpoint: String,
     /// How to print: lines for people, or one JSON object a line
-    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    #[arg(short, long, value_enum, default_value_t = Output::Lines)]
     pub(crate) output: Output,
     /// End after so many messages
     #[arg(long, value_name = "N")]
@@ -49,18 +49,18 @@ pub(crate) struct TapArgs {
 pub(crate) enum Output {
     /// Lines for people.
     #[default]
-    Text,
+    Lines,
     /// One JSON object a line.
     Json,
 }
 
-/// What the operator asked for cannot be done as asked. One sentence: which field, and what to write instead.
+/// Flags or values that are wrong: one line each, which says what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct UsageError(String);
+pub(crate) struct UsageError(pub(crate) Vec<String>);
 
 impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.0.join("\n"))
     }
 }
 
@@ -134,9 +134,9 @@ async fn listen(
 fn endpoint(given: &str) -> Result<Endpoint, UsageError> {
     let refuse = |why: &str| {
         let given = text::escape(given);
-        Err(UsageError(format!(
-            "ENDPOINT {given:?} {why}: write tcp://HOST:PORT, such as tcp://*:5556 or tcp://[::1]:5556"
-        )))
+        Err(UsageError(vec![format!(
+            "ENDPOINT: \"{given}\" {why}; write tcp://HOST:PORT, such as tcp://*:5556 or tcp://[::1]:5556"
+        )]))
     };
     let Some(rest) = given.strip_prefix("tcp://") else {
         return refuse("does not begin with tcp://");
