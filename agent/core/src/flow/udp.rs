@@ -165,12 +165,12 @@ impl FlowTable {
     fn open_peer(&mut self, peer: PeerKey, seen: &UdpObservation) {
         let (first, last) = (seen.counters.first, seen.counters.last);
         let past = self.past.peer(&peer);
-        let (base, start) = match past {
+        let (base, start, generation) = match past {
             Some(past) if last <= past.newest => return,
-            Some(past) if first <= past.newest => (past.counted, last),
-            Some(_) => (Sides::default(), first),
-            None if first <= self.past.baseline_before => (counters::udp(&seen.counters), last),
-            None => (Sides::default(), first),
+            Some(past) if first <= past.newest => (past.counted, last, past.generation),
+            Some(_) => (Sides::default(), first, first),
+            None if first <= self.past.baseline_before => (counters::udp(&seen.counters), last, first),
+            None => (Sides::default(), first, first),
         };
         self.past.resume_peer(&peer);
         self.make_room(seen.at);
@@ -185,10 +185,7 @@ impl FlowTable {
             (sent, 0) if sent > 0 => false,
             _ => seen.counters.peer_first,
         };
-        let facts = UdpFacts {
-            generation: first,
-            first_in,
-        };
+        let facts = UdpFacts { generation, first_in };
         let owner = Arc::clone(&socket.owner);
         let times = (start, seen.at);
         let mut flow = Flow::new(seen.tuple, Kind::Udp(facts), owner, times, base, &self.options);
