@@ -96,23 +96,22 @@ struct tcp_entry {
 };
 
 struct udp_counters {
-	__u64 first_ns, last_ns;
+	__u64 first_ns, last_ns; /* of CLOCK_MONOTONIC_COARSE: a tick late at most, a tenth of the price */
 	__u64 packets_out, packets_in;
-	__u64 octets_out, octets_in;   /* IP octets: header and payload */
-	__u64 payload_out, payload_in;
+	__u64 payload_out, payload_in; /* IP octets follow: 28 or 48 more a packet */
 	__u8 first_in;        /* 1: the peer sent first */
 	__u8 pad[7];
 };
 
 struct udp_entry {
 	__u32 lock;           /* bpf_spin_lock in the kernel; reads as 0 */
-	__u8 spilled;         /* 1: earlier peers of this socket are in udp_peers */
+	__u8 spilled;         /* 1: other peers of this socket are in udp_peers */
 	__u8 backfilled;
 	__u8 pad[2];
 	__u64 created_ns;
 	struct owner owner;
-	struct tuple tuple;   /* of the current peer; remote_port 0: none yet */
-	struct udp_counters counters; /* since the current peer became current */
+	struct tuple tuple;   /* of the socket's first peer, for its life; remote_port 0: none yet */
+	struct udp_counters counters; /* of the first peer */
 };
 
 struct udp_peer_key {
@@ -124,7 +123,7 @@ struct udp_peer_key {
 
 struct udp_peer_value {
 	struct tuple tuple;
-	struct udp_counters counters; /* sum over the earlier times this peer was current */
+	struct udp_counters counters;
 };
 
 struct listener_key {

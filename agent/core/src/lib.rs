@@ -4,6 +4,7 @@
 //! starts a task. The crate's manifest keeps it so, and a test checks the dependency tree.
 
 pub mod encode;
+pub mod enrich;
 pub mod flow;
 pub mod loss;
 pub mod observe;

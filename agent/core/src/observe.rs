@@ -109,6 +109,29 @@ pub struct TcpObservation {
     pub state: TcpState,
 }
 
+/// What went between a UDP socket and one peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UdpCounters {
+    /// First datagram; a scheduler tick (4 ms or less) early at most.
+    pub first: KernelTime,
+    /// Newest datagram, likewise.
+    pub last: KernelTime,
+    /// Datagrams sent (segments, when the kernel segmented).
+    pub packets_out: u64,
+    /// Datagrams received.
+    pub packets_in: u64,
+    /// IP octets sent.
+    pub octets_out: u64,
+    /// IP octets received.
+    pub octets_in: u64,
+    /// Payload octets sent.
+    pub payload_out: u64,
+    /// Payload octets received.
+    pub payload_in: u64,
+    /// Whether the peer sent first.
+    pub peer_first: bool,
+}
+
 /// One sight of one UDP socket and one of its peers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UdpObservation {
@@ -122,8 +145,8 @@ pub struct UdpObservation {
     pub owner: Option<Owner>,
     /// Whether it is older than the agent.
     pub backfilled: bool,
-    /// Sum for this peer since the socket was made (peer map and entry together), monotone.
-    pub counters: abi::UdpCounters,
+    /// Sums since the socket was made or the peer was forgotten; monotone.
+    pub counters: UdpCounters,
     /// Whether the socket was released.
     pub ended: bool,
 }
@@ -283,9 +306,13 @@ pub fn tcp(cookie: u64, at_ns: u64, sight: TcpSight, entry: &abi::TcpEntry) -> O
     }))
 }
 
+/// Nanoseconds that `CLOCK_BOOTTIME` is ahead of `CLOCK_MONOTONIC`: the time slept since boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slept(pub u64);
+
 /// What an event of the flow ring shows; `None` for events of the name ring.
 #[must_use]
-pub fn flow_event(event: &abi::Event<'_>) -> Option<Observation> {
+pub fn flow_event(event: &abi::Event<'_>, slept: Slept) -> Option<Observation> {
     Some(match event {
         abi::Event::Opened(head) => Observation::Opened {
             cookie: Cookie(head.cookie),
@@ -303,37 +330,56 @@ pub fn flow_event(event: &abi::Event<'_>) -> Option<Observation> {
             };
             tcp(event.head.cookie, event.head.at_ns, sight, &event.entry)
         }
-        abi::Event::UdpEnded(event) => udp(event.head.cookie, event.head.at_ns, &event.entry, true),
+        abi::Event::UdpEnded(event) => udp(event.head.cookie, event.head.at_ns, &event.entry, true, slept),
         abi::Event::Exec(_) | abi::Event::Fork(_) | abi::Event::Cgroup(_) => return None,
     })
 }
 
-/// A UDP entry. `entry.counters` must already hold what the peer map has for the same peer.
+/// The entry of a UDP socket, with its first peer.
 #[must_use]
-pub fn udp(cookie: u64, at_ns: u64, entry: &abi::UdpEntry, ended: bool) -> Observation {
+pub fn udp(cookie: u64, at_ns: u64, entry: &abi::UdpEntry, ended: bool, slept: Slept) -> Observation {
+    let tuple = Tuple::from(&entry.tuple);
     Observation::Udp(Box::new(UdpObservation {
         cookie: Cookie(cookie),
         at: KernelTime(at_ns),
-        tuple: Tuple::from(&entry.tuple),
+        tuple,
         owner: Some(Owner::from(&entry.owner)),
         backfilled: entry.backfilled != 0,
-        counters: entry.counters,
+        counters: udp_counters(&entry.counters, tuple.remote.address, slept),
         ended,
     }))
 }
 
-/// An entry of the peer map whose peer is not the socket's current one.
+/// An entry of the peer map: a peer of a socket after its first.
 #[must_use]
-pub fn udp_peer(cookie: u64, at_ns: u64, value: &abi::UdpPeerValue) -> Observation {
+pub fn udp_peer(cookie: u64, at_ns: u64, value: &abi::UdpPeerValue, slept: Slept) -> Observation {
+    let tuple = Tuple::from(&value.tuple);
     Observation::Udp(Box::new(UdpObservation {
         cookie: Cookie(cookie),
         at: KernelTime(at_ns),
-        tuple: Tuple::from(&value.tuple),
+        tuple,
         owner: None,
         backfilled: false,
-        counters: value.counters,
+        counters: udp_counters(&value.counters, tuple.remote.address, slept),
         ended: false,
     }))
+}
+
+/// IP octets are payload and a header of 28 (IPv4) or 48 (IPv6) octets a datagram; IP options are not seen.
+fn udp_counters(counters: &abi::UdpCounters, peer: IpAddr, slept: Slept) -> UdpCounters {
+    let header = if peer.is_ipv4() { 28 } else { 48 };
+    let octets = |payload: u64, packets: u64| payload.saturating_add(packets.saturating_mul(header));
+    UdpCounters {
+        first: KernelTime(counters.first_ns.saturating_add(slept.0)),
+        last: KernelTime(counters.last_ns.saturating_add(slept.0)),
+        packets_out: counters.packets_out,
+        packets_in: counters.packets_in,
+        octets_out: octets(counters.payload_out, counters.packets_out),
+        octets_in: octets(counters.payload_in, counters.packets_in),
+        payload_out: counters.payload_out,
+        payload_in: counters.payload_in,
+        peer_first: counters.first_in != 0,
+    }
 }
 
 /// What an event of the name ring shows; `None` for events of the flow ring.

@@ -1,7 +1,7 @@
 //! Octets of a ring to typed events. Wrong lengths and unknown kinds are errors; nothing panics.
 
 use core::fmt;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use crate::{CgroupEvent, EventHead, ExecEvent, ForkEvent, TcpEvent, UdpEvent, kind};
 
@@ -57,24 +57,54 @@ impl core::error::Error for DecodeError {}
 /// [`DecodeError::Length`] and [`DecodeError::Kind`].
 pub fn decode(octets: &[u8]) -> Result<Event<'_>, DecodeError> {
     let (head, _) = EventHead::ref_from_prefix(octets).map_err(|_| wrong_length(0, octets))?;
-    let length = |_| wrong_length(head.kind, octets);
-    Ok(match head.kind {
-        kind::OPENED => Event::Opened(EventHead::ref_from_bytes(octets).map_err(|e| length(drop(e)))?),
-        kind::GONE => Event::Gone(EventHead::ref_from_bytes(octets).map_err(|e| length(drop(e)))?),
-        kind::TCP_SNAP | kind::TCP_ENDED | kind::TCP_LATE => {
-            Event::Tcp(TcpEvent::ref_from_bytes(octets).map_err(|e| length(drop(e)))?)
-        }
-        kind::UDP_ENDED => Event::UdpEnded(UdpEvent::ref_from_bytes(octets).map_err(|e| length(drop(e)))?),
-        kind::EXEC => Event::Exec(ExecEvent::ref_from_bytes(octets).map_err(|e| length(drop(e)))?),
-        kind::FORK => Event::Fork(ForkEvent::ref_from_bytes(octets).map_err(|e| length(drop(e)))?),
-        kind::CGROUP => Event::Cgroup(CgroupEvent::ref_from_bytes(octets).map_err(|e| length(drop(e)))?),
+    let kind = head.kind;
+    Ok(match kind {
+        kind::OPENED => Event::Opened(whole(kind, octets)?),
+        kind::GONE => Event::Gone(whole(kind, octets)?),
+        kind::TCP_SNAP | kind::TCP_ENDED | kind::TCP_LATE => Event::Tcp(whole(kind, octets)?),
+        kind::UDP_ENDED => Event::UdpEnded(whole(kind, octets)?),
+        kind::EXEC => Event::Exec(whole(kind, octets)?),
+        kind::FORK => Event::Fork(whole(kind, octets)?),
+        kind::CGROUP => Event::Cgroup(whole(kind, octets)?),
         other => return Err(DecodeError::Kind(other)),
     })
+}
+
+fn whole<T: FromBytes + KnownLayout + Immutable>(kind: u32, octets: &[u8]) -> Result<&T, DecodeError> {
+    T::ref_from_bytes(octets).map_err(|_| wrong_length(kind, octets))
 }
 
 fn wrong_length(kind: u32, octets: &[u8]) -> DecodeError {
     DecodeError::Length {
         kind,
         found: octets.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::{FromZeros as _, IntoBytes as _};
+
+    #[test]
+    fn an_event_is_read_and_its_neighbours_in_length_are_refused() {
+        let mut event = TcpEvent::new_zeroed();
+        event.head.kind = kind::TCP_ENDED;
+        let mut octets = [0_u64; 64];
+        let octets = octets.as_mut_bytes();
+        octets[..232].copy_from_slice(event.as_bytes());
+        assert_eq!(decode(&octets[..232]), Ok(Event::Tcp(&event)));
+        for wrong in (0..232).chain(233..octets.len()) {
+            assert!(
+                matches!(decode(&octets[..wrong]), Err(DecodeError::Length { found, .. }) if found == wrong)
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_kind_is_refused() {
+        let mut head = EventHead::new_zeroed();
+        head.kind = 99;
+        assert_eq!(decode(head.as_bytes()), Err(DecodeError::Kind(99)));
     }
 }

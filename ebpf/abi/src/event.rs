@@ -131,19 +131,15 @@ shared! {
 }
 shared! {
     /// What the kernel side counted for one UDP peer.
-    struct UdpCounters = "udp_counters", 72 {
-        /// First datagram.
+    struct UdpCounters = "udp_counters", 56 {
+        /// First datagram, ns of `CLOCK_MONOTONIC_COARSE`.
         first_ns: u64,
-        /// Newest datagram.
+        /// Newest datagram, likewise.
         last_ns: u64,
         /// Datagrams sent.
         packets_out: u64,
         /// Datagrams received.
         packets_in: u64,
-        /// IP octets sent.
-        octets_out: u64,
-        /// IP octets received.
-        octets_in: u64,
         /// Payload octets sent.
         payload_out: u64,
         /// Payload octets received.
@@ -155,11 +151,11 @@ shared! {
     }
 }
 shared! {
-    /// The kernel's entry of one UDP socket with its current peer.
-    struct UdpEntry = "udp_entry", 192 {
+    /// The kernel's entry of one UDP socket with its first peer.
+    struct UdpEntry = "udp_entry", 176 {
         /// The kernel's lock; reads as 0.
         lock: u32,
-        /// 1: earlier peers are in the peer map.
+        /// 1: other peers are in the peer map.
         spilled: u8,
         /// 1: older than the agent.
         backfilled: u8,
@@ -171,7 +167,7 @@ shared! {
         owner: Owner,
         /// Both ends; `remote_port` 0: no peer yet.
         tuple: Tuple,
-        /// Since this peer became current.
+        /// Of the first peer.
         counters: UdpCounters,
     }
 }
@@ -190,10 +186,10 @@ shared! {
 }
 shared! {
     /// Value of the peer map.
-    struct UdpPeerValue = "udp_peer_value", 120 {
+    struct UdpPeerValue = "udp_peer_value", 104 {
         /// Both ends.
         tuple: Tuple,
-        /// Sum over the earlier times this peer was current.
+        /// Of this peer.
         counters: UdpCounters,
     }
 }
@@ -245,7 +241,7 @@ shared! {
 }
 shared! {
     /// A UDP socket was released.
-    struct UdpEvent = "udp_event", 216 {
+    struct UdpEvent = "udp_event", 200 {
         /// Kind, socket, time.
         head: EventHead,
         /// Copy of the entry.

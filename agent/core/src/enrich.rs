@@ -1,0 +1,3 @@
+//! Enrichment.
+pub mod cgroup;
+pub mod redact;

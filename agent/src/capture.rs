@@ -1,0 +1,226 @@
+//! Capture: the kernel programs on, what they show out, and off again.
+//!
+//! In: a [`CapturePlan`]. Out: [`Observation`]s and [`NameObservation`]s, drained on a timer and never waited for; losses
+//! by reason. Decides nothing about flows. Invariant: nothing is pinned; every link ends with this value or process.
+
+mod attach;
+mod batch;
+mod scope;
+mod walk;
+
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::maps::{MapData, RingBuf};
+use aya::programs::TestRun as _;
+use aya::programs::{RawTracePoint, RawTracePointRunOptions};
+use flowtilla_abi as abi;
+use flowtilla_agent_core::loss::{DropPoint, Drops};
+use flowtilla_agent_core::observe::{self, Cookie, NameObservation, Observation};
+
+pub use attach::OBJECT;
+pub use scope::{ScopeError, ScopeSet};
+
+use crate::clock;
+use crate::status::AttachReport;
+
+/// What to capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CapturePlan {
+    /// TCP sockets.
+    pub tcp: bool,
+    /// UDP sockets. Costs a little per packet of any protocol.
+    pub udp: bool,
+    /// Which part of the host; empty: all of it.
+    pub scopes: ScopeSet,
+    /// Most TCP sockets the kernel side holds, likewise most UDP peers; a quarter of it for UDP sockets.
+    pub max_flows: u32,
+}
+
+/// Why nothing can be captured.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The kernel does not describe its types.
+    #[error(
+        "this kernel has no type information (/sys/kernel/btf/vmlinux): a kernel with CONFIG_DEBUG_INFO_BTF=y is needed"
+    )]
+    Btf(#[source] aya::BtfError),
+    /// The object as a whole was refused.
+    #[error(
+        "the kernel refused the capture object: run as root or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+    )]
+    Load(#[source] aya::EbpfError),
+    /// A program without which there is no picture was refused.
+    #[error("the kernel refused the program {program}: {why}")]
+    Mandatory {
+        /// Name of the program.
+        program: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// A map of the object is missing or has another type.
+    #[error("map {name} of the capture object")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: aya::maps::MapError,
+    },
+    /// No cgroup2 hierarchy.
+    #[error("no cgroup2 hierarchy at {path}: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified)")]
+    CgroupRoot {
+        /// Where it was looked for.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A system call on a map or program.
+    #[error("{what}")]
+    Call {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The snap program.
+    #[error("reading the counters of live sockets")]
+    Snap(#[source] aya::programs::ProgramError),
+}
+
+/// The kernel side, attached.
+pub struct Capture {
+    ebpf: Ebpf,
+    flows: RingBuf<MapData>,
+    names: RingBuf<MapData>,
+    report: AttachReport,
+    udp: bool,
+    decode_failed: u64,
+    collected_full: u64,
+}
+
+impl Capture {
+    /// Loads and attaches all that the plan wants, and finds the sockets that are older.
+    ///
+    /// # Errors
+    /// Every variant but [`CaptureError::Snap`]. What is optional and refused is told in [`Self::report`].
+    pub fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Self, CaptureError> {
+        attach::attach(plan, cgroup_root)
+    }
+
+    /// What attached, what was refused, and what is missing because of it.
+    #[must_use]
+    pub fn report(&self) -> &AttachReport {
+        &self.report
+    }
+
+    /// Takes every name event there is.
+    pub fn drain_names(&mut self, mut each: impl FnMut(NameObservation)) {
+        while let Some(item) = self.names.next() {
+            match abi::decode(&item).ok().as_ref().and_then(observe::name_event) {
+                Some(seen) => each(seen),
+                None => self.decode_failed += 1,
+            }
+        }
+    }
+
+    /// Takes every socket event there is, at most [`DRAIN_MAX`]. The end of a UDP socket with earlier peers comes after
+    /// what the peer map has of them.
+    ///
+    /// # Errors
+    /// [`CaptureError::Call`] from reading the peer map; the ends are passed on all the same.
+    pub fn drain_flows(&mut self, mut each: impl FnMut(Observation)) -> Result<usize, CaptureError> {
+        let slept = clock::slept();
+        let mut taken = 0;
+        let mut ended: Vec<abi::UdpEvent> = Vec::new();
+        while taken < DRAIN_MAX {
+            let Some(item) = self.flows.next() else { break };
+            taken += 1;
+            match abi::decode(&item) {
+                Ok(abi::Event::UdpEnded(event)) if event.entry.spilled != 0 => ended.push(*event),
+                Ok(event) => match observe::flow_event(&event, slept) {
+                    Some(seen) => each(seen),
+                    None => self.decode_failed += 1,
+                },
+                Err(_) => self.decode_failed += 1,
+            }
+        }
+        if ended.is_empty() {
+            return Ok(taken);
+        }
+        let outcome = walk::udp_ended(&self.ebpf, &ended, &mut each);
+        outcome.map(|()| taken)
+    }
+
+    /// Has the kernel read these TCP sockets; what it finds comes with the next [`Self::drain_flows`].
+    ///
+    /// # Errors
+    /// [`CaptureError::Call`], [`CaptureError::Snap`].
+    pub fn snap(&mut self, cookies: &[Cookie]) -> Result<(), CaptureError> {
+        for piece in cookies.chunks(abi::SNAP_KEYS_MAX) {
+            batch::write_due(attach::map_fd(&self.ebpf, "due")?, piece)?;
+            let Some(Ok(program)) = self.ebpf.program("tcp_snap").map(<&RawTracePoint>::try_from) else {
+                return Ok(());
+            };
+            let mut options = RawTracePointRunOptions::new();
+            options.args[0] = piece.len() as u64;
+            program.test_run(options).map_err(CaptureError::Snap)?;
+        }
+        Ok(())
+    }
+
+    /// Reads every UDP socket and peer.
+    ///
+    /// # Errors
+    /// [`CaptureError::Call`].
+    pub fn walk_udp(&mut self, each: impl FnMut(Observation)) -> Result<(), CaptureError> {
+        if !self.udp {
+            return Ok(());
+        }
+        walk::udp(&self.ebpf, each)
+    }
+
+    /// Takes the entries whose end found the ring full. Costs a pass over the socket map, so only when that happened.
+    ///
+    /// # Errors
+    /// [`CaptureError::Call`].
+    pub fn collect_unsent(&mut self, full: u64, each: impl FnMut(Observation)) -> Result<(), CaptureError> {
+        if full == self.collected_full {
+            return Ok(());
+        }
+        walk::unsent(&self.ebpf, each)?;
+        self.collected_full = full;
+        Ok(())
+    }
+
+    /// Finds the holders of sockets that nobody is named for, and sockets older than the agent.
+    ///
+    /// # Errors
+    /// [`CaptureError::Call`].
+    pub fn walk_files(&mut self) -> Result<(), CaptureError> {
+        attach::walk_files(&mut self.ebpf)
+    }
+
+    /// Forgets a peer whose flow is over: its counters start from 0 when it comes again.
+    ///
+    /// # Errors
+    /// [`CaptureError::Call`]; a peer that is not there is no error.
+    pub fn forget_peer(&mut self, cookie: Cookie, peer: &observe::Endpoint) -> Result<(), CaptureError> {
+        batch::delete_peer(attach::map_fd(&self.ebpf, "udp_peers")?, cookie, peer)
+    }
+
+    /// Losses on the kernel side and in decoding, since attach.
+    #[must_use]
+    pub fn drops(&self) -> Drops {
+        let mut drops = attach::kernel_drops(&self.ebpf);
+        drops.set(DropPoint::DecodeFailed, self.decode_failed);
+        drops
+    }
+}
+
+/// Most socket events of one drain, so that the rest of the agent gets its turn.
+///
+/// About 40 ms of work; half of it doubles the turns of a storm, double it and a screen stutters.
+pub const DRAIN_MAX: usize = 65_536;

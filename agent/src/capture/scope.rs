@@ -1,0 +1,93 @@
+//! The part of the host an agent looks at: cgroups by id and depth, network namespaces by inode.
+//!
+//! In: paths of the policy. Out: numbers the kernel programs compare. A path is read once; what it names later is
+//! another part.
+
+use std::io;
+use std::os::linux::fs::MetadataExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use flowtilla_abi::SCOPES_MAX;
+
+/// A part of the host; empty: all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScopeSet {
+    /// (inode, depth below the root) of each cgroup.
+    pub cgroups: Vec<(u64, u32)>,
+    /// Inode of each network namespace.
+    pub netns: Vec<u32>,
+}
+
+/// Why a scope is none.
+#[derive(Debug, thiserror::Error)]
+pub enum ScopeError {
+    /// The path cannot be read.
+    #[error("scope {scope}: {path} cannot be read; name an existing {kind}")]
+    Unreadable {
+        /// As written.
+        scope: String,
+        /// What was looked for.
+        path: PathBuf,
+        /// What kind of thing is wanted.
+        kind: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Too many.
+    #[error("{found} scopes of one kind; at most {SCOPES_MAX} are possible")]
+    TooMany {
+        /// How many.
+        found: usize,
+    },
+}
+
+impl ScopeSet {
+    /// Adds a cgroup, given below the cgroup2 root or as a full path in it.
+    ///
+    /// # Errors
+    /// [`ScopeError`].
+    pub fn add_cgroup(&mut self, root: &Path, path: &str) -> Result<(), ScopeError> {
+        let given = Path::new(path);
+        let below = given
+            .strip_prefix(root)
+            .unwrap_or_else(|_| given.strip_prefix("/").unwrap_or(given));
+        let full = root.join(below);
+        let meta = std::fs::metadata(&full).map_err(|source| ScopeError::Unreadable {
+            scope: format!("cgroup={path}"),
+            path: full.clone(),
+            kind: "cgroup2 folder",
+            source,
+        })?;
+        let depth = below
+            .components()
+            .filter(|part| matches!(part, Component::Normal(_)))
+            .count();
+        self.cgroups
+            .push((meta.st_ino(), u32::try_from(depth).unwrap_or(u32::MAX)));
+        self.check(self.cgroups.len())
+    }
+
+    /// Adds a network namespace by a file that names it, such as `/run/netns/a` or `/proc/1/ns/net`.
+    ///
+    /// # Errors
+    /// [`ScopeError`].
+    pub fn add_netns(&mut self, path: &str) -> Result<(), ScopeError> {
+        let meta = std::fs::metadata(path).map_err(|source| ScopeError::Unreadable {
+            scope: format!("netns={path}"),
+            path: path.into(),
+            kind: "network namespace file",
+            source,
+        })?;
+        self.netns.push(u32::try_from(meta.st_ino()).unwrap_or(0));
+        self.check(self.netns.len())
+    }
+
+    fn check(&self, found: usize) -> Result<(), ScopeError> {
+        if found > SCOPES_MAX {
+            Err(ScopeError::TooMany { found })
+        } else {
+            Ok(())
+        }
+    }
+}

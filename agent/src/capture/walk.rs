@@ -1,0 +1,75 @@
+//! Reading the kernel's maps from user space: UDP sockets with their peers, and ends that found the ring full.
+//!
+//! A socket's entry counts its first peer for the socket's whole life, the peer map every other one: no counter ever
+//! moves, so each is read once a walk and is monotone.
+
+use aya::Ebpf;
+use flowtilla_abi as abi;
+use flowtilla_abi::{TcpEntry, UdpEntry, UdpEvent, UdpPeerKey, UdpPeerValue};
+use flowtilla_agent_core::observe::{self, Observation, TcpSight};
+use zerocopy::IntoBytes as _;
+
+use super::{CaptureError, attach, batch};
+use crate::clock;
+
+/// Every UDP socket, then every peer after a socket's first.
+pub(super) fn udp(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(), CaptureError> {
+    let (now, slept) = (clock::kernel_now().0, clock::slept());
+    batch::each(
+        attach::map_fd(ebpf, "udp_sockets")?,
+        batch::F_LOCK,
+        |cookie: &u64, entry: &UdpEntry| {
+            each(observe::udp(*cookie, now, entry, false, slept));
+        },
+    )?;
+    batch::each(
+        attach::map_fd(ebpf, "udp_peers")?,
+        0,
+        |key: &UdpPeerKey, value: &UdpPeerValue| {
+            each(observe::udp_peer(key.cookie, now, value, slept));
+        },
+    )
+}
+
+/// Ends of UDP sockets that had more than one peer: what the peer map has of them first, then the ends.
+pub(super) fn udp_ended(
+    ebpf: &Ebpf,
+    ended: &[UdpEvent],
+    mut each: impl FnMut(Observation),
+) -> Result<(), CaptureError> {
+    let slept = clock::slept();
+    let outcome = batch::each(
+        attach::map_fd(ebpf, "udp_peers")?,
+        0,
+        |key: &UdpPeerKey, value: &UdpPeerValue| {
+            if let Some(event) = ended.iter().find(|event| event.head.cookie == key.cookie) {
+                each(observe::udp_peer(key.cookie, event.head.at_ns, value, slept));
+            }
+        },
+    );
+    for event in ended {
+        each(observe::udp(
+            event.head.cookie,
+            event.head.at_ns,
+            &event.entry,
+            true,
+            slept,
+        ));
+    }
+    outcome
+}
+
+/// TCP sockets whose end found the ring full: taken and deleted.
+pub(super) fn unsent(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(), CaptureError> {
+    let map = attach::map_fd(ebpf, "tcp_sockets")?;
+    let mut found = Vec::new();
+    batch::each(map, 0, |cookie: &u64, entry: &TcpEntry| {
+        if entry.phase == abi::tcp_phase::UNSENT {
+            found.push(*cookie);
+            each(observe::tcp(*cookie, entry.end_ns, TcpSight::Ended, entry));
+        }
+    })?;
+    found
+        .iter()
+        .try_for_each(|cookie| batch::delete(map, cookie.as_bytes(), "deleting an ended socket"))
+}

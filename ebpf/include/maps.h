@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT
+ * Every map: who writes, who reads, how large. Sizes marked (policy) are set by the agent before loading.
+ * Hash maps touched by tracing programs are preallocated. */
+#pragma once
+#include "kern.h"
+#include "flowtilla_abi.h"
+
+/* TCP sockets by cookie. Writers: tcp programs, getpeername, the walk. Readers: snap, the agent. (policy) */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, struct tcp_entry);
+} tcp_sockets SEC(".maps");
+
+/* struct udp_entry with its lock: two processors may see the first datagram of one socket at once. */
+struct udp_slot {
+	struct bpf_spin_lock lock;
+	__u8 spilled, backfilled, pad[2];
+	__u64 created_ns;
+	struct owner owner;
+	struct tuple tuple;
+	struct udp_counters counters;
+};
+
+/* UDP sockets by cookie. Writers: cgroup programs, the walk. Reader: the agent, in batches. (policy) */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct udp_slot);
+} udp_sockets SEC(".maps");
+
+/* Peers of UDP sockets after their first. Writer: cgroup_skb. Reader and deleter: the agent, in batches. (policy) */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct udp_peer_key);
+	__type(value, struct udp_peer_value);
+} udp_peers SEC(".maps");
+
+/* Who listens where, for the owner of a child before somebody accepts it. Writers: tcp_state, the walk. Reader: tcp_state. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct listener_key);
+	__type(value, struct listener_value);
+} listeners SEC(".maps");
+
+/* Socket events. 8 MiB hold 33,000 ends: 0.2 s of 150,000 sockets a second. Reader: the agent, on a timer. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 23);
+} flow_events SEC(".maps");
+
+/* Exec, fork and cgroup events, apart so that a storm of execs costs no flow. 4 MiB hold 4,800 execs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 22);
+} name_events SEC(".maps");
+
+/* Cookies the next snap reads. Writer: the agent. Reader: snap. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u64);
+} due SEC(".maps");
+
+/* One counter a reason to give up. Writers: all. Reader: the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DROP_REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} drops SEC(".maps");
+
+static __always_inline void drop(__u32 reason, __u64 n)
+{
+	__u64 *count = bpf_map_lookup_elem(&drops, &reason);
+	if (count)
+		*count += n;
+}
+
+/* Scope: 0 entries = the whole host. Set before loading. */
+#define SCOPES_MAX 8
+const volatile __u32 scope_cgroups = 0;
+const volatile __u64 scope_cgroup_id[SCOPES_MAX] = {};
+const volatile __u32 scope_cgroup_level[SCOPES_MAX] = {};
+const volatile __u32 scope_netnses = 0;
+const volatile __u32 scope_netns[SCOPES_MAX] = {};

@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT
+ * TCP: owner at SYN_SENT, LISTEN and accept; counters at CLOSE, at destruction, and by snap. */
+#pragma once
+#include "owner.h"
+
+/* Counters by probe reads: good for trusted pointers (tp_btf) and for the snap's remembered ones alike. */
+static __always_inline void read_counters(struct tcp_counters *c, struct sock *sk, __u8 state)
+{
+	struct tcp_sock *tp = (void *)sk;
+	c->bytes_sent = BPF_CORE_READ(tp, bytes_sent);
+	c->bytes_retrans = BPF_CORE_READ(tp, bytes_retrans);
+	c->bytes_received = BPF_CORE_READ(tp, bytes_received);
+	c->segs_out = BPF_CORE_READ(tp, segs_out);
+	c->segs_in = BPF_CORE_READ(tp, segs_in);
+	c->retransmits = BPF_CORE_READ(tp, total_retrans);
+	c->srtt_us = BPF_CORE_READ(tp, srtt_us) >> 3;
+	c->rttvar_us = BPF_CORE_READ(tp, mdev_us) >> 2;
+	c->rtt_min_us = BPF_CORE_READ(tp, rtt_min.s[0].v);
+	c->send_queue = BPF_CORE_READ(tp, write_seq) - BPF_CORE_READ(tp, snd_una);
+	c->error = BPF_CORE_READ(sk, sk_err);
+	c->header_octets = BPF_CORE_READ(tp, tcp_header_len);
+	c->state = state;
+	unsigned long flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
+	bool done = flags >> SOCK_DONE_BIT & 1;
+	c->flags = (done ? TCPF_DONE : 0) | (flags >> SOCK_DEAD_BIT & 1 ? TCPF_DEAD : 0) |
+		   (state == TCP_FIN_WAIT2 && !done ? TCPF_TIMEWAIT : 0);
+	c->pad = 0;
+}
+
+/* The same from a pointer the verifier trusts: plain loads. */
+static __always_inline void load_counters(struct tcp_counters *c, struct sock *sk, struct tcp_sock *tp, __u8 state)
+{
+	c->bytes_sent = tp->bytes_sent;
+	c->bytes_retrans = tp->bytes_retrans;
+	c->bytes_received = tp->bytes_received;
+	c->segs_out = tp->segs_out;
+	c->segs_in = tp->segs_in;
+	c->retransmits = tp->total_retrans;
+	c->srtt_us = tp->srtt_us >> 3;
+	c->rttvar_us = tp->mdev_us >> 2;
+	c->rtt_min_us = tp->rtt_min.s[0].v;
+	c->send_queue = tp->write_seq - tp->snd_una;
+	c->error = sk->sk_err;
+	c->header_octets = tp->tcp_header_len;
+	c->state = state;
+	unsigned long flags = sk->__sk_common.skc_flags;
+	bool done = flags >> SOCK_DONE_BIT & 1;
+	c->flags = (done ? TCPF_DONE : 0) | (flags >> SOCK_DEAD_BIT & 1 ? TCPF_DEAD : 0) |
+		   (state == TCP_FIN_WAIT2 && !done ? TCPF_TIMEWAIT : 0);
+	c->pad = 0;
+}
+
+static __always_inline void read_tuple(struct tuple *t, struct sock *sk)
+{
+	t->family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (t->family == AF_INET6) {
+		bpf_probe_read_kernel(t->local, 16, &sk->__sk_common.skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(t->remote, 16, &sk->__sk_common.skc_v6_daddr);
+	} else {
+		mapped(t->local, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+		mapped(t->remote, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	}
+	/* skc_num is 0 before the port is bound and after CLOSE: inet_sport survives */
+	t->local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	t->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	t->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	__builtin_memset(t->pad, 0, sizeof(t->pad));
+}
+
+/* The same from a socket the verifier trusts. */
+static __always_inline void load_tuple(struct tuple *t, struct sock *sk)
+{
+	t->family = sk->__sk_common.skc_family;
+	if (t->family == AF_INET6) {
+		bpf_probe_read_kernel(t->local, 16, &sk->__sk_common.skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(t->remote, 16, &sk->__sk_common.skc_v6_daddr);
+	} else {
+		mapped(t->local, sk->__sk_common.skc_rcv_saddr);
+		mapped(t->remote, sk->__sk_common.skc_daddr);
+	}
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	t->local_port = tp ? bpf_ntohs(((struct inet_sock *)tp)->inet_sport) : 0;
+	t->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	t->netns = sk->__sk_common.skc_net.net->ns.inum;
+	__builtin_memset(t->pad, 0, sizeof(t->pad));
+}
+
+static __always_inline void head(struct event_head *h, __u32 kind, __u64 cookie, __u64 now)
+{
+	h->kind = kind;
+	h->pad = 0;
+	h->cookie = cookie;
+	h->at_ns = now;
+}
+
+static __always_inline void tell_opened(__u64 cookie, __u64 now)
+{
+	struct event_head *h = bpf_ringbuf_reserve(&flow_events, sizeof(*h), 0);
+	if (!h)
+		return drop(DROP_FLOW_RING_FULL, 1);
+	head(h, EVENT_OPENED, cookie, now);
+	bpf_ringbuf_submit(h, BPF_RB_NO_WAKEUP);
+}
+
+/* false: the ring is full */
+static __always_inline bool tell_tcp(__u32 kind, __u64 cookie, __u64 now, const struct tcp_entry *entry)
+{
+	struct tcp_event *e = bpf_ringbuf_reserve(&flow_events, sizeof(*e), 0);
+	if (!e) {
+		drop(DROP_FLOW_RING_FULL, 1);
+		return false;
+	}
+	head(&e->head, kind, cookie, now);
+	e->entry = *entry;
+	e->entry.sock = 0;
+	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	return true;
+}
+
+static __always_inline void begin(struct tcp_entry *e, struct sock *sk, __u64 now, __u8 role)
+{
+	__builtin_memset(e, 0, sizeof(*e));
+	e->sock = (__u64)sk;
+	e->start_ns = now;
+	e->role = role;
+}
+
+static __always_inline void enter(const struct tcp_entry *e, __u64 cookie, __u64 now)
+{
+	if (bpf_map_update_elem(&tcp_sockets, &cookie, e, BPF_ANY))
+		return drop(DROP_SOCKETS_FULL, 1);
+	tell_opened(cookie, now);
+}
+
+static __always_inline void listen_key(struct listener_key *k, const struct tuple *t)
+{
+	__builtin_memcpy(k->local, t->local, 16);
+	k->netns = t->netns;
+	k->port = t->local_port;
+	k->family = t->family;
+	k->pad = 0;
+	__u32 *word = (void *)k->local;
+	if (!word[3] && !word[0] && !word[1]) /* 0.0.0.0 as ::ffff:0.0.0.0, and :: */
+		word[2] = 0;
+}
+
+static __always_inline void inherit(struct tcp_entry *e)
+{
+	struct listener_key k;
+	listen_key(&k, &e->tuple);
+	struct listener_value *v = bpf_map_lookup_elem(&listeners, &k);
+	if (!v) {
+		__builtin_memset(k.local, 0, 16);
+		v = bpf_map_lookup_elem(&listeners, &k);
+	}
+	if (!v && k.family == AF_INET) { /* a dual-stack listener gives AF_INET6 children, but be safe */
+		k.family = AF_INET6;
+		v = bpf_map_lookup_elem(&listeners, &k);
+	}
+	if (v) {
+		e->owner = v->owner;
+		if (e->owner.kind == OWNER_EXACT || e->owner.kind == OWNER_BACKFILLED)
+			e->owner.kind = OWNER_INHERITED;
+	}
+}
+
+static __always_inline void tell_listener(const struct tcp_entry *e, __u64 cookie)
+{
+	struct listener_key k;
+	listen_key(&k, &e->tuple);
+	struct listener_value v = { .cookie = cookie, .owner = e->owner };
+	bpf_map_update_elem(&listeners, &k, &v, BPF_ANY);
+}
+
+static __always_inline int on_listen(struct sock *sk, __u64 now)
+{
+	if (!sock_in_scope(sk))
+		return 0;
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	struct tcp_entry e;
+	begin(&e, sk, now, ROLE_LISTENER);
+	load_tuple(&e.tuple, sk);
+	owner_of_trusted(&e.owner, bpf_get_current_task_btf(), OWNER_EXACT);
+	e.counters.state = TCP_LISTEN;
+	tell_listener(&e, cookie);
+	enter(&e, cookie, now);
+	return 0;
+}
+
+static __always_inline int on_connect(struct sock *sk, __u64 now)
+{
+	if (!sock_in_scope(sk))
+		return 0;
+	struct tcp_entry e;
+	begin(&e, sk, now, ROLE_ACTIVE);
+	owner_of_trusted(&e.owner, bpf_get_current_task_btf(), OWNER_EXACT);
+	enter(&e, bpf_get_socket_cookie(sk), now);
+	return 0;
+}
+
+/* Softirq, or on loopback the peer's process: never an owner from here. */
+static __always_inline int on_established(struct sock *sk, __u64 now, bool passive)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	if (passive) {
+		if (!sock_in_scope(sk))
+			return 0;
+		struct tcp_entry e;
+		begin(&e, sk, now, ROLE_PASSIVE);
+		load_tuple(&e.tuple, sk);
+		inherit(&e);
+		e.established_ns = now;
+		enter(&e, cookie, now);
+		return 0;
+	}
+	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
+	if (!e)
+		return 0;
+	load_tuple(&e->tuple, sk);
+	e->established_ns = now;
+	return 0;
+}
+
+static __always_inline int on_close(struct sock *sk, int left, __u64 now)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
+	if (!e || e->phase != PHASE_OPEN)
+		return 0;
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (tp)
+		load_counters(&e->counters, sk, tp, left);
+	if (!e->tuple.family)
+		load_tuple(&e->tuple, sk);
+	e->end_ns = now;
+	e->phase = tell_tcp(EVENT_TCP_ENDED, cookie, now, e) ? PHASE_ENDED : PHASE_UNSENT;
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_state, struct sock *sk, int left, int entered)
+{
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	if (entered == TCP_ESTABLISHED) {
+		if (left == TCP_SYN_RECV || left == TCP_SYN_SENT)
+			return on_established(sk, bpf_ktime_get_boot_ns(), left == TCP_SYN_RECV);
+		return 0;
+	}
+	if (entered == TCP_CLOSE)
+		return on_close(sk, left, bpf_ktime_get_boot_ns());
+	if (entered == TCP_SYN_SENT)
+		return on_connect(sk, bpf_ktime_get_boot_ns());
+	if (entered == TCP_LISTEN)
+		return on_listen(sk, bpf_ktime_get_boot_ns());
+	return 0;
+}
+
+/* The end of every TCP socket: catches a CLOSE that was skipped, and a reset sent after CLOSE. tcp_disconnect zeroes the
+ * counters of a child nobody accepted, so they only ever grow here. */
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy, struct sock *sk)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
+	if (!e)
+		return 0;
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u64 now = bpf_ktime_get_boot_ns();
+	if (tp && tp->segs_out > e->counters.segs_out && e->phase != PHASE_OPEN) {
+		__u8 left = e->counters.state, flags = e->counters.flags;
+		load_counters(&e->counters, sk, tp, left);
+		e->counters.flags = flags | (e->counters.flags & TCPF_DEAD);
+		if (e->phase == PHASE_ENDED && !tell_tcp(EVENT_TCP_LATE, cookie, now, e))
+			e->phase = PHASE_UNSENT;
+	} else if (e->phase == PHASE_OPEN) {
+		if (tp)
+			load_counters(&e->counters, sk, tp, sk->__sk_common.skc_state);
+		if (!e->tuple.family)
+			load_tuple(&e->tuple, sk);
+		e->end_ns = now;
+		e->phase = tell_tcp(EVENT_TCP_ENDED, cookie, now, e) ? PHASE_ENDED : PHASE_UNSENT;
+	}
+	if (e->phase != PHASE_UNSENT)
+		bpf_map_delete_elem(&tcp_sockets, &cookie);
+	return 0;
+}
+
+/* Fires in accept when the application asks for the peer's address, in the acceptor's context. */
+static __always_inline int accepted(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
+	if (e && e->role == ROLE_PASSIVE && (e->owner.kind == OWNER_INHERITED || e->owner.kind == OWNER_NONE))
+		owner_is_current(&e->owner);
+	return 1;
+}
+SEC("cgroup/getpeername4")
+int accept_peer4(struct bpf_sock_addr *ctx) { return accepted(ctx); }
+SEC("cgroup/getpeername6")
+int accept_peer6(struct bpf_sock_addr *ctx) { return accepted(ctx); }
+
+/* Reads the counters of the sockets whose cookies stand in `due`; attached nowhere, run by the agent
+ * (BPF_PROG_TEST_RUN) with the number of cookies as its first argument. */
+struct snap_run { __u32 count; __u32 pad; __u64 now; };
+
+static long snap_one(void *map, __u32 *index, __u64 *key, struct snap_run *run)
+{
+	if (*index >= run->count)
+		return 1;
+	__u64 cookie = *key;
+	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
+	struct sock *sk = e ? (void *)e->sock : 0;
+	if (!e || (e->phase == PHASE_OPEN && BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) != (__s64)cookie)) {
+		struct event_head *h = bpf_ringbuf_reserve(&flow_events, sizeof(*h), 0);
+		if (!h) {
+			drop(DROP_FLOW_RING_FULL, 1);
+			return 0;
+		}
+		head(h, EVENT_GONE, cookie, run->now);
+		bpf_ringbuf_submit(h, BPF_RB_NO_WAKEUP);
+		return 0;
+	}
+	if (e->phase != PHASE_OPEN)
+		return 0; /* its end is told already, or by the next walk */
+	struct tcp_event *out = bpf_ringbuf_reserve(&flow_events, sizeof(*out), 0);
+	if (!out) {
+		drop(DROP_FLOW_RING_FULL, 1);
+		return 0;
+	}
+	head(&out->head, EVENT_TCP_SNAP, cookie, run->now);
+	out->entry = *e;
+	out->entry.sock = 0;
+	if (!out->entry.tuple.family || out->entry.backfilled)
+		read_tuple(&out->entry.tuple, sk);
+	read_counters(&out->entry.counters, sk, BPF_CORE_READ(sk, __sk_common.skc_state));
+	out->entry.counters.flags &= ~TCPF_TIMEWAIT;
+	/* the socket may have been freed and used again between the check and the reads */
+	if (BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) != (__s64)cookie) {
+		bpf_ringbuf_discard(out, BPF_RB_NO_WAKEUP);
+		return 0;
+	}
+	bpf_ringbuf_submit(out, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+SEC("raw_tp/sched_process_fork")
+int tcp_snap(__u64 *ctx)
+{
+	struct snap_run run = { .count = ctx[0], .now = bpf_ktime_get_boot_ns() };
+	bpf_for_each_map_elem(&due, snap_one, &run, 0);
+	return 0;
+}
