@@ -5,6 +5,7 @@ use std::io::Write;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
+use crate::cmd::tap::TapArgs;
 use crate::cmd::up::args::UpArgs;
 use crate::exit::{Exit, say};
 
@@ -20,6 +21,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Shows this host's flows, each with its process, and exports them to ntopng when asked.
     Up(Box<UpArgs>),
+    /// Listens as ntopng does, and shows what agents send and what was lost on the way.
+    Tap(TapArgs),
 }
 
 /// Prints help and version as clap has them, and everything else as one sentence that names the flag and the remedy.

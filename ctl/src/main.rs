@@ -10,11 +10,13 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::exit::Exit;
+use crate::signals::Signals;
 
 mod cli;
 mod cmd;
 mod exit;
 mod output;
+mod signals;
 
 /// Time that tasks get to end after the command's own end. A thread that hangs in a write to a pipe is left behind.
 const TASKS_GRACE: Duration = Duration::from_secs(1);
@@ -35,6 +37,11 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Up(args) => cmd::up::run(*args).await,
+            Command::Tap(args) => {
+                let mut signals = Signals::new()?;
+                cmd::tap::run(&args, &mut std::io::stdout(), signals.next()).await?;
+                Ok(Exit::Done)
+            }
         }
     });
     runtime.shutdown_timeout(TASKS_GRACE);

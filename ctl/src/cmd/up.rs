@@ -7,13 +7,13 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
 use self::args::{Format, UpArgs};
 use self::engine::Running;
 use self::view::View;
 use crate::exit::{Exit, UsageError, say};
+use crate::signals::Signals;
 
 pub(crate) mod args;
 mod columns;
@@ -128,36 +128,6 @@ async fn at_end(duration: Option<Duration>) {
     match duration {
         Some(duration) => sleep(duration).await,
         None => std::future::pending().await,
-    }
-}
-
-/// What tells a process to end.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for the next of them.
-    ///
-    /// # Cancel safety
-    ///
-    /// None is lost.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => {}
-        }
     }
 }
 
