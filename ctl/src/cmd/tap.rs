@@ -10,7 +10,6 @@ mod ledger;
 mod show;
 mod text;
 
-use std::fmt;
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -24,6 +23,7 @@ use zeromq::{Endpoint, Host, Socket, SocketRecv, SubSocket, ZmqError};
 
 pub(crate) use self::ledger::Ledger;
 use self::show::{Arrival, Printer};
+use crate::exit::UsageError;
 
 /// Longest pause, in ms, after a peer was cut off, before the next message is awaited.
 ///
@@ -53,18 +53,6 @@ pub(crate) enum Output {
     /// One JSON object a line.
     Json,
 }
-
-/// Flags or values that are wrong: one line each, which says what to write instead.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct UsageError(pub(crate) Vec<String>);
-
-impl fmt::Display for UsageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("\n"))
-    }
-}
-
-impl std::error::Error for UsageError {}
 
 /// Listens until `stop` is ready, `args.count` messages have come, or nobody reads `out` any more; then prints the
 /// sources.
