@@ -203,12 +203,27 @@ impl Capture {
         attach::walk_files(&mut self.ebpf)
     }
 
-    /// Forgets a peer whose flow is over: its counters start from 0 when it comes again.
+    /// Takes a peer whose flow is over out of the peer map and shows it for the last time: its counters start from 0
+    /// when it comes again. A peer that is not there is no error.
     ///
     /// # Errors
-    /// [`CaptureError::Call`]; a peer that is not there is no error.
-    pub fn forget_peer(&mut self, cookie: Cookie, peer: &observe::Endpoint) -> Result<(), CaptureError> {
-        batch::delete_peer(attach::map_fd(&self.ebpf, "udp_peers")?, cookie, peer)
+    /// [`CaptureError::Call`].
+    pub fn forget_peer(
+        &mut self,
+        cookie: Cookie,
+        peer: &observe::Endpoint,
+        each: impl FnOnce(Observation),
+    ) -> Result<(), CaptureError> {
+        let taken = batch::take_peer(attach::map_fd(&self.ebpf, "udp_peers")?, cookie, peer)?;
+        if let Some(value) = taken {
+            each(observe::udp_peer(
+                cookie.0,
+                clock::kernel_now().0,
+                &value,
+                clock::slept(),
+            ));
+        }
+        Ok(())
     }
 
     /// Losses on the kernel side and in decoding, since attach.

@@ -6,7 +6,6 @@
 //! matters: names are drained before sockets, so that a process which lives 5 ms is known when its flow ends.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -81,7 +80,6 @@ pub(crate) struct Meter {
     pub(crate) table: FlowTable,
     pub(crate) naming: Naming,
     pub(crate) lookups: Lookups,
-    pub(crate) cgroup_root: PathBuf,
     pub(crate) view: Option<mpsc::Sender<Arc<FlowRecord>>>,
     pub(crate) status: watch::Sender<AgentStatus>,
     pub(crate) capture: Option<Capture>,
@@ -127,7 +125,7 @@ impl Meter {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Attach(plan, reply) => {
-                let attached = Capture::attach(&plan, &self.cgroup_root).map(|capture| {
+                let attached = Capture::attach(&plan, self.lookups.cgroup2_root()).map(|capture| {
                     let report = capture.report().clone();
                     self.capture = Some(capture);
                     report
@@ -164,10 +162,14 @@ impl Meter {
         self.drain();
         if let Some(capture) = &mut self.capture {
             let table = &mut self.table;
-            let mut live = table.live_tcp();
-            live.truncate(usize::try_from(u32::MAX).unwrap_or(usize::MAX));
-            for piece in live.chunks(DUE_MAX) {
-                warn(capture.snap(piece));
+            table.want_all();
+            loop {
+                self.state.due.clear();
+                table.poll_due(&mut self.state.due, DUE_MAX);
+                if self.state.due.is_empty() {
+                    break;
+                }
+                warn(capture.snap(&self.state.due));
                 warn(capture.drain_flows(|seen| table.observe(&seen)).map(drop));
             }
             warn(capture.walk_udp(|seen| table.observe(&seen)));
@@ -183,7 +185,7 @@ impl Meter {
             self.each_second(now);
         }
         self.state.due.clear();
-        self.table.poll_due(now, &mut self.state.due, DUE_MAX);
+        self.table.poll_due(&mut self.state.due, DUE_MAX);
         if let Some(capture) = self.capture.as_mut().filter(|_| !self.state.due.is_empty()) {
             let table = &mut self.table;
             warn(capture.snap(&self.state.due));
@@ -192,8 +194,9 @@ impl Meter {
         self.table.handle_timeout(now);
         self.deliver(now);
         if let Some(capture) = &mut self.capture {
-            while let Some((cookie, peer)) = self.table.poll_forget() {
-                warn(capture.forget_peer(cookie, &peer));
+            while let Some(forget) = self.table.poll_forget() {
+                let table = &mut self.table;
+                warn(capture.forget_peer(forget.cookie, &forget.peer, |seen| table.observe(&seen)));
             }
         }
         if second {

@@ -318,6 +318,15 @@ impl FlowTable {
         self.due.push_back(cookie);
     }
 
+    /// Asks for the counters of every TCP socket in the table, for last records that are whole.
+    pub fn want_all(&mut self) {
+        let tcp = self
+            .entries
+            .iter()
+            .filter(|(_, flow)| matches!(flow.kind, Kind::Tcp(_)));
+        self.due = tcp.map(|(key, _)| key.cookie).collect();
+    }
+
     /// Puts a flow into all orders.
     fn insert(&mut self, key: FlowKey, flow: Flow) {
         if let Some(pair) = flow.pair_key() {

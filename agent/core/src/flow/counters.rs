@@ -33,7 +33,7 @@ use flowtilla_abi as abi;
 
 use super::sides::Sides;
 use crate::flow::record::{Counts, EndReason};
-use crate::observe::{TcpObservation, TcpRole, TcpState};
+use crate::observe::{TcpObservation, TcpRole, TcpState, UdpCounters};
 
 const IPV4_HEADER_OCTETS: u64 = 20;
 const IPV6_HEADER_OCTETS: u64 = 40;
@@ -106,7 +106,7 @@ pub(super) fn tcp(seen: &TcpObservation, syns_again: u32) -> Sides {
 }
 
 /// What a UDP socket and one peer sent each other: the kernel side counts IP octets itself.
-pub(super) fn udp(counters: &abi::UdpCounters) -> Sides {
+pub(super) fn udp(counters: &UdpCounters) -> Sides {
     Sides {
         sent: Counts {
             octets: counters.octets_out,

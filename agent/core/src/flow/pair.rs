@@ -256,3 +256,20 @@ impl FlowTable {
         }
     }
 }
+
+#[cfg(test)]
+impl FlowTable {
+    /// Twins name each other, and nobody else.
+    pub(super) fn check_twins(&self) {
+        for (key, flow) in &self.entries {
+            match flow.twin {
+                Twin::Leads(twin) => assert_eq!(self.entries[&twin].twin, Twin::Follows(*key)),
+                Twin::Follows(twin) => assert_eq!(self.entries[&twin].twin, Twin::Leads(*key)),
+                Twin::Open | Twin::Alone | Twin::Orphan(_) => {}
+            }
+            if let Some(pair) = flow.pair_key() {
+                assert!(self.pairs.at(pair).contains(key), "{key:?} cannot be found");
+            }
+        }
+    }
+}

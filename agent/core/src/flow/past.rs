@@ -209,3 +209,10 @@ impl Past {
         None
     }
 }
+
+#[cfg(test)]
+impl Past {
+    pub(super) fn is_empty(&self) -> bool {
+        self.dead.is_empty() && self.evicted.is_empty() && self.peers.is_empty() && self.linger.is_empty()
+    }
+}

@@ -70,7 +70,7 @@ impl FlowTable {
             peer: seen.tuple.remote,
         };
         self.merge_socket(seen);
-        if seen.tuple.remote.port != 0 && seen.counters.last_ns > 0 {
+        if seen.tuple.remote.port != 0 && seen.counters.last > KernelTime(0) {
             self.observe_peer(peer, seen);
         }
         if seen.ended {
@@ -116,7 +116,7 @@ impl FlowTable {
         let socket = self.udp.of(seen, &nobody, self.options.max_flows);
         let newer = seen.at >= socket.read_at;
         if seen.tuple.remote.port != 0 {
-            socket.serves |= seen.counters.first_in != 0;
+            socket.serves |= seen.counters.peer_first;
         }
         let Some(owner) = &seen.owner else { return };
         let (offered, held) = (rank(owner.confidence), rank(socket.owner.confidence));
@@ -143,7 +143,7 @@ impl FlowTable {
     }
 
     fn observe_peer(&mut self, peer: PeerKey, seen: &UdpObservation) {
-        let last = KernelTime(seen.counters.last_ns);
+        let last = seen.counters.last;
         if let Some(&stream) = self.udp.live.get(&peer) {
             let key = FlowKey {
                 cookie: peer.cookie,
@@ -163,17 +163,14 @@ impl FlowTable {
     }
 
     fn open_peer(&mut self, peer: PeerKey, seen: &UdpObservation) {
-        let (first, last) = (
-            KernelTime(seen.counters.first_ns),
-            KernelTime(seen.counters.last_ns),
-        );
+        let (first, last) = (seen.counters.first, seen.counters.last);
         let past = self.past.peer(&peer);
-        let (base, start) = match past {
+        let (base, start, generation) = match past {
             Some(past) if last <= past.newest => return,
-            Some(past) if first <= past.newest => (past.counted, last),
-            Some(_) => (Sides::default(), first),
-            None if first <= self.past.baseline_before => (counters::udp(&seen.counters), last),
-            None => (Sides::default(), first),
+            Some(past) if first <= past.newest => (past.counted, last, past.generation),
+            Some(_) => (Sides::default(), first, first),
+            None if first <= self.past.baseline_before => (counters::udp(&seen.counters), last, first),
+            None => (Sides::default(), first, first),
         };
         self.past.resume_peer(&peer);
         self.make_room(seen.at);
@@ -186,12 +183,9 @@ impl FlowTable {
         let first_in = match (grown.sent.packets, grown.received.packets) {
             (0, received) if received > 0 => true,
             (sent, 0) if sent > 0 => false,
-            _ => seen.counters.first_in != 0,
+            _ => seen.counters.peer_first,
         };
-        let facts = UdpFacts {
-            generation: first,
-            first_in,
-        };
+        let facts = UdpFacts { generation, first_in };
         let owner = Arc::clone(&socket.owner);
         let times = (start, seen.at);
         let mut flow = Flow::new(seen.tuple, Kind::Udp(facts), owner, times, base, &self.options);
@@ -217,10 +211,7 @@ impl FlowTable {
         };
         let carried = flow.carry();
         let Kind::Udp(facts) = &mut flow.kind else { return };
-        let (first, last) = (
-            KernelTime(seen.counters.first_ns),
-            KernelTime(seen.counters.last_ns),
-        );
+        let (first, last) = (seen.counters.first, seen.counters.last);
         let (carry, generation) = if first > flow.newest.max(facts.generation) {
             (flow.seen, first)
         } else if first < facts.generation && last > flow.newest {
