@@ -75,7 +75,10 @@ fn sentence(error: &clap::Error) -> String {
             let why = std::error::Error::source(error)
                 .map(ToString::to_string)
                 .unwrap_or_default();
-            format!("{flag}: {value:?} {why}")
+            match why.contains("; ") {
+                true => format!("{flag}: {value:?} {why}"), // a sentence of ours, with its remedy
+                false => format!("{flag}: {value:?} is refused ({why}); see --help"),
+            }
         }
         ErrorKind::ArgumentConflict => {
             format!("{flag}: is given twice, or does not go with another flag; see --help")
@@ -142,6 +145,10 @@ mod tests {
             (
                 &["up", "--loopback", "some"],
                 "--loopback: \"some\" is not known; write one of hostAddress, omit, asIs",
+            ),
+            (
+                &["tap", "--count", "0"],
+                "--count: \"0\" is refused (number would be zero for non-zero type); see --help",
             ),
             (&["up", "table"], "table: is no flag of this command; see --help"),
             (

@@ -75,6 +75,7 @@ async fn watch(
         () = signals.next() => None,
         () = at_end(args.duration()) => None,
     };
+    let by_itself = matches!(early, Some(Ok(())));
     let last = tokio::select! { biased;
         () = signals.next() => return Ok(Exit::Interrupted),
         last = stop() => last,
@@ -90,6 +91,7 @@ async fn watch(
         return ended_by(error);
     }
     tell(format, &report::farewell(&last));
+    anyhow::ensure!(!by_itself, "the agent ended by itself; its log says why");
     Ok(Exit::Done)
 }
 

@@ -158,7 +158,7 @@ fn collector(collector: &CollectorStatus) -> String {
     } = collector;
     let (messages, connects) = (grouped(*messages), grouped(*connects));
     format!(
-        "{name} {endpoint}: {}, {messages} messages, {connects} connections",
+        "{name} {endpoint}: {}, messages {messages}, connections {connects}",
         state(collector)
     )
 }

@@ -1,7 +1,8 @@
 //! The terminal: a block of lines that is redrawn where it stands, and the terminal as it was afterwards.
 //!
 //! The block stays within the ordinary screen: what was printed before it stays above, and its last picture stays in the
-//! scroll-back. Ctrl-C and Ctrl-Z keep working: only echo and line mode are off. Dropping restores everything.
+//! scroll-back. Ctrl-C and Ctrl-Z keep working: only echo and line mode are off, and the cursor is hidden only while a
+//! picture is drawn. Dropping restores everything.
 
 use std::io::{self, Stdout, Write};
 
@@ -83,6 +84,7 @@ impl Screen {
             picture,
             Clear(ClearType::FromCursorDown),
             EnableLineWrap,
+            Show,
             EndSynchronizedUpdate
         )?;
         self.lines = u16::try_from(frame.len()).unwrap_or(u16::MAX);

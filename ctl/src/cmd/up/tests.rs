@@ -101,6 +101,46 @@ async fn a_broken_pipe_ends_it_quietly_and_stops_the_agent() {
     assert_eq!((result.expect("it ends well"), stopped), (Exit::Done, 1));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_reader_keeps_nothing_from_ending() {
+    let (release, stuck) = std::sync::mpsc::sync_channel(1);
+    let out = Stuck(Mutex::new(stuck));
+    let stopped = Arc::new(AtomicUsize::new(0));
+    let view = View::Stream {
+        out: Box::new(out),
+        render: lines::render,
+    };
+    let mut signals = Signals::new().expect("signals can be watched");
+    let words = args(&["--duration=100ms"]);
+    let result = watch(agent(3, &stopped), view, &mut signals, &words, Format::Lines).await;
+    drop(release);
+    assert_eq!(
+        (result.expect("it ends well"), stopped.load(Ordering::SeqCst)),
+        (Exit::Done, 1)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_ends_by_itself_is_a_failure() {
+    let stopped = Arc::new(AtomicUsize::new(0));
+    let mut running = agent(3, &stopped);
+    let (gone, records) = mpsc::channel(1);
+    drop(gone);
+    running.records = records;
+    let view = View::Stream {
+        out: Box::new(Pipe::default()),
+        render: lines::render,
+    };
+    let mut signals = Signals::new().expect("signals can be watched");
+    let result = watch(running, view, &mut signals, &args(&[]), Format::Lines).await;
+    assert!(
+        result
+            .expect_err("nobody asked for it")
+            .to_string()
+            .starts_with("the agent ended by itself")
+    );
+}
+
 #[test]
 fn the_format_follows_the_terminal_unless_asked() {
     assert_eq!(format(None, true), Ok(Format::Table));
@@ -113,4 +153,18 @@ fn the_format_follows_the_terminal_unless_asked() {
         refused.starts_with("--output: \"table\" needs a terminal"),
         "{refused}"
     );
+}
+
+/// A pipe whose reader does not read until the other end of the channel is dropped.
+struct Stuck(Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl Write for Stuck {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no writer panics").recv().ok();
+        Ok(octets.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
