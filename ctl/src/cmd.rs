@@ -1,3 +1,4 @@
-//! The operator's commands, one file each.
+//! The commands, one module each.
 
 pub(crate) mod tap;
+pub(crate) mod up;

@@ -3,6 +3,8 @@
 //! Observations and time come in, records and frames come out; nothing here opens a socket or a file, reads a clock or
 //! starts a task. The crate's manifest keeps it so, and a test checks the dependency tree.
 
+pub mod backoff;
+pub mod collector;
 pub mod encode;
 pub mod enrich;
 pub mod flow;
@@ -11,3 +13,4 @@ pub mod observe;
 pub mod owner;
 pub mod policy;
 pub mod time;
+pub mod zmtp;

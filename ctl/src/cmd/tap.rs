@@ -10,7 +10,6 @@ mod ledger;
 mod show;
 mod text;
 
-use std::fmt;
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -24,6 +23,7 @@ use zeromq::{Endpoint, Host, Socket, SocketRecv, SubSocket, ZmqError};
 
 pub(crate) use self::ledger::Ledger;
 use self::show::{Arrival, Printer};
+use crate::exit::UsageError;
 
 /// Longest pause, in ms, after a peer was cut off, before the next message is awaited.
 ///
@@ -37,7 +37,7 @@ pub(crate) struct TapArgs {
     #[arg(default_value = "tcp://127.0.0.1:5556", value_name = "ENDPOINT")]
     pub(crate) endpoint: String,
     /// How to print: lines for people, or one JSON object a line
-    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    #[arg(short, long, value_enum, default_value_t = Output::Lines)]
     pub(crate) output: Output,
     /// End after so many messages
     #[arg(long, value_name = "N")]
@@ -49,22 +49,10 @@ pub(crate) struct TapArgs {
 pub(crate) enum Output {
     /// Lines for people.
     #[default]
-    Text,
+    Lines,
     /// One JSON object a line.
     Json,
 }
-
-/// What the operator asked for cannot be done as asked. One sentence: which field, and what to write instead.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct UsageError(String);
-
-impl fmt::Display for UsageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for UsageError {}
 
 /// Listens until `stop` is ready, `args.count` messages have come, or nobody reads `out` any more; then prints the
 /// sources.
@@ -134,9 +122,9 @@ async fn listen(
 fn endpoint(given: &str) -> Result<Endpoint, UsageError> {
     let refuse = |why: &str| {
         let given = text::escape(given);
-        Err(UsageError(format!(
-            "ENDPOINT {given:?} {why}: write tcp://HOST:PORT, such as tcp://*:5556 or tcp://[::1]:5556"
-        )))
+        Err(UsageError(vec![format!(
+            "ENDPOINT: \"{given}\" {why}; write tcp://HOST:PORT, such as tcp://*:5556 or tcp://[::1]:5556"
+        )]))
     };
     let Some(rest) = given.strip_prefix("tcp://") else {
         return refuse("does not begin with tcp://");

@@ -121,7 +121,7 @@ impl<'a, W: Write> Printer<'a, W> {
 
     pub(super) fn listening(&mut self, endpoint: &str) -> io::Result<()> {
         match self.output {
-            Output::Text => writeln!(
+            Output::Lines => writeln!(
                 self.out,
                 "listening on {endpoint} as ntopng does; end with Ctrl-C"
             )?,
@@ -132,7 +132,7 @@ impl<'a, W: Write> Printer<'a, W> {
 
     pub(super) fn cut_off(&mut self, why: &str) -> io::Result<()> {
         match self.output {
-            Output::Text => writeln!(self.out, "a peer was cut off: {}", escape(why))?,
+            Output::Lines => writeln!(self.out, "a peer was cut off: {}", escape(why))?,
             Output::Json => self.json(&json!({ "cutOff": why }))?,
         }
         self.out.flush()
@@ -140,7 +140,7 @@ impl<'a, W: Write> Printer<'a, W> {
 
     pub(super) fn arrival(&mut self, arrival: &Arrival) -> io::Result<()> {
         match self.output {
-            Output::Text => self.lines(arrival)?,
+            Output::Lines => self.lines(arrival)?,
             Output::Json => self.objects(arrival)?,
         }
         self.out.flush()
@@ -148,7 +148,7 @@ impl<'a, W: Write> Printer<'a, W> {
 
     pub(super) fn summary(&mut self, ledger: &Ledger) -> io::Result<()> {
         match self.output {
-            Output::Text => self.table(ledger)?,
+            Output::Lines => self.table(ledger)?,
             Output::Json => {
                 for (id, source) in ledger.sources() {
                     self.json(&json!({ "sourceId": id, "summary": source }))?;

@@ -150,7 +150,7 @@ fn printed(output: Output, frames: &[Bytes]) -> String {
 #[test]
 fn a_flow_is_one_line() {
     assert_eq!(
-        printed(Output::Text, &message(Topic::Flow, &flows(1), 1, 7)),
+        printed(Output::Lines, &message(Topic::Flow, &flows(1), 1, 7)),
         "7 flow 2026-11-23T06:48:10Z tcp 127.0.0.1:40000 (curl[321] alice) → 10.0.0.2:443, octets 840 → 12000, \
          rtt 0.700 ms, retransmits 2 → 0, end of flow\n"
     );
@@ -181,7 +181,7 @@ fn flows_of_other_exporters_are_shown_too() {
         7,
     );
     assert_eq!(
-        printed(Output::Text, &[header, payload]),
+        printed(Output::Lines, &[header, payload]),
         "7 flow - protocol 1 10.0.0.1 → 10.0.0.2, total octets 5 → -, 1 more elements\n"
     );
 }
@@ -189,7 +189,7 @@ fn flows_of_other_exporters_are_shown_too() {
 #[test]
 fn events_and_ports_are_summarised() {
     assert_eq!(
-        printed(Output::Text, &message(Topic::Event, &an_event("Debian"), 1, 7)),
+        printed(Output::Lines, &message(Topic::Event, &an_event("Debian"), 1, 7)),
         "7 event 2026-11-23T06:48:10Z 10.0.0.1 on eth0 (0.1.0, Debian), octets 5000, packets 50, records 3, \
          lost packets 0, lost records 1\n"
     );
@@ -203,7 +203,7 @@ fn events_and_ports_are_summarised() {
     });
     assert_eq!(
         printed(
-            Output::Text,
+            Output::Lines,
             &message(Topic::ListeningPorts, &ports.payload, 1, 7)
         ),
         "7 listening-ports 0 addresses, ports tcp4 1, udp4 0, tcp6 0, udp6 0\n"
@@ -222,7 +222,7 @@ fn nothing_of_a_peer_moves_the_cursor() {
         (Topic::Template, b"\x1b[2J".to_vec()),
         (Topic::Flow, flow),
     ] {
-        for output in [Output::Text, Output::Json] {
+        for output in [Output::Lines, Output::Json] {
             let printed = printed(output, &message(topic, &payload.clone().into(), 1, 7));
             let line = printed.strip_suffix('\n').unwrap();
             assert!(
@@ -235,7 +235,7 @@ fn nothing_of_a_peer_moves_the_cursor() {
 
 #[test]
 fn what_cannot_be_read_says_why() {
-    let line = |frames: &[Bytes]| printed(Output::Text, frames);
+    let line = |frames: &[Bytes]| printed(Output::Lines, frames);
     assert!(line(&[]).contains("a message has 2 frames, this one 0"));
     assert!(line(&["x".into(), "y".into()]).contains("a header of 1 octets is of no known layout"));
     assert!(
@@ -258,7 +258,7 @@ fn an_endpoint_that_is_none_is_refused_with_a_remedy() {
         ("tcp://a b:1", "has a host that is no name"),
     ] {
         let error = endpoint(given).unwrap_err().to_string();
-        assert!(error.starts_with("ENDPOINT ") && error.contains(why), "{error}");
+        assert!(error.starts_with("ENDPOINT: ") && error.contains(why), "{error}");
         assert!(error.ends_with("tcp://[::1]:5556"), "{error}");
     }
     assert_eq!(
@@ -295,7 +295,7 @@ async fn a_taken_port_is_told_with_a_remedy() {
 fn args(endpoint: &str, count: Option<u64>) -> TapArgs {
     TapArgs {
         endpoint: endpoint.into(),
-        output: Output::Text,
+        output: Output::Lines,
         count: count.and_then(NonZeroU64::new),
     }
 }
