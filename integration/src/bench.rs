@@ -61,8 +61,8 @@ pub(crate) struct Options {
 fn full_count(kind: Kind) -> u64 {
     match kind {
         Kind::Bulk => 40_000,
-        Kind::ConnectRequestClose => 20_000,
-        Kind::RequestResponse => 60_000,
+        Kind::ConnectRequestClose => 40_000,
+        Kind::RequestResponse => 150_000,
         Kind::Udp => 400_000,
         Kind::UdpPeers => 300_000,
         Kind::Syscalls => 1_500_000,
