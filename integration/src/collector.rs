@@ -219,7 +219,6 @@ fn configure(socket: &zmq::Socket, curve: Option<&KeyPair>) -> Result<()> {
     socket.set(option::TCP_KEEPALIVE_IDLE, 30)?;
     socket.set(option::TCP_KEEPALIVE_CNT, 3)?;
     socket.set(option::TCP_KEEPALIVE_INTVL, 3)?;
-    socket.set(option::IPV6, 1)?;
     if let Some(keys) = curve {
         socket.set(option::CURVE_SERVER, 1)?;
         socket.set_octets(option::CURVE_SECRETKEY, keys.secret.as_bytes())?;

@@ -115,6 +115,8 @@ fn run_tests(options: &Options, privilege: Privilege, tally: &mut Tally) -> Resu
     arguments.extend(["--", "--show-output"]);
     println!("== tests: cargo {}", arguments.join(" "));
     let mut command = cargo(&arguments);
+    // Errors here are sentences; their backtraces would bury them. Panics keep theirs.
+    command.env("RUST_LIB_BACKTRACE", "0");
     if options.soak {
         command.env(soak::VARIABLE, "1");
     }
@@ -141,11 +143,17 @@ fn run_tests(options: &Options, privilege: Privilege, tally: &mut Tally) -> Resu
 
 /// Has cargo start test binaries through sudo, with the few variables they read.
 fn run_through_sudo(command: &mut Command, soak: bool) {
-    let mut runner = "sudo -n env".to_owned();
+    let mut runner = "sudo -n env RUST_LIB_BACKTRACE=0".to_owned();
     if soak {
         runner.push_str(&format!(" {}=1", soak::VARIABLE));
     }
-    for name in ["PATH", "NTOPNG", "RUST_BACKTRACE", "CARGO_MANIFEST_DIR"] {
+    for name in [
+        "PATH",
+        "NTOPNG",
+        "RUST_BACKTRACE",
+        "RUST_LIB_BACKTRACE",
+        "CARGO_MANIFEST_DIR",
+    ] {
         let value = std::env::var(name).unwrap_or_default();
         // Cargo splits the runner at blanks.
         if !value.is_empty() && !value.contains(char::is_whitespace) {

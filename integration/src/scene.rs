@@ -1,5 +1,6 @@
 //! Scenes that several promises are tested in: traffic of one kind at one place, and the flow that belongs to a truth.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -15,6 +16,9 @@ pub const TRAFFIC_WITHIN: Duration = Duration::from_secs(120);
 pub const TOLD_WITHIN: Duration = Duration::from_secs(60);
 
 /// What both ends said.
+///
+/// Local ports come again within seconds, so that several flows may have the same ports: they are told apart by their
+/// payload, which differs from one to the next.
 #[derive(Clone, Debug)]
 pub struct Told {
     /// Where the server was.
@@ -25,6 +29,8 @@ pub struct Told {
     pub clients: Vec<Flow>,
     /// The server's truths.
     pub servers: Vec<Flow>,
+    /// Client port → indexes into `servers`.
+    by_port: HashMap<u16, Vec<usize>>,
 }
 
 /// Starts a helper that serves with `command` (words before `--listen`) at a place.
@@ -71,35 +77,44 @@ fn converse(world: &World, serving: (Helper, Ready, String), command: &str, plan
     let plan = [&[command, "--to", &to], plan].concat();
     let clients = traffic::run(&world.left, TRAFFIC_WITHIN, &plan)?;
     let servers = server.finish(TRAFFIC_WITHIN)?;
-    let told = Told {
-        server: traffic::server::canonical(to.parse()?),
-        server_pid: ready.pid,
-        clients: traffic::flows(&clients),
-        servers: traffic::flows(&servers),
-    };
-    told.agree()?;
-    Ok(told)
+    Told::new(
+        to.parse()?,
+        ready.pid,
+        traffic::flows(&clients),
+        traffic::flows(&servers),
+    )
 }
 
 impl Told {
-    /// Whether each flow of one end has its mirror at the other: the harness's own check.
+    /// Puts both ends together.
     ///
     /// # Errors
-    /// The first flow that has not.
-    pub fn agree(&self) -> Result<()> {
-        let (ours, theirs) = (self.clients.len(), self.servers.len());
+    /// When they contradict each other: the harness's own check. Names the first flow without a mirror.
+    pub fn new(server: SocketAddr, server_pid: u32, clients: Vec<Flow>, servers: Vec<Flow>) -> Result<Self> {
+        let mut by_port: HashMap<u16, Vec<usize>> = HashMap::new();
+        for (index, flow) in servers.iter().enumerate() {
+            by_port.entry(flow.peer.port()).or_default().push(index);
+        }
+        let told = Self {
+            server: traffic::server::canonical(server),
+            server_pid,
+            clients,
+            servers,
+            by_port,
+        };
+        let (ours, theirs) = (told.clients.len(), told.servers.len());
         ensure!(
             ours == theirs,
             "{ours} flows at the clients, {theirs} at the server"
         );
-        for flow in &self.clients {
-            let mirror = self.mirror(flow)?;
+        for client in &told.clients {
+            let mirror = told.mirror(client)?;
             ensure!(
-                (flow.sent, flow.received) == (mirror.received, mirror.sent),
-                "{flow:?} and {mirror:?}"
+                (client.sent, client.received) == (mirror.received, mirror.sent),
+                "{client:?} and {mirror:?}"
             );
         }
-        Ok(())
+        Ok(told)
     }
 
     /// The server's truth of a client's flow.
@@ -107,9 +122,18 @@ impl Told {
     /// # Errors
     /// When it told none.
     pub fn mirror(&self, client: &Flow) -> Result<&Flow> {
-        self.servers
+        let indexes = self.by_port.get(&client.local.port());
+        let candidates: Vec<&Flow> = indexes
+            .into_iter()
+            .flatten()
+            .map(|&index| &self.servers[index])
+            .collect();
+        let exact = candidates
             .iter()
-            .find(|other| other.peer.port() == client.local.port())
+            .find(|server| (server.received, server.sent) == (client.sent, client.received));
+        exact
+            .or(candidates.first())
+            .copied()
             .with_context(|| format!("no mirror of {client:?}"))
     }
 
@@ -117,26 +141,35 @@ impl Told {
     #[must_use]
     pub fn owns(&self, flow: &ProductFlow) -> bool {
         let record = flow.first();
-        record.responder.port == self.server.port()
-            && self
-                .clients
-                .iter()
-                .any(|client| client.local.port() == record.initiator.port)
+        record.responder.port == self.server.port() && self.by_port.contains_key(&record.initiator.port)
     }
 
-    /// The product's flow of a client's truth.
+    /// The product's flow of a client's truth; of several with its ports the one with its payload.
     ///
     /// # Errors
-    /// When there is none, or more than one.
+    /// When there is none, or there are more flows with these ports than there were.
     pub fn find<'a>(&self, flows: &'a [ProductFlow], client: &Flow) -> Result<&'a ProductFlow> {
-        let mut found = flows.iter().filter(|flow| {
-            flow.first().initiator.port == client.local.port()
-                && flow.first().responder.endpoint() == self.server
+        let port = client.local.port();
+        let candidates: Vec<&ProductFlow> = flows
+            .iter()
+            .filter(|flow| {
+                flow.first().initiator.port == port && flow.first().responder.endpoint() == self.server
+            })
+            .collect();
+        let there_were = self.by_port.get(&port).map_or(0, Vec::len);
+        ensure!(
+            candidates.len() <= there_were,
+            "{} flows where there were {there_were}: {client:?}",
+            candidates.len()
+        );
+        let exact = candidates.iter().find(|flow| {
+            let total = flow.last().total;
+            (total.forward.payload, total.backward.payload) == (client.sent, client.received)
         });
-        let first = found.next().with_context(|| format!("no flow of {client:?}"))?;
-        let more = found.count();
-        ensure!(more == 0, "{} flows of {client:?}", more + 1);
-        Ok(first)
+        exact
+            .or(candidates.first())
+            .copied()
+            .with_context(|| format!("no flow of {client:?}"))
     }
 }
 

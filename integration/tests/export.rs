@@ -20,6 +20,8 @@ use integration::world::{Family, Place, World};
 const NAMED_WITHIN: Duration = Duration::from_secs(5);
 /// Two events are this far apart, and some.
 const EVENT_WITHIN: Duration = Duration::from_secs(15);
+/// What listens is told this often, and some.
+const LISTENING_WITHIN: Duration = Duration::from_secs(75);
 /// Growth of memory that a stalled collector may cost beside its queue: buffers of sockets and allocator.
 const STALLED_GROWTH_OCTETS_MAX: u64 = 24 << 20;
 /// Records that may wait in tests of a slow collector: few, so that they overflow soon.
@@ -153,7 +155,7 @@ fn events_and_listening_ports_are_whole() -> Result<()> {
             );
         }
     }
-    let listening = wait::until(EVENT_WITHIN, "listening ports", || {
+    let listening = wait::until(LISTENING_WITHIN, "listening ports", || {
         Ok(collector.json("listening-ports")?.into_iter().next())
     })?;
     let ports = listening

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use integration::need;
+use integration::need::{self, Need};
 use integration::product::Agent;
 use integration::product::record::{End, Record};
 use integration::scene::{self, TOLD_WITHIN};
@@ -73,7 +73,7 @@ fn command_lines_are_told_as_the_policy_says() -> Result<()> {
 
 #[test]
 fn user_group_and_parent_are_named() -> Result<()> {
-    if !need::met(&need::WORLD) {
+    if !need::met(&need::WORLD) || !need::met(&[Need::Program("setpriv", "util-linux")]) {
         return Ok(());
     }
     let world = World::build()?;
@@ -81,8 +81,13 @@ fn user_group_and_parent_are_named() -> Result<()> {
     let (server, _, to) = scene::serve(&world, Place::Wire, Family::V4, &["serve", "--style", "thread"])?;
     let folder = tempfile::tempdir()?;
     let program = copy_for_everyone(folder.path())?;
-    let mut command = world.left.command(program);
-    command.args(["once", &to, "as-nobody"]).uid(NOBODY).gid(NOBODY);
+    // Only after the namespace is entered: that takes root. setpriv executes the helper in its own place.
+    let mut command = world.left.command("setpriv");
+    let nobody = NOBODY.to_string();
+    command
+        .args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups"])
+        .arg(program)
+        .args(["once", &to, "as-nobody"]);
     let flows = traffic::flows(&Helper::start_command(command)?.wait(PATIENCE)?);
     server.finish(PATIENCE)?;
     let end = initiator_at(&agent, flows[0].local.port())?;

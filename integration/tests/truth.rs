@@ -68,11 +68,11 @@ fn ip_octets_are_what_the_wire_carried() -> Result<()> {
         return Ok(());
     }
     let world = World::build()?;
+    let (left, right) = (
+        WireCounter::start(&world.left)?,
+        WireCounter::start(&world.right)?,
+    );
     for family in [Family::V4, Family::V6] {
-        let (left, right) = (
-            WireCounter::start(&world.left)?,
-            WireCounter::start(&world.right)?,
-        );
         let (left_before, right_before) = (left.read()?, right.read()?);
         let agent = Agent::watching(&world.left, &[])?;
         let count = soak::count(1_000).to_string();
@@ -196,16 +196,14 @@ fn compare(told: &Told, flows: &[Flow], client: &integration::traffic::Flow) -> 
     );
     ensure!(
         record.initiator.pid() == client.pid,
-        "initiator {} instead of {}",
-        record.initiator.pid(),
-        client.pid
+        "initiator {} in {record:?}, the truth is {client:?}",
+        record.initiator.pid()
     );
     let server = told.mirror(client)?;
     ensure!(
         record.responder.pid() == server.pid,
-        "responder {} instead of {}",
-        record.responder.pid(),
-        server.pid
+        "responder {} in {record:?}, the truth is {server:?}",
+        record.responder.pid()
     );
     Ok(())
 }

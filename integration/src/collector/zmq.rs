@@ -43,8 +43,6 @@ pub mod option {
     pub const TCP_KEEPALIVE_IDLE: i32 = 36;
     /// int: seconds.
     pub const TCP_KEEPALIVE_INTVL: i32 = 37;
-    /// int: IPv6 too.
-    pub const IPV6: i32 = 42;
     /// int: 1 makes this end the CURVE server.
     pub const CURVE_SERVER: i32 = 47;
     /// Z85 text, 40 characters.
