@@ -6,24 +6,27 @@
 //! matters: names are drained before sockets, so that a process which lives 5 ms is known when its flow ends.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
 
+use flowtilla_agent_core::encode::listening::{Listening, ListeningPorts};
 use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingState};
-use flowtilla_agent_core::flow::record::{EndReason, FlowRecord};
+use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Protocol};
 use flowtilla_agent_core::flow::{FlowTable, TableOptions};
 use flowtilla_agent_core::loss::{DropPoint, Drops, KernelLaw};
 use flowtilla_agent_core::observe::Cookie;
 use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
+use flowtilla_agent_core::policy::CapturePlan;
 use flowtilla_agent_core::time::KernelTime;
 use flowtilla_proto::ids::CollectorName;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::capture::{Capture, CaptureError, CapturePlan};
+use crate::capture::{Capture, CaptureError};
 use crate::clock;
 use crate::enrich::Lookups;
+use crate::export::Intake;
 use crate::status::{AgentStatus, AttachReport, Coverage};
 
 /// Pause between turns.
@@ -46,10 +49,17 @@ const NAME_WAIT: Duration = Duration::from_secs(1);
 /// Records that wait for names; beyond it they go without.
 const NAME_WAIT_RECORDS: usize = 8_192;
 
+/// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
+const CGROUP_ROOT_USUAL: &str = "/sys/fs/cgroup";
+
 /// What [`crate::run`] tells the meter.
 pub(crate) enum Command {
     /// Attach the kernel side.
-    Attach(Box<CapturePlan>, oneshot::Sender<Result<AttachReport, CaptureError>>),
+    Attach(
+        Box<CapturePlan>,
+        u32,
+        oneshot::Sender<Result<AttachReport, CaptureError>>,
+    ),
     /// Detach it; all flows end.
     Detach(oneshot::Sender<()>),
     /// Change timeouts and bounds.
@@ -57,21 +67,11 @@ pub(crate) enum Command {
     /// Change how command lines are told.
     Naming(CommandLineMode),
     /// Hand records to one more collector.
-    AddSink(Sink),
+    AddSink(CollectorName, Intake),
     /// Stop handing records to a collector.
     RemoveSink(CollectorName),
     /// End all flows, hand on their records, and end.
     Stop(oneshot::Sender<()>),
-}
-
-/// Where records go.
-pub(crate) struct Sink {
-    /// Which collector.
-    pub(crate) collector: CollectorName,
-    /// Its bounded queue.
-    pub(crate) records: mpsc::Sender<Arc<FlowRecord>>,
-    /// Records that found the queue full.
-    pub(crate) overflow: Arc<AtomicU64>,
 }
 
 /// The meter's own state.
@@ -82,8 +82,9 @@ pub(crate) struct Meter {
     pub(crate) lookups: Lookups,
     pub(crate) view: Option<mpsc::Sender<Arc<FlowRecord>>>,
     pub(crate) status: watch::Sender<AgentStatus>,
+    pub(crate) listening: watch::Sender<Option<ListeningPorts>>,
     pub(crate) capture: Option<Capture>,
-    pub(crate) sinks: Vec<Sink>,
+    pub(crate) sinks: Vec<(CollectorName, Intake)>,
     pub(crate) state: Turns,
 }
 
@@ -124,8 +125,12 @@ impl Meter {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Attach(plan, reply) => {
-                let attached = Capture::attach(&plan, self.lookups.cgroup2_root()).map(|capture| {
+            Command::Attach(plan, max_flows, reply) => {
+                let root = self
+                    .lookups
+                    .cgroup2_root()
+                    .unwrap_or(Path::new(CGROUP_ROOT_USUAL));
+                let attached = Capture::attach(&plan, max_flows, root).map(|capture| {
                     let report = capture.report().clone();
                     self.capture = Some(capture);
                     report
@@ -138,8 +143,8 @@ impl Meter {
             }
             Command::Metering(options) => self.table.set_options(options),
             Command::Naming(mode) => self.naming.set_command_line(mode),
-            Command::AddSink(sink) => self.sinks.push(sink),
-            Command::RemoveSink(name) => self.sinks.retain(|sink| sink.collector != name),
+            Command::AddSink(name, intake) => self.sinks.push((name, intake)),
+            Command::RemoveSink(name) => self.sinks.retain(|(held, _)| *held != name),
             Command::Stop(_) => {}
         }
     }
@@ -154,7 +159,7 @@ impl Meter {
         }
         self.table.end_all(now);
         self.deliver(now.after(NAME_WAIT));
-        self.tell(now);
+        self.tell();
     }
 
     /// Reads every socket once more, so that the last records are whole.
@@ -200,7 +205,10 @@ impl Meter {
             }
         }
         if second {
-            self.tell(now);
+            self.tell();
+            if !self.sinks.is_empty() {
+                self.tell_listening();
+            }
         }
     }
 
@@ -272,10 +280,8 @@ impl Meter {
             count(&mut self.state.coverage, &record.responder.owner);
         }
         let record = Arc::new(record);
-        for sink in &self.sinks {
-            if sink.records.try_send(Arc::clone(&record)).is_err() {
-                sink.overflow.fetch_add(1, Ordering::Relaxed);
-            }
+        for (_, intake) in &self.sinks {
+            intake.offer(Arc::clone(&record));
         }
         if let Some(view) = &self.view
             && view.try_send(record).is_err()
@@ -285,7 +291,26 @@ impl Meter {
         }
     }
 
-    fn tell(&mut self, _now: KernelTime) {
+    /// What the host listens on, for collectors.
+    fn tell_listening(&mut self) {
+        let mut ports = ListeningPorts::default();
+        for listener in self.table.listeners() {
+            let entry = Listening {
+                port: listener.endpoint.port,
+                process: listener.owner.program().unwrap_or_default().to_owned(),
+                package: String::new(),
+            };
+            match (listener.protocol, listener.endpoint.address.is_ipv4()) {
+                (Protocol::Tcp, true) => ports.tcp4.push(entry),
+                (Protocol::Tcp, false) => ports.tcp6.push(entry),
+                (Protocol::Udp, true) => ports.udp4.push(entry),
+                (Protocol::Udp, false) => ports.udp6.push(entry),
+            }
+        }
+        self.listening.send_replace(Some(ports));
+    }
+
+    fn tell(&mut self) {
         let mut drops = self.capture.as_ref().map(Capture::drops).unwrap_or_default();
         self.state.past.lossy().for_each(|(point, n)| drops.add(point, n));
         let law: KernelLaw = self.table.law();
@@ -312,7 +337,12 @@ fn count(coverage: &mut Coverage, owner: &Owner) {
     }
     coverage.ends += 1;
     coverage.with_process += u64::from(owner.process.is_some());
-    coverage.with_names += u64::from(owner.names.as_ref().is_some_and(|names| names.executable.is_some()));
+    coverage.with_names += u64::from(
+        owner
+            .names
+            .as_ref()
+            .is_some_and(|names| names.executable.is_some()),
+    );
 }
 
 /// A failed read costs this turn's part of the picture; the next one tries again.

@@ -192,6 +192,14 @@ impl Naming {
         }
     }
 
+    /// Shows this much of command lines from now on; what was described before is described anew.
+    pub fn set_command_line(&mut self, mode: CommandLineMode) {
+        if self.options.command_line != mode {
+            self.options.command_line = mode;
+            self.processes.clear();
+        }
+    }
+
     /// Takes in that name events were lost: what was learnt until now is checked before it is used again.
     pub fn lost_events(&mut self) {
         self.epoch += 1;

@@ -226,8 +226,8 @@ impl FlowTable {
             }
             self.handle_deadline(key, now);
         }
-        while let Some(cookie) = self.past.expire(now, self.options.max_flows) {
-            self.udp.by_cookie.remove(&cookie);
+        while let Some(cookie) = self.past.expire(now) {
+            self.udp.bury(cookie, self.past.baseline_before > KernelTime(0));
         }
     }
 
@@ -243,7 +243,7 @@ impl FlowTable {
         while room > 0
             && let Some(cookie) = self.due.pop_front()
         {
-            if !self.past.is_dead(cookie) {
+            if !self.past.is_dead(cookie) && !self.past.has_left(cookie) {
                 out.push(cookie);
                 room -= 1;
             }
@@ -485,7 +485,7 @@ impl FlowTable {
                 } else {
                     let past = PastTcp {
                         stream: key.stream,
-                        start: flow.start,
+                        opened: tcp.opened,
                         seen: flow.seen,
                         retransmits: tcp.retransmits,
                         silent: matches!(flow.twin, Twin::Orphan(_)),

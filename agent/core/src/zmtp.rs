@@ -246,6 +246,12 @@ impl Peer {
         (!self.out.is_empty()).then(|| self.out.split().freeze())
     }
 
+    /// Octets that [`Self::poll_output`] would give, an answer to a PING excluded.
+    #[must_use]
+    pub fn output_octets(&self) -> usize {
+        self.out.len()
+    }
+
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()

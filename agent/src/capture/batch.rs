@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use flowtilla_abi::{SNAP_KEYS_MAX, UdpPeerKey, UdpPeerValue};
 use flowtilla_agent_core::observe::{Cookie, Endpoint};
-use nix::libc;
-use zerocopy::FromBytes;
+
+use zerocopy::{FromBytes, FromZeros as _};
 
 use super::CaptureError;
 

@@ -73,3 +73,23 @@ pub(super) fn unsent(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(
         .iter()
         .try_for_each(|cookie| batch::delete(map, cookie.as_bytes(), "deleting an ended socket"))
 }
+
+/// How many sockets in the maps are older than the agent.
+pub(super) fn backfilled(ebpf: &Ebpf) -> Result<u64, CaptureError> {
+    let mut found = 0;
+    batch::each(
+        attach::map_fd(ebpf, "tcp_sockets")?,
+        0,
+        |_: &u64, entry: &TcpEntry| {
+            found += u64::from(entry.backfilled);
+        },
+    )?;
+    batch::each(
+        attach::map_fd(ebpf, "udp_sockets")?,
+        batch::F_LOCK,
+        |_: &u64, entry: &UdpEntry| {
+            found += u64::from(entry.backfilled);
+        },
+    )?;
+    Ok(found)
+}

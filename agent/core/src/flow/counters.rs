@@ -204,3 +204,181 @@ pub(super) fn flags(facts: &FlagFacts) -> (u8, u8) {
     }
     (sent, received)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::tests::world::{active, end, ms, tcp as established, tuple};
+    use crate::observe::TcpObservation;
+
+    fn octets(seen: &TcpObservation) -> (u64, u64) {
+        let sides = tcp(seen, syns_again(seen).unwrap_or(0));
+        (sides.sent.octets, sides.received.octets)
+    }
+
+    fn attempt(syns: u32) -> TcpObservation {
+        let mut seen = active(1);
+        seen.established = None;
+        seen.state = TcpState::SynSent;
+        seen.counters.segs_out = syns;
+        seen.counters.segs_in = 0;
+        seen.counters.retransmits = syns - 1;
+        seen
+    }
+
+    #[test]
+    fn handshake_is_three_segments_with_longer_syns() {
+        let opener = active(1);
+        let child = established(2, TcpRole::Passive, tuple("192.0.2.9:443", "10.0.0.1:40000"));
+        assert_eq!(octets(&opener), (60 + 52, 60));
+        assert_eq!(octets(&child), (60, 60 + 52));
+    }
+
+    #[test]
+    fn header_is_twenty_octets_longer_in_ipv6_and_not_for_mapped_addresses() {
+        let six = established(
+            1,
+            TcpRole::Active,
+            tuple("[2001:db8::1]:4000", "[2001:db8::2]:80"),
+        );
+        assert_eq!(octets(&six), (80 + 72, 80));
+        assert!(
+            end("[::ffff:10.0.0.1]:1").address.is_ipv6(),
+            "observe.rs makes these IPv4"
+        );
+    }
+
+    #[test]
+    fn syn_without_timestamps_has_twelve_octets_more_than_other_segments() {
+        let mut seen = active(1);
+        seen.counters.header_octets = 20;
+        assert_eq!(octets(&seen), (52 + 40, 52));
+    }
+
+    #[test]
+    fn fin_received_is_no_payload() {
+        let mut seen = active(1).moved(10, 101);
+        seen.counters.flags = abi::tcp_flag::DONE;
+        let sides = tcp(&seen, 0);
+        assert_eq!(sides.received.payload, 100);
+        assert_eq!(sides.received.octets, 100 + 2 * 52 + 8);
+    }
+
+    #[test]
+    fn mini_socket_adds_a_segment_each_way() {
+        let mut seen = active(1).moved(10, 10);
+        let before = tcp(&seen, 0);
+        seen.counters.flags = abi::tcp_flag::TIMEWAIT;
+        let after = tcp(&seen, 0);
+        assert_eq!(after.minus(before).octets(), 2 * 52);
+        assert_eq!(after.minus(before).packets(), 2);
+    }
+
+    #[test]
+    fn payload_sent_again_is_octets_but_not_payload() {
+        let mut seen = active(1).moved(3000, 0);
+        seen.counters.bytes_retrans = 1000;
+        seen.counters.retransmits = 1;
+        let sides = tcp(&seen, syns_again(&seen).unwrap_or(0));
+        assert_eq!(sides.sent.payload, 2000);
+        assert_eq!(sides.sent.octets, 3000 + 3 * 52 + 8);
+    }
+
+    #[test]
+    fn attempt_without_answer_has_whole_syns_and_no_octet_back() {
+        assert_eq!(octets(&attempt(1)), (60, 0));
+        assert_eq!(octets(&attempt(3)), (180, 0));
+    }
+
+    #[test]
+    fn refused_attempt_gets_a_bare_reset() {
+        let mut seen = attempt(1);
+        seen.counters.segs_in = 1;
+        assert_eq!(octets(&seen), (60, 40));
+    }
+
+    #[test]
+    fn connection_that_needed_two_syns_has_both() {
+        let mut seen = active(1);
+        seen.counters.segs_out = 3;
+        seen.counters.retransmits = 1;
+        assert_eq!(octets(&seen), (60 + 60 + 52, 60));
+    }
+
+    #[test]
+    fn segment_never_sent_has_no_octets() {
+        let mut seen = attempt(1);
+        seen.counters.segs_out = 0;
+        assert_eq!(octets(&seen), (0, 0));
+    }
+
+    #[test]
+    fn absurd_counters_do_not_overflow() {
+        let mut seen = active(1);
+        seen.counters.bytes_sent = u64::MAX;
+        seen.counters.bytes_received = u64::MAX;
+        seen.counters.bytes_retrans = u64::MAX;
+        seen.counters.segs_out = u32::MAX;
+        seen.counters.segs_in = u32::MAX;
+        seen.counters.header_octets = u16::MAX;
+        seen.counters.flags = u8::MAX;
+        let sides = tcp(&seen, u32::MAX);
+        assert_eq!((sides.sent.octets, sides.sent.payload), (u64::MAX, 0));
+    }
+
+    #[test]
+    fn end_reason_tells_attempts_that_failed() {
+        let attempts = [
+            (ECONNREFUSED, EndReason::Refused),
+            (ETIMEDOUT, EndReason::TimedOut),
+            (EHOSTUNREACH, EndReason::Unreachable),
+            (ENETUNREACH, EndReason::Unreachable),
+            (EACCES, EndReason::Unreachable),
+            (ECONNRESET, EndReason::Reset),
+            (0, EndReason::EndOfFlow),
+        ];
+        for (error, reason) in attempts {
+            assert_eq!(end_reason(TcpState::SynSent, error), reason, "error {error}");
+        }
+    }
+
+    #[test]
+    fn end_reason_of_a_connection_tells_resets_and_time_outs() {
+        let ends = [
+            (ECONNRESET, EndReason::Reset),
+            (EPIPE, EndReason::Reset),
+            (ETIMEDOUT, EndReason::TimedOut),
+            (EHOSTUNREACH, EndReason::EndOfFlow),
+            (0, EndReason::EndOfFlow),
+        ];
+        for (error, reason) in ends {
+            assert_eq!(end_reason(TcpState::Established, error), reason, "error {error}");
+        }
+    }
+
+    #[test]
+    fn flags_tell_how_a_connection_went() {
+        let of = |seen: &TcpObservation, ended| {
+            flags(&FlagFacts {
+                role: seen.role,
+                state: seen.state,
+                kernel_flags: seen.counters.flags,
+                late: false,
+                ended,
+                seen: tcp(seen, 0),
+            })
+        };
+        const OPEN: u8 = flag::SYN | flag::ACK;
+        assert_eq!(of(&active(1), None), (OPEN, OPEN));
+        assert_eq!(of(&attempt(1), None), (flag::SYN, 0));
+        let refused = of(&attempt(1), Some(EndReason::Refused));
+        assert_eq!(refused, (flag::SYN, flag::RST | flag::ACK));
+        let mut closed = active(1).ended(ms(9), TcpState::LastAck, 0);
+        closed.counters.flags = abi::tcp_flag::DONE;
+        let both = OPEN | flag::FIN;
+        assert_eq!(of(&closed, Some(EndReason::EndOfFlow)), (both, both));
+        let aborted = active(1).ended(ms(9), TcpState::Established, 0);
+        assert_eq!(of(&aborted, Some(EndReason::EndOfFlow)), (OPEN | flag::RST, OPEN));
+        assert_eq!(of(&aborted, Some(EndReason::Reset)), (OPEN, OPEN | flag::RST));
+    }
+}

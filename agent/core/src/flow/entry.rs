@@ -60,6 +60,8 @@ pub(super) struct Origin {
 /// What only TCP has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TcpFacts {
+    /// When the socket was: before the flow's start if it is not the socket's first.
+    pub(super) opened: KernelTime,
     /// 0: not.
     pub(super) established: KernelTime,
     pub(super) rtt_us: u32,
@@ -418,6 +420,7 @@ impl TcpFacts {
     /// What `seen` shows of a socket not seen before.
     pub(super) fn new(seen: &TcpObservation) -> Self {
         Self {
+            opened: seen.start,
             established: KernelTime(0),
             rtt_us: 0,
             rtt_variance_us: 0,

@@ -25,6 +25,12 @@ use crate::time::KernelTime;
 /// second keeps 10 MB of dead cookies.
 pub(super) const LINGER: Duration = Duration::from_secs(30);
 
+/// Most dead sockets and silent peers that linger; beyond it the oldest go early.
+///
+/// 4,000 ends a second for [`LINGER`]. Half of it lets copies from overloaded walks be taken for new sockets sooner;
+/// double it, and it may keep 20 MB.
+const LINGERING_MAX: usize = 131_072;
+
 /// An order to the capture: delete this entry of the kernel's peer map.
 ///
 /// The driver looks the entry up and deletes it in one call (`BPF_MAP_LOOKUP_AND_DELETE_ELEM`), and gives the value it
@@ -43,7 +49,8 @@ pub struct Forget {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PastTcp {
     pub(super) stream: u32,
-    pub(super) start: KernelTime,
+    /// When the socket was, however many flows it had.
+    pub(super) opened: KernelTime,
     pub(super) seen: Sides,
     pub(super) retransmits: u32,
     /// Another flow spoke for it.
@@ -78,6 +85,8 @@ pub(super) struct Past {
     linger: VecDeque<(KernelTime, Linger)>,
     pub(super) spoken: Spoken,
     pub(super) baseline_before: KernelTime,
+    /// Streams up to this may have been used by a TCP socket that had to be forgotten.
+    stream_floor: u32,
 }
 
 impl Past {
@@ -90,6 +99,7 @@ impl Past {
             linger: VecDeque::new(),
             spoken: Spoken::new(hasher),
             baseline_before: KernelTime(0),
+            stream_floor: 0,
         }
     }
 
@@ -115,14 +125,25 @@ impl Past {
         self.evicted.insert(cookie, past);
         while self.evicted.len() > max {
             if let Some((_, lost)) = self.evicted.pop_first() {
-                self.baseline_before = self.baseline_before.max(lost.start);
+                self.baseline_before = self.baseline_before.max(lost.opened);
+                self.stream_floor = self.stream_floor.max(lost.stream);
             }
         }
+    }
+
+    /// Whether a TCP flow left a full table and its socket was not seen since.
+    pub(super) fn has_left(&self, cookie: Cookie) -> bool {
+        self.evicted.contains_key(&cookie)
     }
 
     /// The totals from which a TCP socket's flow goes on.
     pub(super) fn resume_tcp(&mut self, cookie: Cookie) -> Option<PastTcp> {
         self.evicted.remove(&cookie)
+    }
+
+    /// The number of a flow whose socket may have had others that are forgotten.
+    pub(super) fn unused_stream(&self) -> u32 {
+        self.stream_floor.saturating_add(1)
     }
 
     /// Keeps the totals of a UDP peer.
@@ -186,10 +207,8 @@ impl Past {
     }
 
     /// Forgets what lingered long enough, or was too much; returns a UDP socket to forget, until there is none.
-    pub(super) fn expire(&mut self, now: KernelTime, max: usize) -> Option<Cookie> {
-        while self.linger.len() > max.saturating_mul(2)
-            || self.linger.front().is_some_and(|&(at, _)| at <= now)
-        {
+    pub(super) fn expire(&mut self, now: KernelTime) -> Option<Cookie> {
+        while self.linger.len() > LINGERING_MAX || self.linger.front().is_some_and(|&(at, _)| at <= now) {
             match self.linger.pop_front()?.1 {
                 Linger::Tcp(cookie) => {
                     self.dead.remove(&cookie);

@@ -80,16 +80,17 @@ impl FlowTable {
         self.make_room(seen.at);
         let first_sight = counters::tcp(seen, 0);
         let past = self.past.resume_tcp(seen.cookie);
-        let unseen_before = seen.backfilled || seen.start <= self.past.baseline_before;
+        let forgotten = seen.start <= self.past.baseline_before;
         let (stream, base) = match past {
             Some(past) => (past.stream + 1, past.seen),
-            None if unseen_before => (0, first_sight),
+            None if forgotten => (self.past.unused_stream(), first_sight),
+            None if seen.backfilled => (0, first_sight),
             None => (0, Default::default()),
         };
         let mut facts = TcpFacts::new(seen);
         facts.retransmits_reported = match past {
             Some(past) => past.retransmits,
-            None if unseen_before => seen.counters.retransmits,
+            None if forgotten || seen.backfilled => seen.counters.retransmits,
             None => 0,
         };
         let start = if past.is_some() { seen.at } else { seen.start };
@@ -106,7 +107,7 @@ impl FlowTable {
         if let Some(past) = past
             && past.silent
         {
-            flow.twin = super::entry::Twin::Orphan(past.start);
+            flow.twin = super::entry::Twin::Orphan(past.opened);
         }
         let key = FlowKey {
             cookie: seen.cookie,

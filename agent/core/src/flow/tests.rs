@@ -5,4 +5,4 @@ mod history;
 mod pairs;
 mod tcp;
 mod udp;
-mod world;
+pub(super) mod world;

@@ -42,6 +42,15 @@ pub(super) struct UdpSockets {
 }
 
 impl UdpSockets {
+    /// Forgets a socket that ended; `unsure`: the kernel may still show peers of it that had flows.
+    pub(super) fn bury(&mut self, cookie: Cookie, unsure: bool) {
+        if let Some(socket) = self.by_cookie.remove(&cookie)
+            && unsure
+        {
+            self.stream_floor = self.stream_floor.max(socket.stream);
+        }
+    }
+
     /// The socket of an observation. At the bound, the oldest socket is forgotten; its flows stay.
     fn of(&mut self, seen: &UdpObservation, nobody: &Arc<Owner>, max: usize) -> &mut UdpSocket {
         if !self.by_cookie.contains_key(&seen.cookie)

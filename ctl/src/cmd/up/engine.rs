@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use flowtilla_agent::run::{Agent, Options};
 use flowtilla_agent::status::{AgentStatus, AttachReport};
 use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::policy::Wanted;
@@ -37,8 +38,16 @@ pub(crate) struct Running {
 /// # Errors
 ///
 /// What the agent cannot do without is missing; the message says what.
-#[expect(clippy::unused_async, reason = "the agent library's entry is asynchronous")]
 pub(crate) async fn start(wanted: Wanted) -> anyhow::Result<Running> {
-    let _ = (wanted, VIEW_RECORDS_MAX);
-    anyhow::bail!("this build has no agent; build one that has")
+    let (agent, records) = Agent::start(Options {
+        wanted,
+        view_records_max: VIEW_RECORDS_MAX,
+    })
+    .await?;
+    Ok(Running {
+        attached: agent.attached().clone(),
+        records,
+        status: agent.status(),
+        stop: Box::new(|| Box::pin(agent.stop())),
+    })
 }

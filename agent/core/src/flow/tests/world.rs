@@ -13,29 +13,29 @@ use crate::observe::{
 use crate::owner::{Confidence, Owner, Process, ProcessKey, Unknown};
 use crate::time::{KernelTime, WallOffset};
 
-pub(super) const BEGIN: u64 = 1_000_000_000_000;
+pub(in crate::flow) const BEGIN: u64 = 1_000_000_000_000;
 
 /// Milliseconds after the begin of the test.
-pub(super) fn ms(ms: u64) -> KernelTime {
+pub(in crate::flow) fn ms(ms: u64) -> KernelTime {
     KernelTime(BEGIN + ms * 1_000_000)
 }
 
-pub(super) fn options() -> TableOptions {
+pub(in crate::flow) fn options() -> TableOptions {
     TableOptions::new(BootId([7; 16]))
 }
 
-pub(super) fn table() -> FlowTable {
+pub(in crate::flow) fn table() -> FlowTable {
     FlowTable::new(options())
 }
 
-pub(super) fn small_table(max_flows: usize) -> FlowTable {
+pub(in crate::flow) fn small_table(max_flows: usize) -> FlowTable {
     FlowTable::new(TableOptions {
         max_flows,
         ..options()
     })
 }
 
-pub(super) fn end(text: &str) -> Endpoint {
+pub(in crate::flow) fn end(text: &str) -> Endpoint {
     let (address, port) = text.rsplit_once(':').expect("address:port");
     Endpoint {
         address: address
@@ -46,7 +46,7 @@ pub(super) fn end(text: &str) -> Endpoint {
     }
 }
 
-pub(super) fn tuple(local: &str, remote: &str) -> Tuple {
+pub(in crate::flow) fn tuple(local: &str, remote: &str) -> Tuple {
     Tuple {
         local: end(local),
         remote: end(remote),
@@ -54,7 +54,7 @@ pub(super) fn tuple(local: &str, remote: &str) -> Tuple {
     }
 }
 
-pub(super) fn owner(pid: u32, confidence: Confidence) -> Owner {
+pub(in crate::flow) fn owner(pid: u32, confidence: Confidence) -> Owner {
     Owner {
         confidence,
         process: Some(Process {
@@ -72,12 +72,12 @@ pub(super) fn owner(pid: u32, confidence: Confidence) -> Owner {
     }
 }
 
-pub(super) fn nobody() -> Owner {
+pub(in crate::flow) fn nobody() -> Owner {
     Owner::unknown(Unknown::NotSeen)
 }
 
 /// An established connection without payload yet, with timestamps: SYN and ACK sent, SYN-ACK received (or the reverse).
-pub(super) fn tcp(cookie: u64, role: TcpRole, tuple: Tuple) -> TcpObservation {
+pub(in crate::flow) fn tcp(cookie: u64, role: TcpRole, tuple: Tuple) -> TcpObservation {
     let passive = role == TcpRole::Passive;
     TcpObservation {
         cookie: Cookie(cookie),
@@ -111,12 +111,18 @@ pub(super) fn tcp(cookie: u64, role: TcpRole, tuple: Tuple) -> TcpObservation {
     }
 }
 
-pub(super) fn active(cookie: u64) -> TcpObservation {
+pub(in crate::flow) fn active(cookie: u64) -> TcpObservation {
     tcp(cookie, TcpRole::Active, tuple("10.0.0.1:40000", "192.0.2.9:443"))
 }
 
 /// A UDP peer that has exchanged datagrams of 100 octets.
-pub(super) fn udp(cookie: u64, tuple: Tuple, sent: u64, received: u64, last: KernelTime) -> UdpObservation {
+pub(in crate::flow) fn udp(
+    cookie: u64,
+    tuple: Tuple,
+    sent: u64,
+    received: u64,
+    last: KernelTime,
+) -> UdpObservation {
     UdpObservation {
         cookie: Cookie(cookie),
         at: last,
@@ -143,7 +149,7 @@ pub(super) fn udp(cookie: u64, tuple: Tuple, sent: u64, received: u64, last: Ker
 }
 
 /// Builders for what comes next of the same socket.
-pub(super) trait Next: Sized {
+pub(in crate::flow) trait Next: Sized {
     fn at(self, at: KernelTime) -> Self;
 }
 
@@ -162,7 +168,7 @@ impl Next for UdpObservation {
 }
 
 impl TcpObservation {
-    pub(super) fn moved(mut self, octets_out: u64, octets_in: u64) -> Self {
+    pub(in crate::flow) fn moved(mut self, octets_out: u64, octets_in: u64) -> Self {
         self.counters.bytes_sent += octets_out;
         self.counters.segs_out += 1;
         self.counters.bytes_received += octets_in;
@@ -170,7 +176,7 @@ impl TcpObservation {
         self
     }
 
-    pub(super) fn ended(mut self, at: KernelTime, left: TcpState, error: u32) -> Self {
+    pub(in crate::flow) fn ended(mut self, at: KernelTime, left: TcpState, error: u32) -> Self {
         self.at = at;
         self.end = Some(at);
         self.sight = TcpSight::Ended;
@@ -180,18 +186,18 @@ impl TcpObservation {
     }
 }
 
-pub(super) fn see_tcp(table: &mut FlowTable, seen: &TcpObservation) {
+pub(in crate::flow) fn see_tcp(table: &mut FlowTable, seen: &TcpObservation) {
     table.observe(&Observation::Tcp(Box::new(seen.clone())));
     table.check();
 }
 
-pub(super) fn see_udp(table: &mut FlowTable, seen: &UdpObservation) {
+pub(in crate::flow) fn see_udp(table: &mut FlowTable, seen: &UdpObservation) {
     table.observe(&Observation::Udp(Box::new(seen.clone())));
     table.check();
 }
 
 /// Everything that is reported until `now`, deadlines in their order.
-pub(super) fn records_until(table: &mut FlowTable, now: KernelTime) -> Vec<FlowRecord> {
+pub(in crate::flow) fn records_until(table: &mut FlowTable, now: KernelTime) -> Vec<FlowRecord> {
     let mut records = Vec::new();
     loop {
         let due = table.poll_timeout().filter(|&due| due <= now);
@@ -205,7 +211,7 @@ pub(super) fn records_until(table: &mut FlowTable, now: KernelTime) -> Vec<FlowR
 }
 
 /// Everything that waits to be polled. Wall time is kernel time here.
-pub(super) fn polled(table: &mut FlowTable) -> Vec<FlowRecord> {
+pub(in crate::flow) fn polled(table: &mut FlowTable) -> Vec<FlowRecord> {
     std::iter::from_fn(|| {
         let record = table.poll_record(WallOffset(0));
         table.check();
@@ -215,25 +221,25 @@ pub(super) fn polled(table: &mut FlowTable) -> Vec<FlowRecord> {
 }
 
 /// The only record until `now`.
-pub(super) fn one_until(table: &mut FlowTable, now: KernelTime) -> FlowRecord {
+pub(in crate::flow) fn one_until(table: &mut FlowTable, now: KernelTime) -> FlowRecord {
     let records = records_until(table, now);
     assert_eq!(records.len(), 1, "{records:#?}");
     records.into_iter().next().expect("counted")
 }
 
-pub(super) fn due(table: &mut FlowTable) -> Vec<u64> {
+pub(in crate::flow) fn due(table: &mut FlowTable) -> Vec<u64> {
     let mut cookies = Vec::new();
     table.poll_due(&mut cookies, 1024);
     cookies.into_iter().map(|cookie| cookie.0).collect()
 }
 
-pub(super) fn seconds(seconds: u64) -> Duration {
+pub(in crate::flow) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
 impl FlowTable {
     /// Checks everything that must hold after every call.
-    pub(super) fn check(&self) {
+    pub(in crate::flow) fn check(&self) {
         let law = self.law();
         assert!(law.holds(), "{law:?}");
         let (mut octets, mut packets) = (0, 0);

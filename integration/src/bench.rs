@@ -1,0 +1,6 @@
+//! stub
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {}
+pub(crate) fn bench(_: &Options) -> anyhow::Result<()> {
+    Ok(())
+}
