@@ -5,6 +5,7 @@ use integration::collector::ndpi::Value;
 use integration::collector::zmq::{self, KeyPair, Socket, ZmqContext, kind, option};
 use integration::collector::{self, Collector, Setup};
 use integration::need::{self, Need};
+use integration::ntopng::{self, Ntopng};
 use integration::scene::{self, Told};
 use integration::traffic::{self, Helper, Truth};
 use integration::wait::{self, PATIENCE};
@@ -220,7 +221,7 @@ fn collector_with_curve_takes_the_right_key_only() -> Result<()> {
         curve: Some(keys.clone()),
         ..Setup::default()
     })?;
-    let (context, wrong) = publisher(&collector, Some(&zmq::key_pair()?))?;
+    let (context, wrong) = publisher(collector.endpoint(), Some(&zmq::key_pair()?))?;
     publish(&collector, Some(&keys), &[1])?;
     collector.wait_for_flow(PATIENCE, "flow under the right key", |_| true)?;
     let subscribed = wrong.receive()?;
@@ -239,11 +240,42 @@ fn damaged_payload_is_named() -> Result<()> {
         return Ok(());
     }
     let collector = Collector::bind(Setup::default())?;
-    let (context, socket) = publisher(&collector, None)?;
+    let (context, socket) = publisher(collector.endpoint(), None)?;
     await_subscription(&socket)?;
     let payload = hex(TLV_FLOW);
     socket.send(&[&header(1), &payload[..payload.len() - 1]])?;
     wait::until_true(PATIENCE, "complaint", || collector.messages().is_err())?;
+    drop(socket);
+    drop(context);
+    Ok(())
+}
+
+#[test]
+fn a_real_ntopng_is_started_and_asked() -> Result<()> {
+    if !need::met(&collector::NEEDS) {
+        return Ok(());
+    }
+    let binary = match ntopng::find() {
+        Ok(binary) => binary,
+        Err(reason) => {
+            need::skip(&reason);
+            return Ok(());
+        }
+    };
+    let ntopng = Ntopng::start(&binary, &[])?;
+    let (context, socket) = publisher(&ntopng.endpoint(), None)?;
+    await_subscription(&socket)?;
+    socket.send(&[&header(1), &hex(TLV_FLOW)])?;
+    let flow = wait::until(PATIENCE, "flow in ntopng", || {
+        Ok(ntopng.flows("&username=alice")?.into_iter().next())
+    })?;
+    ensure!(flow["client"]["process"]["pid"] == 4242, "{flow}");
+    ensure!(ntopng.flows("&username=bob")?.is_empty());
+    let counters = ntopng.zmq_counters()?;
+    ensure!(
+        counters["zmq_msg_drops"] == 0 && counters["zmq_msg_rcvd"] == 1,
+        "{counters}"
+    );
     drop(socket);
     drop(context);
     Ok(())
@@ -255,7 +287,7 @@ fn exchange(world: &World, style: &str, place: Place, family: Family) -> Result<
     scene::tcp(world, place, family, style, &plan)
 }
 
-fn publisher(collector: &Collector, server_key: Option<&KeyPair>) -> Result<(ZmqContext, Socket)> {
+fn publisher(endpoint: &str, server_key: Option<&KeyPair>) -> Result<(ZmqContext, Socket)> {
     let context = ZmqContext::new()?;
     let socket = context.socket(kind::XPUB)?;
     socket.set(option::LINGER, 1_000)?;
@@ -266,7 +298,7 @@ fn publisher(collector: &Collector, server_key: Option<&KeyPair>) -> Result<(Zmq
         socket.set_octets(option::CURVE_PUBLICKEY, own.public.as_bytes())?;
         socket.set_octets(option::CURVE_SECRETKEY, own.secret.as_bytes())?;
     }
-    socket.connect(collector.endpoint())?;
+    socket.connect(endpoint)?;
     Ok((context, socket))
 }
 
@@ -279,7 +311,7 @@ fn await_subscription(socket: &Socket) -> Result<()> {
 }
 
 fn publish(collector: &Collector, server_key: Option<&KeyPair>, ids: &[u8]) -> Result<()> {
-    let (context, socket) = publisher(collector, server_key)?;
+    let (context, socket) = publisher(collector.endpoint(), server_key)?;
     await_subscription(&socket)?;
     for &id in ids {
         socket.send(&[&header(id), &hex(TLV_FLOW)])?;

@@ -37,6 +37,9 @@ pub struct Plan {
     /// A word that stands in the truth, and on this command line.
     #[arg(long, default_value = "")]
     pub tag: String,
+    /// Words that only stand on this command line.
+    #[arg(last = true)]
+    pub ignored: Vec<String>,
 }
 
 /// Runs the plan.

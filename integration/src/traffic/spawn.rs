@@ -29,6 +29,7 @@ pub fn once(to: SocketAddr, tag: &str) -> Result<()> {
         hold: false,
         expect_reset: false,
         tag: tag.to_owned(),
+        ignored: Vec::new(),
     })
 }
 
