@@ -219,6 +219,12 @@ impl Capture {
         Ok(())
     }
 
+    /// Name events that found their ring full, since attach. Cheap: one look-up.
+    #[must_use]
+    pub fn names_lost(&self) -> u64 {
+        attach::counter(&self.ebpf, abi::drop_reason::NAME_RING_FULL)
+    }
+
     /// Losses on the kernel side and in decoding, since attach.
     #[must_use]
     pub fn drops(&self) -> Drops {

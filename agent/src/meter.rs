@@ -2,8 +2,9 @@
 //!
 //! In: commands of [`crate::run`] (bounded channel), the capture's rings and maps, time. Out: records to each sink
 //! (bounded, never waited for; what does not fit is counted), status once a second. Owns capture, table and naming; no
-//! lock is shared. A turn: names, socket events, due counters, timeouts, records, names for them, sinks. The order
-//! matters: names are drained before sockets, so that a process which lives 5 ms is known when its flow ends.
+//! lock is shared. A turn: socket events, name events, due counters, timeouts, records, names for them, sinks. The order
+//! matters: whoever holds a socket that was drained executed before, so its name events are drained after the sockets and
+//! before any record is named.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -216,16 +217,24 @@ impl Meter {
         let Some(capture) = &mut self.capture else { return };
         let (naming, table, inherited) = (&mut self.naming, &mut self.table, &mut self.state.inherited);
         loop {
-            capture.drain_names(|seen| naming.learn(&seen));
             let taken = capture.drain_flows(|seen| {
                 *inherited |= is_inherited(&seen);
                 table.observe(&seen);
             });
             match taken {
                 Ok(crate::capture::DRAIN_MAX) => {}
-                Ok(_) => return,
-                Err(error) => return warn(Err(error)),
+                Ok(_) => break,
+                Err(error) => {
+                    warn(Err(error));
+                    break;
+                }
             }
+        }
+        capture.drain_names(|seen| naming.learn(&seen));
+        let lost = capture.names_lost();
+        if lost > self.state.names_lost {
+            self.state.names_lost = lost;
+            naming.lost_events();
         }
     }
 
@@ -235,11 +244,6 @@ impl Meter {
         warn(capture.walk_udp(|seen| table.observe(&seen)));
         let drops = capture.drops();
         warn(capture.collect_unsent(drops.at(DropPoint::FlowRingFull), |seen| table.observe(&seen)));
-        let names_lost = drops.at(DropPoint::NameRingFull);
-        if names_lost > self.state.names_lost {
-            self.state.names_lost = names_lost;
-            self.naming.lost_events();
-        }
         if self.state.inherited && now >= self.state.next_file_walk {
             let began = clock::instant();
             warn(capture.walk_files());
@@ -277,7 +281,9 @@ impl Meter {
         self.state.records += 1;
         if record.reason != EndReason::ActiveTimeout {
             count(&mut self.state.coverage, &record.initiator.owner);
-            count(&mut self.state.coverage, &record.responder.owner);
+            if !record.reason.is_failed_attempt() {
+                count(&mut self.state.coverage, &record.responder.owner);
+            }
         }
         let record = Arc::new(record);
         for (_, intake) in &self.sinks {

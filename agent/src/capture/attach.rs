@@ -379,13 +379,18 @@ fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, Capture
     RingBuf::try_from(map).map_err(|source| CaptureError::Map { name, source })
 }
 
+/// One counter of the kernel side, over all processors.
+pub(super) fn counter(ebpf: &Ebpf, reason: u32) -> u64 {
+    let Some(Ok(counters)) = ebpf.map("drops").map(PerCpuArray::<_, u64>::try_from) else {
+        return 0;
+    };
+    counters.get(&reason, 0).map_or(0, |cpus| cpus.iter().sum())
+}
+
 /// Counters of the kernel side, and runs it skipped.
 pub(super) fn kernel_drops(ebpf: &Ebpf) -> Drops {
     let mut drops = Drops::default();
-    let Some(Ok(counters)) = ebpf.map("drops").map(PerCpuArray::<_, u64>::try_from) else {
-        return drops;
-    };
-    let total = |reason: u32| counters.get(&reason, 0).map_or(0, |cpus| cpus.iter().sum());
+    let total = |reason: u32| counter(ebpf, reason);
     drops.set(DropPoint::SocketMapFull, total(drop_reason::SOCKETS_FULL));
     drops.set(DropPoint::FlowRingFull, total(drop_reason::FLOW_RING_FULL));
     drops.set(DropPoint::NameRingFull, total(drop_reason::NAME_RING_FULL));
@@ -436,12 +441,14 @@ fn one_line(error: &ProgramError) -> String {
     } = error
     {
         let log = verifier_log.to_string();
+        let figures = ["processed ", "stack depth ", "verification time "];
         let words = log
             .lines()
             .rev()
-            .find(|line| !line.starts_with("processed") && !line.trim().is_empty());
+            .map(str::trim)
+            .find(|line| !line.is_empty() && !figures.iter().any(|figure| line.starts_with(figure)));
         return match words {
-            Some(words) => format!("{io_error}: {}", words.trim()),
+            Some(words) => format!("{io_error}: {words}"),
             None => io_error.to_string(),
         };
     }

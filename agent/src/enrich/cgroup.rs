@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use flowtilla_agent_core::owner::ProcessKey;
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FsWord, Mode, OFlags};
 
 use super::process::Proc;
 use super::{PASS, mounts, open_to_read, read_at_most, unescaped};
@@ -22,7 +22,7 @@ const MOUNTINFO_OCTETS_MAX: usize = 4 << 20;
 /// Inode of the topmost cgroup. Source: kernfs, the first number it gives.
 const ROOT_ID: u64 = 1;
 /// Linux' magic number of cgroup2. Source: `include/uapi/linux/magic.h`.
-const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+const CGROUP2_SUPER_MAGIC: FsWord = 0x6367_7270;
 
 /// The cgroup2 tree, as far as it is mounted here.
 pub(super) struct Cgroups(Option<Tree>);
@@ -111,7 +111,7 @@ impl Tree {
     fn open(point: PathBuf, whole: bool) -> Option<Self> {
         let folder = rustix::fs::open(&point, PASS | OFlags::DIRECTORY, Mode::empty()).ok()?;
         let kind = rustix::fs::fstatfs(&folder).ok()?;
-        (i64::from(kind.f_type) == CGROUP2_SUPER_MAGIC).then_some(Self { point, folder, whole })
+        (kind.f_type == CGROUP2_SUPER_MAGIC).then_some(Self { point, folder, whole })
     }
 
     fn id_of(&self, path: &str) -> Option<u64> {

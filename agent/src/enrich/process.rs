@@ -26,9 +26,6 @@ const START_TICKS_OFF_MAX: u64 = 1;
 /// How often a process that executes something else while it is read is read anew.
 const TRIES_MAX: usize = 3;
 
-/// Linux' magic number of /proc. Source: `include/uapi/linux/magic.h`.
-const PROC_SUPER_MAGIC: i64 = 0x9fa0;
-
 /// The process file system.
 pub(super) struct Proc {
     folder: OwnedFd,
@@ -53,7 +50,7 @@ impl Proc {
         let folder = rustix::fs::open("/proc", flags, Mode::empty())
             .map_err(|error| LookupError::Proc(error.into()))?;
         let kind = rustix::fs::fstatfs(&folder).map_err(|error| LookupError::Proc(error.into()))?;
-        if i64::from(kind.f_type) != PROC_SUPER_MAGIC {
+        if kind.f_type != rustix::fs::PROC_SUPER_MAGIC {
             return Err(LookupError::NotProc);
         }
         Ok(Self {

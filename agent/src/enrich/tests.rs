@@ -3,9 +3,13 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use flowtilla_agent_core::enrich::{ProcessFacts, Scope};
-use flowtilla_agent_core::owner::ProcessKey;
-use flowtilla_agent_core::time::KernelTime;
+use flowtilla_agent_core::enrich::{Naming, NamingOptions, NamingState, ProcessFacts, Scope};
+use flowtilla_agent_core::flow::record::{
+    BootId, CollectorSet, Counting, EndReason, FlowRecord, Party, Protocol, RecordId, Traffic,
+};
+use flowtilla_agent_core::observe::{Cookie, Endpoint, NameObservation, NetNs};
+use flowtilla_agent_core::owner::{Confidence, Owner, Process, ProcessKey, Unknown};
+use flowtilla_agent_core::time::{KernelTime, WallTime};
 
 use super::*;
 
@@ -310,25 +314,75 @@ fn mounts_are_read_with_their_escapes() {
 }
 
 #[test]
-fn naming_and_lookups_work_together() {
-    use flowtilla_agent_core::enrich::{Naming, NamingOptions};
+fn a_record_of_a_live_process_gets_its_names_from_the_host() {
     let child = Running::start(Command::new("sleep").args(["600"]));
     let mut lookups = Lookups::open().expect("there is /proc");
     let mut naming = Naming::new(NamingOptions::default());
-    naming.learn(&flowtilla_agent_core::observe::NameObservation::Fork {
-        parent: flowtilla_agent_core::owner::Process {
-            key: key(std::process::id()),
-            parent_pid: 1,
-            uid: 0,
-            gid: 0,
-            cgroup_id: 0,
-            comm: "test".into(),
-        },
-        child: key(child.0.id()),
+    for (id, path) in lookups.existing_cgroups() {
+        naming.learn(&NameObservation::Cgroup { id, path });
+    }
+    let mut record = record(Process {
+        key: key(child.0.id()),
+        parent_pid: std::process::id(),
+        uid: nix::unistd::getuid().as_raw(),
+        gid: nix::unistd::getgid().as_raw(),
+        cgroup_id: 0,
+        comm: "sleep".into(),
     });
-    assert_eq!(lookups.answer_some(&mut naming, 8), 1);
-    assert_eq!(lookups.answer_some(&mut naming, 8), 0);
-    assert_eq!(naming.counts().processes_gone, 0);
+
+    let mut rounds = 0;
+    while naming.name(&mut record, KernelTime(0)) == NamingState::Waiting {
+        rounds += 1;
+        assert!(rounds <= 3, "process, user, parent's user");
+        lookups.answer_some(&mut naming, 8);
+    }
+
+    let names = record.initiator.owner.names.expect("it was named");
+    let sleep = fs::canonicalize("/bin/sleep").expect("it is installed");
+    assert_eq!(names.executable.as_deref(), sleep.to_str());
+    assert_eq!(names.command_line.as_deref(), Some("sleep 600"));
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid());
+    assert_eq!(names.user, user.ok().flatten().map(|user| user.name));
+    let parent = names.parent.as_ref().expect("we live");
+    assert_eq!((parent.pid, &parent.user), (std::process::id(), &names.user));
+}
+
+fn record(process: Process) -> FlowRecord {
+    let party = |owner| Party {
+        endpoint: Endpoint {
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
+            port: 1,
+        },
+        owner,
+    };
+    FlowRecord {
+        id: RecordId {
+            boot: BootId([0; 16]),
+            cookie: Cookie(1),
+            stream: 0,
+            part: 1,
+        },
+        first: true,
+        protocol: Protocol::Tcp,
+        initiator: party(Owner {
+            confidence: Confidence::Exact,
+            process: Some(process),
+            names: None,
+        }),
+        responder: party(Owner::unknown(Unknown::Remote)),
+        initiator_seen: true,
+        backfilled: false,
+        netns: NetNs(1),
+        counting: Counting::Delta,
+        delta: Traffic::default(),
+        total: Traffic::default(),
+        start: WallTime(0),
+        delta_start: WallTime(0),
+        end: WallTime(0),
+        tcp: None,
+        reason: EndReason::EndOfFlow,
+        held_from: CollectorSet::default(),
+    }
 }
 
 /// A child that does not outlive its test.

@@ -14,6 +14,9 @@ struct Type {
     array: (u32, u32),
 }
 
+/// Name, offset and size of a member, in octets.
+pub(crate) type Member = (String, usize, usize);
+
 pub(crate) struct Structures {
     types: Vec<Type>,
     by_name: HashMap<String, usize>,
@@ -87,7 +90,7 @@ impl Structures {
     }
 
     /// Size and `(member, offset, size)` of a structure, all in octets.
-    pub(crate) fn structure(&self, name: &str) -> Option<(usize, Vec<(String, usize, usize)>)> {
+    pub(crate) fn structure(&self, name: &str) -> Option<(usize, Vec<Member>)> {
         let this = &self.types[*self.by_name.get(name)?];
         let row = |(name, id, bits): &(String, u32, u32)| {
             (name.clone(), (bits / 8) as usize, self.size(*id) as usize)

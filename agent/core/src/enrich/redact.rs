@@ -46,8 +46,12 @@ type Hidden = Vec<Vec<Range<usize>>>;
 /// argument may lack its end; what could be the beginning of a secret there is hidden as well.
 #[must_use]
 pub fn redact(program: Option<&str>, arguments: &[String], cut: bool) -> Vec<String> {
+    redact_within(ROUNDS_MAX, program, arguments, cut)
+}
+
+fn redact_within(rounds_max: usize, program: Option<&str>, arguments: &[String], cut: bool) -> Vec<String> {
     let mut shown = arguments.to_vec();
-    for _ in 0..ROUNDS_MAX {
+    for _ in 0..rounds_max {
         let next = round(rules(), program, &shown, cut);
         if next == shown {
             return shown;
@@ -120,16 +124,13 @@ fn options(
                 _ => {}
             }
         }
-        if let Some(rest) = unit.text.strip_prefix("-p") {
-            match next {
-                _ if !rest.is_empty() => {
-                    if !rules.is_long(unit.text) && !is_harmless(rest) {
-                        hide(unit, 2, hidden);
-                    }
-                }
-                Some(next) if !is_harmless(next.text) && !next.text.contains('/') => hide(next, 0, hidden),
-                _ => {}
-            }
+        match unit.text.strip_prefix("-p") {
+            Some("") => next
+                .into_iter()
+                .filter(|next| !is_harmless(next.text) && !next.text.contains('/'))
+                .for_each(|next| hide(next, 0, hidden)),
+            Some(rest) if !rules.is_long(unit.text) && !is_harmless(rest) => hide(unit, 2, hidden),
+            _ => {}
         }
         match rules.after_userpass(unit.text) {
             Some("") => next

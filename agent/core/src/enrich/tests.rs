@@ -382,8 +382,7 @@ fn a_full_queue_of_asks_is_counted_and_tried_again() {
 
 #[test]
 fn caches_are_bounded() {
-    let mut host = Host::default();
-    host.naming = Naming::new(NamingOptions {
+    let mut host = Host::with(NamingOptions {
         processes_max: 16,
         cgroups_max: 8,
         users_max: 8,
@@ -460,8 +459,7 @@ proptest! {
         processes_max in 1..40_usize,
         agent_starts_at in 0..60_usize,
     ) {
-        let mut host = Host::default();
-        host.naming = Naming::new(NamingOptions { processes_max, ..NamingOptions::default() });
+        let mut host = Host::with(NamingOptions { processes_max, ..NamingOptions::default() });
         let init = Process { comm: "tool9".into(), ..process(1, 0).child_of(0) };
         let mut truth = vec![Truth { process: init, alive: true, ran: vec!["/bin/tool9".into()] }];
         for (at, step) in steps.into_iter().enumerate() {
@@ -524,17 +522,21 @@ struct Host {
 
 impl Default for Host {
     fn default() -> Self {
+        Self::with(NamingOptions::default())
+    }
+}
+
+impl Host {
+    fn with(options: NamingOptions) -> Self {
         Self {
-            naming: Naming::new(NamingOptions::default()),
+            naming: Naming::new(options),
             live: HashMap::new(),
             paths: HashMap::from([(SESSION, "/user.slice/session-1.scope".to_owned())]),
             asks: Vec::new(),
             now: NOW,
         }
     }
-}
 
-impl Host {
     fn live(&mut self, process: &Process, facts: ProcessFacts) {
         self.live.insert(process.key, facts);
     }

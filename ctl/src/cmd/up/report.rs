@@ -63,12 +63,12 @@ pub(crate) fn laws(status: &AgentStatus) -> Vec<String> {
     let first = |unit: &str, observed: u64, reported: u64, held: u64, joined: u64| {
         let missing = i128::from(observed) - i128::from(reported) - i128::from(held) - i128::from(joined);
         format!(
-            "law 1, kernel to table, {unit}: observed {} = reported {} + held {} + joined {}: {}",
+            "law 1 {}, kernel to table, {unit}: observed {} = reported {} + held {} + joined {}",
+            verdict(missing),
             grouped(observed),
             grouped(reported),
             grouped(held),
             grouped(joined),
-            verdict(missing),
         )
     };
     let mut lines = vec![
@@ -138,13 +138,13 @@ fn second_law(name: &str, law: &CollectorLaw) -> String {
         n => format!(" (of them {} withheld on purpose)", grouped(n)),
     };
     format!(
-        "law 2, table to {name}, records: made {} = taken {} + waiting {} + evicted {} + dropped {}{withheld}: {}",
+        "law 2 {}, table to {name}, records: made {} = taken {} + waiting {} + evicted {} + dropped {}{withheld}",
+        verdict(law.missing()),
         grouped(law.made),
         grouped(law.taken),
         grouped(law.waiting),
         grouped(law.evicted),
         grouped(dropped),
-        verdict(law.missing()),
     )
 }
 
@@ -166,8 +166,8 @@ fn collector(collector: &CollectorStatus) -> String {
 fn verdict(missing: i128) -> String {
     match missing {
         0 => "holds".into(),
-        n if n > 0 => format!("BROKEN, {n} missing"),
-        n => format!("BROKEN, {} too many", n.unsigned_abs()),
+        n if n > 0 => format!("BROKEN ({n} missing)"),
+        n => format!("BROKEN ({} too many)", n.unsigned_abs()),
     }
 }
 
@@ -223,11 +223,11 @@ mod tests {
         status.collectors[0].law.taken += 2;
         let lines = laws(&status);
         assert!(
-            lines[0].ends_with("BROKEN, 1 missing") && lines[1].ends_with("holds"),
+            lines[0].starts_with("law 1 BROKEN (1 missing),") && lines[1].starts_with("law 1 holds,"),
             "{lines:?}"
         );
         assert!(
-            lines[2].ends_with("BROKEN, 2 too many") && lines[3].ends_with("holds"),
+            lines[2].starts_with("law 2 BROKEN (2 too many),") && lines[3].starts_with("law 2 holds,"),
             "{lines:?}"
         );
     }
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(lost(&status).len(), 2);
         let line = &laws(&status)[3];
         assert!(
-            line.ends_with("dropped 5 (of them 5 withheld on purpose): holds"),
+            line.starts_with("law 2 holds,") && line.ends_with("dropped 5 (of them 5 withheld on purpose)"),
             "{line}"
         );
     }

@@ -20,6 +20,9 @@ const ROWS_MAX: usize = 512;
 /// Narrowest table; on a narrower screen its right side is cut.
 const WIDTH_MIN: usize = 40;
 
+/// Between two words of the totals.
+const GAP: &str = "   ";
+
 /// How a line is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Paint {
@@ -80,7 +83,14 @@ impl Table {
         let mut foot: Frame = notes.iter().map(|note| (Paint::Alarm, harmless(note))).collect();
         foot.extend(totals(status, columns));
         if laws {
-            foot.extend(report::laws(status).into_iter().map(|line| (Paint::Frame, line)));
+            for law in report::laws(status) {
+                let words = law.split(' ').map(str::to_owned).collect::<Vec<_>>();
+                foot.extend(
+                    wrap(&words, " ", columns)
+                        .into_iter()
+                        .map(|line| (Paint::Frame, line)),
+                );
+            }
         }
         // The heading takes one line, the cursor below the table another.
         let room = height.saturating_sub(foot.len() + 2);
@@ -130,22 +140,21 @@ fn totals(status: &AgentStatus, width: usize) -> Frame {
     } else {
         Paint::Alarm
     };
-    let totals = wrap(&report::totals(status), width)
+    let totals = wrap(&report::totals(status), GAP, width)
         .into_iter()
         .map(|line| (paint, line));
-    let collectors = wrap(&report::collectors(status), width)
+    let collectors = wrap(&report::collectors(status), GAP, width)
         .into_iter()
         .map(|line| (Paint::Frame, line));
     totals.chain(collectors).collect()
 }
 
 /// `words` beside one another, on as many lines as they need.
-fn wrap(words: &[String], columns: usize) -> Vec<String> {
-    const GAP: &str = "   ";
+fn wrap(words: &[String], gap: &str, columns: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in words {
         match lines.last_mut() {
-            Some(line) if width(line) + GAP.len() + width(word) <= columns => line.extend([GAP, word]),
+            Some(line) if width(line) + gap.len() + width(word) <= columns => line.extend([gap, word]),
             _ => lines.push(word.clone()),
         }
     }
@@ -183,6 +192,8 @@ mod tests {
             assert!(frame.iter().all(|(_, line)| width(line) <= columns), "{frame:?}");
             samples::assert_pinned(name, &text(&frame));
         }
+        let with_laws = table().render(&samples::status(), &[], true, (80, 30));
+        samples::assert_pinned("table-80-laws.txt", &text(&with_laws));
     }
 
     #[test]

@@ -7,14 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flowtilla_abi as abi;
-
 use super::world::*;
 use crate::flow::record::{EndReason, FlowRecord, Protocol, RecordId};
 use crate::flow::sides::Sides;
 use crate::flow::{FlowTable, TableOptions, counters};
 use crate::observe::{
-    Cookie, Endpoint, Observation, TcpObservation, TcpRole, TcpSight, TcpState, UdpObservation,
+    Cookie, Endpoint, Observation, TcpObservation, TcpRole, TcpSight, TcpState, UdpCounters, UdpObservation,
 };
 use crate::owner::Confidence;
 use crate::time::KernelTime;
@@ -39,8 +37,10 @@ struct UdpSocket {
     local: Endpoint,
     open: bool,
     created: KernelTime,
-    current: Option<(Endpoint, abi::UdpCounters)>,
-    spilled: BTreeMap<Endpoint, abi::UdpCounters>,
+    /// Counted in the socket's own entry, for its life.
+    first: Option<(Endpoint, UdpCounters)>,
+    /// Counted in the peer map.
+    others: BTreeMap<Endpoint, UdpCounters>,
     /// All datagrams ever.
     packets: u64,
 }
@@ -251,8 +251,8 @@ impl World {
             local: end(&format!("10.0.0.1:{}", 20_000 + cookie)),
             open: true,
             created: self.now,
-            current: None,
-            spilled: BTreeMap::new(),
+            first: None,
+            others: BTreeMap::new(),
             packets: 0,
         });
     }
@@ -285,18 +285,15 @@ impl World {
         }
     }
 
-    /// The agent's walk: all current peers and all spilled ones, in any order, some twice.
+    /// The agent's walk: all first peers and all others, in any order, some twice.
     fn walk_udp(&mut self) {
         let mut seen = Vec::new();
         for socket in &self.udp {
             if socket.open {
                 seen.push(socket.entry(self.now, false));
             }
-            let current = socket.current.map(|(peer, _)| peer);
-            for (&peer, &counters) in &socket.spilled {
-                if current != Some(peer) || !socket.open {
-                    seen.push(socket.sight(peer, counters, self.now));
-                }
+            for (&peer, &counters) in &socket.others {
+                seen.push(socket.sight(peer, counters, self.now));
             }
         }
         self.rng.shuffle(&mut seen);
@@ -374,7 +371,7 @@ impl World {
         while let Some(forget) = self.table.poll_forget() {
             let socket = self.udp.iter_mut().find(|socket| socket.cookie == forget.cookie);
             let Some(socket) = socket else { continue };
-            if let Some(counters) = socket.spilled.remove(&forget.peer) {
+            if let Some(counters) = socket.others.remove(&forget.peer) {
                 let seen = socket.sight(forget.peer, counters, self.now);
                 see_udp(&mut self.table, &seen);
             }
@@ -520,42 +517,25 @@ impl World {
 impl UdpSocket {
     fn count(&mut self, peer: Endpoint, out: bool, now: KernelTime) {
         self.packets += 1;
-        if self.current.is_none_or(|(current, _)| current != peer) {
-            if let Some((before, counters)) = self.current.take() {
-                let sum = self.with_spilled(before, counters);
-                self.spilled.insert(before, sum);
-            }
-            let mut fresh = udp(self.cookie.0, tuple("0.0.0.0:1", "0.0.0.0:1"), 0, 0, now).counters;
-            fresh.first_ns = now.0;
-            fresh.first_in = u8::from(!out);
-            self.current = Some((peer, fresh));
+        let mut fresh = udp(self.cookie.0, tuple("0.0.0.0:1", "0.0.0.0:1"), 0, 0, now).counters;
+        fresh.first = now;
+        fresh.peer_first = !out;
+        let first = self.first.get_or_insert((peer, fresh));
+        let counters = if first.0 == peer {
+            &mut first.1
+        } else {
+            self.others.entry(peer).or_insert(fresh)
+        };
+        counters.last = now;
+        if out {
+            counters.packets_out += 1;
+            counters.octets_out += 128;
+            counters.payload_out += 100;
+        } else {
+            counters.packets_in += 1;
+            counters.octets_in += 128;
+            counters.payload_in += 100;
         }
-        if let Some((_, counters)) = &mut self.current {
-            counters.last_ns = now.0;
-            if out {
-                counters.packets_out += 1;
-                counters.octets_out += 128;
-                counters.payload_out += 100;
-            } else {
-                counters.packets_in += 1;
-                counters.octets_in += 128;
-                counters.payload_in += 100;
-            }
-        }
-    }
-
-    fn with_spilled(&self, peer: Endpoint, mut counters: abi::UdpCounters) -> abi::UdpCounters {
-        if let Some(earlier) = self.spilled.get(&peer) {
-            counters.first_ns = earlier.first_ns;
-            counters.first_in = earlier.first_in;
-            counters.packets_out += earlier.packets_out;
-            counters.packets_in += earlier.packets_in;
-            counters.octets_out += earlier.octets_out;
-            counters.octets_in += earlier.octets_in;
-            counters.payload_out += earlier.payload_out;
-            counters.payload_in += earlier.payload_in;
-        }
-        counters
     }
 
     fn entry(&self, now: KernelTime, ended: bool) -> UdpObservation {
@@ -563,14 +543,14 @@ impl UdpSocket {
             end("0.0.0.0:0"),
             udp(1, tuple("0.0.0.0:1", "0.0.0.0:1"), 0, 0, KernelTime(0)).counters,
         );
-        let (peer, counters) = self.current.unwrap_or(none);
-        let mut seen = self.sight(peer, self.with_spilled(peer, counters), now);
+        let (peer, counters) = self.first.unwrap_or(none);
+        let mut seen = self.sight(peer, counters, now);
         seen.owner = Some(owner(5, Confidence::Exact));
         seen.ended = ended;
         seen
     }
 
-    fn sight(&self, peer: Endpoint, counters: abi::UdpCounters, now: KernelTime) -> UdpObservation {
+    fn sight(&self, peer: Endpoint, counters: UdpCounters, now: KernelTime) -> UdpObservation {
         let mut seen = udp(self.cookie.0, tuple("0.0.0.0:1", "0.0.0.0:1"), 0, 0, now);
         seen.owner = None;
         seen.tuple.local = self.local;

@@ -300,7 +300,7 @@ fn both_sockets_of_a_udp_conversation_make_one_record() {
     let mut table = table();
     let (client, server) = ("10.0.0.1:5000", "10.0.0.1:53");
     let mut answers = udp(2, tuple(server, client), 1, 1, ms(3));
-    answers.counters.first_in = 1;
+    answers.counters.peer_first = true;
     see_udp(&mut table, &answers);
     see_udp(&mut table, &udp(1, tuple(client, server), 1, 1, ms(3)));
     let records = records_until(&mut table, ms(20_000));
@@ -322,7 +322,7 @@ fn udp_that_goes_on_after_its_twin_ended_speaks_for_itself() {
     let mut table = table();
     let (client, server) = ("10.0.0.1:5000", "10.0.0.1:53");
     let mut answers = udp(2, tuple(server, client), 1, 1, ms(3));
-    answers.counters.first_in = 1;
+    answers.counters.peer_first = true;
     see_udp(&mut table, &udp(1, tuple(client, server), 1, 1, ms(3)));
     see_udp(&mut table, &answers);
     let mut over = udp(1, tuple(client, server), 1, 1, ms(3)).at(ms(1000));
@@ -332,13 +332,13 @@ fn udp_that_goes_on_after_its_twin_ended_speaks_for_itself() {
     // In flight when the other end closed: the twin's.
     answers.counters.packets_out = 2;
     answers.counters.octets_out = 256;
-    answers.counters.last_ns = ms(1500).0;
+    answers.counters.last = ms(1500);
     see_udp(&mut table, &answers.clone().at(ms(2000)));
     assert_eq!(table.law().joined_octets, 256 + 128);
     // Long after: its own.
     answers.counters.packets_out = 3;
     answers.counters.octets_out = 384;
-    answers.counters.last_ns = ms(9000).0;
+    answers.counters.last = ms(9000);
     see_udp(&mut table, &answers.at(ms(9000)));
     let record = one_until(&mut table, ms(10_000));
     assert_eq!((record.id.cookie, record.id.stream), (Cookie(2), 2));

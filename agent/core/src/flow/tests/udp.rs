@@ -49,7 +49,7 @@ fn each_peer_of_a_socket_is_a_flow_with_its_own_number() {
 fn who_sent_first_is_the_initiator() {
     let mut table = table();
     let mut seen = udp(1, tuple("10.0.0.1:53", "192.0.2.1:5000"), 1, 1, ms(5));
-    seen.counters.first_in = 1;
+    seen.counters.peer_first = true;
     see_udp(&mut table, &seen);
     let record = one_until(&mut table, ms(900));
     assert_eq!(record.initiator.endpoint, end("192.0.2.1:5000"));
@@ -67,7 +67,7 @@ fn peer_map_takes_the_owner_of_its_socket() {
     let mut table = table();
     see_udp(&mut table, &spilled(udp(1, with(A), 1, 1, ms(5))));
     let mut life = udp(1, with("0.0.0.0:0"), 0, 0, ms(6));
-    life.counters.last_ns = 0;
+    life.counters.last = crate::time::KernelTime(0);
     see_udp(&mut table, &life);
     assert_eq!(table.flows(), 1);
     let record = one_until(&mut table, ms(900));
@@ -128,7 +128,7 @@ fn silent_peer_is_forgotten_and_counted_anew() {
     // What the deletion returned has nothing new.
     see_udp(&mut table, &spilled(udp(1, with(A), 3, 3, ms(100))));
     let mut anew = udp(1, with(A), 1, 0, ms(20_000));
-    anew.counters.first_ns = ms(20_000).0;
+    anew.counters.first = ms(20_000);
     see_udp(&mut table, &anew);
     let records = records_until(&mut table, ms(21_000));
     let back = records.last().expect("a record");
@@ -163,7 +163,7 @@ fn counters_that_begin_again_are_added() {
     let mut table = table();
     see_udp(&mut table, &udp(1, with(A), 5, 0, ms(100)));
     let mut again = udp(1, with(A), 2, 0, ms(600));
-    again.counters.first_ns = ms(500).0;
+    again.counters.first = ms(500);
     see_udp(&mut table, &again);
     see_udp(&mut table, &again);
     see_udp(&mut table, &udp(1, with(A), 5, 0, ms(100)));
@@ -176,7 +176,7 @@ fn part_read_apart_from_the_sum_counts_nothing_twice() {
     let mut table = table();
     see_udp(&mut table, &udp(1, with(A), 5, 0, ms(100)));
     let mut part = udp(1, with(A), 2, 0, ms(600));
-    part.counters.first_ns = ms(500).0;
+    part.counters.first = ms(500);
     see_udp(&mut table, &part);
     see_udp(&mut table, &udp(1, with(A), 8, 0, ms(700)));
     let record = one_until(&mut table, ms(900));

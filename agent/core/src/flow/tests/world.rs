@@ -8,7 +8,8 @@ use flowtilla_abi as abi;
 use crate::flow::record::{BootId, FlowRecord};
 use crate::flow::{FlowTable, TableOptions};
 use crate::observe::{
-    Cookie, Endpoint, NetNs, Observation, TcpObservation, TcpRole, TcpSight, TcpState, Tuple, UdpObservation,
+    Cookie, Endpoint, NetNs, Observation, TcpObservation, TcpRole, TcpSight, TcpState, Tuple, UdpCounters,
+    UdpObservation,
 };
 use crate::owner::{Confidence, Owner, Process, ProcessKey, Unknown};
 use crate::time::{KernelTime, WallOffset};
@@ -132,17 +133,16 @@ pub(in crate::flow) fn udp(
             Confidence::Exact,
         )),
         backfilled: false,
-        counters: abi::UdpCounters {
-            first_ns: ms(0).0,
-            last_ns: last.0,
+        counters: UdpCounters {
+            first: ms(0),
+            last,
             packets_out: sent,
             packets_in: received,
             octets_out: 128 * sent,
             octets_in: 128 * received,
             payload_out: 100 * sent,
             payload_in: 100 * received,
-            first_in: 0,
-            pad: [0; 7],
+            peer_first: false,
         },
         ended: false,
     }
