@@ -42,6 +42,8 @@ pub const NEEDS: [Need; 2] = [
 ];
 /// Kernel receive buffer, in octets, as ntopng sets it.
 const RECEIVE_BUFFER_OCTETS: i32 = 8 << 20;
+/// Kernel receive buffer of a collector with a short queue, in octets: two messages of an exporter.
+const SMALL_BUFFER_OCTETS: i32 = 64 << 10;
 /// Longest sleep of the thread before it looks at its orders, in ms.
 const LOOK_AT_ORDERS_MS: i32 = 50;
 /// Most messages kept. A full run receives a few thousand.
@@ -56,6 +58,9 @@ pub struct Setup<'a> {
     pub curve: Option<KeyPair>,
     /// Host it lives on; `None`: this one.
     pub host: Option<&'a NetNs>,
+    /// Messages that wait inside libzmq, with a small kernel buffer beside; `None`: 1,000 and 8 MiB, as ntopng has
+    /// it. A collector that stops reading pushes back sooner with fewer.
+    pub queue_messages: Option<i32>,
 }
 
 /// A collector.
@@ -85,6 +90,7 @@ impl Collector {
         let host = setup.host.map(NetNs::handle);
         let endpoint = setup.endpoint.unwrap_or_else(|| "tcp://127.0.0.1:*".to_owned());
         let curve = setup.curve;
+        let queue = setup.queue_messages;
         let (tell, told) = sync_channel(1);
         let theirs = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
@@ -94,7 +100,7 @@ impl Collector {
             // Declared in this order: the socket closes before its context ends.
             let context = ZmqContext::new()?;
             let socket = context.socket(kind::SUB)?;
-            let bound = configure(&socket, curve.as_ref()).and_then(|()| socket.bind(&endpoint));
+            let bound = configure(&socket, curve.as_ref(), queue).and_then(|()| socket.bind(&endpoint));
             tell.send(bound).context("the starter is gone")?;
             receive(&socket, &ndpi, &theirs)
         });
@@ -211,10 +217,16 @@ impl Drop for Collector {
     }
 }
 
-fn configure(socket: &zmq::Socket, curve: Option<&KeyPair>) -> Result<()> {
+fn configure(socket: &zmq::Socket, curve: Option<&KeyPair>, queue: Option<i32>) -> Result<()> {
     socket.set(option::LINGER, 0)?;
     socket.set(option::RCVTIMEO, LOOK_AT_ORDERS_MS)?;
-    socket.set(option::RCVBUF, RECEIVE_BUFFER_OCTETS)?;
+    match queue {
+        None => socket.set(option::RCVBUF, RECEIVE_BUFFER_OCTETS)?,
+        Some(messages) => {
+            socket.set(option::RCVHWM, messages)?;
+            socket.set(option::RCVBUF, SMALL_BUFFER_OCTETS)?;
+        }
+    }
     socket.set(option::TCP_KEEPALIVE, 1)?;
     socket.set(option::TCP_KEEPALIVE_IDLE, 30)?;
     socket.set(option::TCP_KEEPALIVE_CNT, 3)?;

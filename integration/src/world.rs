@@ -165,6 +165,8 @@ impl World {
             .run("ip", &["addr", "add", BLACKLISTED_V4, "dev", "lo"])?;
         self.right
             .run("ip", &["route", "add", "unreachable", UNREACHABLE_V4])?;
-        self.right.sysctl("ipv4/ip_forward", "1")
+        self.right.sysctl("ipv4/ip_forward", "1")?;
+        // Each attempt is to get its answer, not one a second.
+        self.right.sysctl("ipv4/icmp_ratelimit", "0")
     }
 }

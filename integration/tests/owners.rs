@@ -164,6 +164,15 @@ fn a_socket_older_than_the_agent_has_its_holder() -> Result<()> {
     ];
     let (client, _) = Helper::serve(&world.left, &hold)?;
     let agent = Agent::watching(&world.left, &["--scope", &scope(&world.right)])?;
+    wait::until_true(TOLD_WITHIN, "records of the open connections", || {
+        agent.flows().is_ok_and(|flows| {
+            flows
+                .iter()
+                .filter(|flow| flow.first().responder.port == 443)
+                .count()
+                == 20
+        })
+    })?;
     let clients = traffic::flows(&client.finish(PATIENCE)?);
     let servers = traffic::flows(&server.finish(PATIENCE)?);
     let told = Told::new(to.parse()?, 0, clients, servers)?;
@@ -171,6 +180,7 @@ fn a_socket_older_than_the_agent_has_its_holder() -> Result<()> {
     for client in &told.clients {
         let record = told.find(&flows, client)?.last();
         ensure!(record.backfilled, "{record:?}");
+        ensure!(record.initiator.executable().ends_with("/traffic"), "{record:?}");
         ensure!(record.initiator.confidence == "backfilled", "{record:?}");
         ensure!(
             record.initiator.pid() == client.pid,
@@ -242,13 +252,17 @@ fn attempts_that_fail_are_records_with_their_cause() -> Result<()> {
     let agent = Agent::watching(&world.left, &[])?;
     let wire_v4 = World::server_address(Place::Wire, Family::V4);
     let wire_v6 = World::server_address(Place::Wire, Family::V6);
-    for (to, port, reason) in [
-        (wire_v4, 9, "refused"),
-        (wire_v6, 9, "refused"),
-        (wire_v4, 7, "timed-out"),
-        (UNREACHABLE_V4.parse()?, 80, "unreachable"),
+    for (to, port, error, reason) in [
+        (wire_v4, 9, "ECONNREFUSED", "refused"),
+        (wire_v6, 9, "ECONNREFUSED", "refused"),
+        (wire_v4, 7, "ETIMEDOUT", "timed-out"),
+        (UNREACHABLE_V4.parse()?, 80, "EHOSTUNREACH", "unreachable"),
     ] {
         let attempts = scene::attempts(&world, to, port, 3)?;
+        ensure!(
+            attempts.iter().all(|attempt| attempt.error == error),
+            "{attempts:?}"
+        );
         let flows = agent
             .wait_for_ended(TOLD_WITHIN, attempts.len(), |flow| {
                 flow.first().responder.address == to && flow.first().responder.port == port

@@ -27,6 +27,8 @@ pub mod kind {
 pub mod option {
     /// Octets: topic prefix to receive.
     pub const SUBSCRIBE: i32 = 6;
+    /// int: messages that wait inside the library.
+    pub const RCVHWM: i32 = 24;
     /// int: octets of the kernel's receive buffer.
     pub const RCVBUF: i32 = 12;
     /// int: ms to wait for what is unsent when closing.
