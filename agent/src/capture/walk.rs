@@ -31,13 +31,26 @@ pub(super) fn udp(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(), 
     )
 }
 
-/// Ends of UDP sockets that had more than one peer: what the peer map has of them first, then the ends.
+/// Ends of UDP sockets that had more than one peer: first the sockets, which tell whose the peers are, then what the peer
+/// map has of them, then the ends.
 pub(super) fn udp_ended(
     ebpf: &Ebpf,
     ended: &[UdpEvent],
     mut each: impl FnMut(Observation),
 ) -> Result<(), CaptureError> {
     let slept = clock::slept();
+    let tell = |ended: &[UdpEvent], over: bool, each: &mut dyn FnMut(Observation)| {
+        for event in ended {
+            each(observe::udp(
+                event.head.cookie,
+                event.head.at_ns,
+                &event.entry,
+                over,
+                slept,
+            ));
+        }
+    };
+    tell(ended, false, &mut each);
     let outcome = batch::each(
         attach::map_fd(ebpf, "udp_peers")?,
         0,
@@ -47,15 +60,7 @@ pub(super) fn udp_ended(
             }
         },
     );
-    for event in ended {
-        each(observe::udp(
-            event.head.cookie,
-            event.head.at_ns,
-            &event.entry,
-            true,
-            slept,
-        ));
-    }
+    tell(ended, true, &mut each);
     outcome
 }
 
