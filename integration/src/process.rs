@@ -70,12 +70,21 @@ impl Process {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(mut command: Command) -> Result<Self> {
+    pub fn start(command: Command) -> Result<Self> {
+        Self::start_into(command, Stdio::piped())
+    }
+
+    /// Starts `command` with what it writes to standard output thrown away: no reader costs it time.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_unread(command: Command) -> Result<Self> {
+        Self::start_into(command, Stdio::null())
+    }
+
+    fn start_into(mut command: Command, out: Stdio) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(out).stderr(Stdio::piped());
         // SAFETY: prctl is async-signal-safe and touches only the child.
         unsafe {
             command.pre_exec(|| {

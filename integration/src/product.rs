@@ -53,8 +53,22 @@ impl Agent {
     pub fn start(flags: &[&str]) -> Result<Self> {
         let mut command = command()?;
         command.args(["up", "-o", "json"]).args(flags);
+        Self::start_command(command, Process::start)
+    }
+
+    /// Starts `agentctl up` with its default form of records, which go to `/dev/null`: for measuring.
+    ///
+    /// # Errors
+    /// When it does not come up, with what it said.
+    pub fn start_unread(flags: &[&str]) -> Result<Self> {
+        let mut command = command()?;
+        command.arg("up").args(flags);
+        Self::start_command(command, Process::start_unread)
+    }
+
+    fn start_command(command: Command, start: fn(Command) -> Result<Process>) -> Result<Self> {
         let watch = Stopwatch::start();
-        let mut process = Process::start(command)?;
+        let mut process = start(command)?;
         let lines = process.err().clone();
         process.wait_for_line(lines, PATIENCE, "attach report", |line| {
             line.contains(READY_MARK).then_some(())

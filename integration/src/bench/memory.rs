@@ -23,7 +23,7 @@ pub(super) fn measure(sockets: usize) -> Result<()> {
     );
     println!("|---:|---:|---:|---:|---:|---:|");
     let _statistics = Statistics::on()?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::start_unread(&[])?;
     let bare = watch(&agent)?;
     row(0, &bare, None);
     let helpers = open(sockets)?;

@@ -67,8 +67,8 @@ impl Setting {
     pub(super) fn start(self) -> Result<Probe> {
         match self {
             Self::Nothing => Ok(Probe::Nothing),
-            Self::Agent => Ok(Probe::Agent(Agent::start(&[])?)),
-            Self::AgentNoUdp => Ok(Probe::Agent(Agent::start(&["--no-udp"])?)),
+            Self::Agent => Ok(Probe::Agent(Agent::start_unread(&[])?)),
+            Self::AgentNoUdp => Ok(Probe::Agent(Agent::start_unread(&["--no-udp"])?)),
             Self::Softflowd => start_softflowd(),
         }
     }
