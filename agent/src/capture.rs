@@ -17,25 +17,13 @@ use aya::programs::{RawTracePoint, RawTracePointRunOptions};
 use flowtilla_abi as abi;
 use flowtilla_agent_core::loss::{DropPoint, Drops};
 use flowtilla_agent_core::observe::{self, Cookie, NameObservation, Observation};
+use flowtilla_agent_core::policy::CapturePlan;
 
 pub use attach::OBJECT;
 pub use scope::{ScopeError, ScopeSet};
 
 use crate::clock;
 use crate::status::AttachReport;
-
-/// What to capture.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CapturePlan {
-    /// TCP sockets.
-    pub tcp: bool,
-    /// UDP sockets. Costs a little per packet of any protocol.
-    pub udp: bool,
-    /// Which part of the host; empty: all of it.
-    pub scopes: ScopeSet,
-    /// Most TCP sockets the kernel side holds, likewise most UDP peers; a quarter of it for UDP sockets.
-    pub max_flows: u32,
-}
 
 /// Why nothing can be captured.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +73,9 @@ pub enum CaptureError {
         #[source]
         source: std::io::Error,
     },
+    /// The policy names a part of the host that is not there.
+    #[error("the part of the host to observe")]
+    Scope(#[from] ScopeError),
     /// The snap program.
     #[error("reading the counters of live sockets")]
     Snap(#[source] aya::programs::ProgramError),
@@ -102,12 +93,14 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Loads and attaches all that the plan wants, and finds the sockets that are older.
+    /// Loads and attaches all that the plan wants, and finds the sockets that are older. `max_flows` sizes the maps: TCP
+    /// sockets, likewise UDP peers; a quarter of it UDP sockets.
     ///
     /// # Errors
     /// Every variant but [`CaptureError::Snap`]. What is optional and refused is told in [`Self::report`].
-    pub fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Self, CaptureError> {
-        attach::attach(plan, cgroup_root)
+    pub fn attach(plan: &CapturePlan, max_flows: u32, cgroup_root: &Path) -> Result<Self, CaptureError> {
+        let scopes = ScopeSet::resolve(&plan.scopes, cgroup_root)?;
+        attach::attach(plan, &scopes, max_flows, cgroup_root)
     }
 
     /// What attached, what was refused, and what is missing because of it.
@@ -203,12 +196,33 @@ impl Capture {
         attach::walk_files(&mut self.ebpf)
     }
 
-    /// Forgets a peer whose flow is over: its counters start from 0 when it comes again.
+    /// Takes a peer whose flow is over out of the peer map and shows it for the last time: its counters start from 0
+    /// when it comes again. A peer that is not there is no error.
     ///
     /// # Errors
-    /// [`CaptureError::Call`]; a peer that is not there is no error.
-    pub fn forget_peer(&mut self, cookie: Cookie, peer: &observe::Endpoint) -> Result<(), CaptureError> {
-        batch::delete_peer(attach::map_fd(&self.ebpf, "udp_peers")?, cookie, peer)
+    /// [`CaptureError::Call`].
+    pub fn forget_peer(
+        &mut self,
+        cookie: Cookie,
+        peer: &observe::Endpoint,
+        each: impl FnOnce(Observation),
+    ) -> Result<(), CaptureError> {
+        let taken = batch::take_peer(attach::map_fd(&self.ebpf, "udp_peers")?, cookie, peer)?;
+        if let Some(value) = taken {
+            each(observe::udp_peer(
+                cookie.0,
+                clock::kernel_now().0,
+                &value,
+                clock::slept(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Name events that found their ring full, since attach. Cheap: one look-up.
+    #[must_use]
+    pub fn names_lost(&self) -> u64 {
+        attach::counter(&self.ebpf, abi::drop_reason::NAME_RING_FULL)
     }
 
     /// Losses on the kernel side and in decoding, since attach.

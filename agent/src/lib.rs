@@ -2,5 +2,9 @@
 
 pub mod capture;
 pub mod clock;
+pub mod enrich;
 pub mod export;
+pub mod host;
+mod meter;
+pub mod run;
 pub mod status;

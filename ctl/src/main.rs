@@ -1,1 +1,50 @@
-fn main() {}
+//! `agentctl`: the operator's tool.
+//!
+//! Reads the command line, runs one command, and turns what came of it into an exit code: see [`exit`].
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::exit::Exit;
+use crate::signals::Signals;
+
+mod cli;
+mod cmd;
+mod exit;
+mod output;
+mod signals;
+
+/// Time that tasks get to end after the command's own end. A thread that hangs in a write to a pipe is left behind.
+const TASKS_GRACE: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let exit = match Cli::try_parse() {
+        Ok(cli) => execute(cli).unwrap_or_else(|error| exit::report(&error)),
+        Err(error) => cli::refuse(&error),
+    };
+    exit.into()
+}
+
+fn execute(cli: Cli) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Up(args) => cmd::up::run(*args).await,
+            Command::Tap(args) => {
+                let mut signals = Signals::new()?;
+                cmd::tap::run(&args, &mut std::io::stdout(), signals.next()).await?;
+                Ok(Exit::Done)
+            }
+        }
+    });
+    runtime.shutdown_timeout(TASKS_GRACE);
+    let _ = std::io::stdout().flush(); // Whoever reads it may be gone.
+    result
+}

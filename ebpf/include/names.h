@@ -14,7 +14,7 @@ int BPF_PROG(name_exec, struct task_struct *task, int old_pid, struct linux_binp
 	}
 	head(&e->head, EVENT_EXEC, 0, bpf_ktime_get_boot_ns());
 	owner_of_trusted(&e->owner, task, OWNER_EXACT);
-	e->parent_start_ns = BPF_CORE_READ(task, group_leader, real_parent, start_boottime);
+	e->parent_start_ns = BPF_CORE_READ(task, group_leader, real_parent, group_leader, start_boottime); /* a thread may have forked */
 	const char *name = BPF_CORE_READ(bprm, filename);
 	long n = bpf_probe_read_kernel_str(e->path, sizeof(e->path), name);
 	e->path_octets = n > 0 ? n : 0;
@@ -84,10 +84,13 @@ static __always_inline void backfill_tcp(struct sock *sk, struct task_struct *ta
 	old.backfilled = 1;
 	read_tuple(&old.tuple, sk);
 	owner_of(&old.owner, task, OWNER_BACKFILLED);
-	old.counters.state = state;
+	/* the baseline: what the socket did before the agent is never counted, what it does from here on is */
+	read_counters(&old.counters, sk, state);
+	old.counters.flags &= ~TCPF_TIMEWAIT;
 	if (state == TCP_LISTEN)
 		tell_listener(&old, cookie);
 	enter(&old, cookie, now);
+	tell_tcp(EVENT_TCP_SNAP, cookie, now, &old);
 }
 
 static __always_inline void backfill_udp(struct sock *sk, struct task_struct *task, __u64 cookie, __u64 now)

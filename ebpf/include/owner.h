@@ -39,22 +39,28 @@ static __always_inline void owner_of_trusted(struct owner *o, struct task_struct
 	bpf_probe_read_kernel(o->comm, sizeof(o->comm), &leader->comm);
 }
 
+/* Two functions that are not inlined, so that no compiler moves the field of another kernel before the branch. */
+static __noinline __u64 ancestor(struct cgroup *cg, __u32 level)
+{
+	struct cgroup *up = 0;
+	bpf_probe_read_kernel(&up, sizeof(up), (void *)__builtin_preserve_access_index(&cg->ancestors) + level * sizeof(up));
+	return BPF_CORE_READ(up, kn, id);
+}
+
+static __noinline __u64 ancestor_id(struct cgroup *cg, __u32 level)
+{
+	struct cgroup___ids *old = (void *)cg;
+	__u64 id = 0;
+	bpf_probe_read_kernel(&id, sizeof(id), (void *)__builtin_preserve_access_index(&old->ancestor_ids) + level * sizeof(id));
+	return id;
+}
+
 /* The ancestor of `cg` at `level` has this id. */
 static __always_inline bool below(struct cgroup *cg, __u64 id, __u32 level)
 {
 	if (BPF_CORE_READ(cg, level) < (int)level)
 		return false;
-	__u64 found = 0;
-	if (bpf_core_field_exists(cg->ancestors)) {
-		struct cgroup *up = 0;
-		bpf_probe_read_kernel(&up, sizeof(up), (void *)__builtin_preserve_access_index(&cg->ancestors) + level * sizeof(up));
-		found = BPF_CORE_READ(up, kn, id);
-	} else {
-		struct cgroup___ids *old = (void *)cg;
-		bpf_probe_read_kernel(&found, sizeof(found),
-				      (void *)__builtin_preserve_access_index(&old->ancestor_ids) + level * sizeof(found));
-	}
-	return found == id;
+	return (bpf_core_field_exists(cg->ancestors) ? ancestor(cg, level) : ancestor_id(cg, level)) == id;
 }
 
 static __always_inline bool in_scope(struct cgroup *cg, __u32 netns)
@@ -70,12 +76,17 @@ static __always_inline bool in_scope(struct cgroup *cg, __u32 netns)
 	return false;
 }
 
-static __always_inline struct cgroup *cgroup_of_sock(struct sock *sk)
+static __noinline struct cgroup *sock_cgroup(struct sock *sk) { return BPF_CORE_READ(sk, sk_cgrp_data.cgroup); }
+
+static __noinline struct cgroup *sock_cgroup_5_15(struct sock *sk)
 {
-	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
-		return BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
 	struct sock_cgroup_data___old *old = (void *)&sk->sk_cgrp_data;
 	return (void *)(BPF_CORE_READ(old, val) & ~3ULL);
+}
+
+static __always_inline struct cgroup *cgroup_of_sock(struct sock *sk)
+{
+	return bpf_core_field_exists(sk->sk_cgrp_data.cgroup) ? sock_cgroup(sk) : sock_cgroup_5_15(sk);
 }
 
 static __always_inline bool sock_in_scope(struct sock *sk)

@@ -218,7 +218,7 @@ fn parse_capture(sent: wire::Capture, exporting: bool) -> Result<Capture, Mistak
         let remedy = format!("write at most {ACTIVE_TIMEOUT_EXPORTING_MS_MAX} ms, or export to no collector");
         reading.refuse(
             "activeTimeoutMs",
-            Some(&active.to_string()),
+            Some(&format!("{active} ms")),
             Refused::new(why, remedy),
         );
     }

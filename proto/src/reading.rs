@@ -50,7 +50,7 @@ impl Reading {
             .ok()
     }
 
-    /// A number within `range`, or `default` when it is absent. `unit` follows the numbers of the remedy.
+    /// A number within `range`, or `default` when it is absent. `unit` follows each number that is told.
     pub(crate) fn number(
         &mut self,
         path: &str,
@@ -69,7 +69,7 @@ impl Reading {
             "is too large"
         };
         let remedy = format!("write {} to {}{unit}", range.start(), range.end());
-        self.refuse(path, Some(&value.to_string()), Refused::new(why, remedy));
+        self.refuse(path, Some(&format!("{value}{unit}")), Refused::new(why, remedy));
         None
     }
 

@@ -300,6 +300,13 @@ impl Collector {
         .min()
     }
 
+    /// What the host listens on is not known yet: asks again after [`EVENT_INTERVAL`], not after a minute.
+    pub fn postpone_listening(&mut self, now: KernelTime) {
+        if let Some(connection) = &mut self.connection {
+            connection.listening_at = now.after(EVENT_INTERVAL);
+        }
+    }
+
     /// The id of a message that is not of topic `flow` and goes out now.
     pub fn announce(&mut self) -> u32 {
         self.messages += 1;

@@ -6,9 +6,11 @@
 pub mod backoff;
 pub mod collector;
 pub mod encode;
+pub mod enrich;
 pub mod flow;
 pub mod loss;
 pub mod observe;
 pub mod owner;
+pub mod policy;
 pub mod time;
 pub mod zmtp;

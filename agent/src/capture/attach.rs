@@ -15,8 +15,9 @@ use aya::programs::{
 use aya::{Btf, Ebpf, EbpfLoader};
 use flowtilla_abi::{SCOPES_MAX, drop_reason};
 use flowtilla_agent_core::loss::{DropPoint, Drops};
+use flowtilla_agent_core::policy::CapturePlan;
 
-use super::{Capture, CaptureError, CapturePlan};
+use super::{Capture, CaptureError, ScopeSet, walk};
 use crate::clock;
 use crate::status::{AttachReport, ProgramStatus};
 
@@ -182,14 +183,19 @@ const PROGRAMS: &[Hook] = &[
 const ACCEPT: &str = "accepted connections are attributed to the listening process";
 
 /// Loads and attaches. See [`Capture::attach`].
-pub(super) fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Capture, CaptureError> {
+pub(super) fn attach(
+    plan: &CapturePlan,
+    scopes: &ScopeSet,
+    max_flows: u32,
+    cgroup_root: &Path,
+) -> Result<Capture, CaptureError> {
     let began = clock::instant();
     let btf = Btf::from_sys_fs().map_err(CaptureError::Btf)?;
     let cgroup = File::open(cgroup_root).map_err(|source| CaptureError::CgroupRoot {
         path: cgroup_root.display().to_string(),
         source,
     })?;
-    let mut ebpf = load(plan, &btf)?;
+    let mut ebpf = load(plan, scopes, max_flows, &btf)?;
     let mut report = AttachReport {
         kernel: kernel_release(),
         ..AttachReport::default()
@@ -228,6 +234,7 @@ pub(super) fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Capture, 
         .any(|program| program.name == "walk_files" && program.refused.is_none())
     {
         walk_files(&mut ebpf)?;
+        report.backfilled = walk::backfilled(&ebpf)?;
     }
     report.map_octets = map_octets(&ebpf)
         + fdinfo_number(flows.as_fd(), "memlock:")
@@ -244,18 +251,18 @@ pub(super) fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Capture, 
     })
 }
 
-fn load(plan: &CapturePlan, btf: &Btf) -> Result<Ebpf, CaptureError> {
+fn load(plan: &CapturePlan, scopes: &ScopeSet, max_flows: u32, btf: &Btf) -> Result<Ebpf, CaptureError> {
     let mut cgroup_ids = [0_u64; SCOPES_MAX];
     let mut cgroup_levels = [0_u32; SCOPES_MAX];
     let mut netns = [0_u32; SCOPES_MAX];
-    for (index, &(id, level)) in plan.scopes.cgroups.iter().take(SCOPES_MAX).enumerate() {
+    for (index, &(id, level)) in scopes.cgroups.iter().take(SCOPES_MAX).enumerate() {
         (cgroup_ids[index], cgroup_levels[index]) = (id, level);
     }
-    for (index, &inode) in plan.scopes.netns.iter().take(SCOPES_MAX).enumerate() {
+    for (index, &inode) in scopes.netns.iter().take(SCOPES_MAX).enumerate() {
         netns[index] = inode;
     }
     let count = |n: usize| u32::try_from(n.min(SCOPES_MAX)).unwrap_or(0);
-    let (cgroup_count, netns_count) = (count(plan.scopes.cgroups.len()), count(plan.scopes.netns.len()));
+    let (cgroup_count, netns_count) = (count(scopes.cgroups.len()), count(scopes.netns.len()));
     EbpfLoader::new()
         .btf(Some(btf))
         .override_global("scope_cgroups", &cgroup_count, true)
@@ -263,12 +270,9 @@ fn load(plan: &CapturePlan, btf: &Btf) -> Result<Ebpf, CaptureError> {
         .override_global("scope_cgroup_level", cgroup_levels.as_slice(), true)
         .override_global("scope_netnses", &netns_count, true)
         .override_global("scope_netns", netns.as_slice(), true)
-        .map_max_entries("tcp_sockets", if plan.tcp { plan.max_flows } else { 1 })
-        .map_max_entries("udp_peers", if plan.udp { plan.max_flows } else { 1 })
-        .map_max_entries(
-            "udp_sockets",
-            if plan.udp { (plan.max_flows / 4).max(1) } else { 1 },
-        )
+        .map_max_entries("tcp_sockets", if plan.tcp { max_flows } else { 1 })
+        .map_max_entries("udp_peers", if plan.udp { max_flows } else { 1 })
+        .map_max_entries("udp_sockets", if plan.udp { (max_flows / 4).max(1) } else { 1 })
         .load(OBJECT)
         .map_err(CaptureError::Load)
 }
@@ -375,13 +379,18 @@ fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, Capture
     RingBuf::try_from(map).map_err(|source| CaptureError::Map { name, source })
 }
 
+/// One counter of the kernel side, over all processors.
+pub(super) fn counter(ebpf: &Ebpf, reason: u32) -> u64 {
+    let Some(Ok(counters)) = ebpf.map("drops").map(PerCpuArray::<_, u64>::try_from) else {
+        return 0;
+    };
+    counters.get(&reason, 0).map_or(0, |cpus| cpus.iter().sum())
+}
+
 /// Counters of the kernel side, and runs it skipped.
 pub(super) fn kernel_drops(ebpf: &Ebpf) -> Drops {
     let mut drops = Drops::default();
-    let Some(Ok(counters)) = ebpf.map("drops").map(PerCpuArray::<_, u64>::try_from) else {
-        return drops;
-    };
-    let total = |reason: u32| counters.get(&reason, 0).map_or(0, |cpus| cpus.iter().sum());
+    let total = |reason: u32| counter(ebpf, reason);
     drops.set(DropPoint::SocketMapFull, total(drop_reason::SOCKETS_FULL));
     drops.set(DropPoint::FlowRingFull, total(drop_reason::FLOW_RING_FULL));
     drops.set(DropPoint::NameRingFull, total(drop_reason::NAME_RING_FULL));
@@ -432,12 +441,14 @@ fn one_line(error: &ProgramError) -> String {
     } = error
     {
         let log = verifier_log.to_string();
+        let figures = ["processed ", "stack depth ", "verification time "];
         let words = log
             .lines()
             .rev()
-            .find(|line| !line.starts_with("processed") && !line.trim().is_empty());
+            .map(str::trim)
+            .find(|line| !line.is_empty() && !figures.iter().any(|figure| line.starts_with(figure)));
         return match words {
-            Some(words) => format!("{io_error}: {}", words.trim()),
+            Some(words) => format!("{io_error}: {words}"),
             None => io_error.to_string(),
         };
     }

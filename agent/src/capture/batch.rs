@@ -4,16 +4,18 @@
 
 use std::io;
 use std::mem::size_of;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use flowtilla_abi::{SNAP_KEYS_MAX, UdpPeerKey};
+use flowtilla_abi::{SNAP_KEYS_MAX, UdpPeerKey, UdpPeerValue};
 use flowtilla_agent_core::observe::{Cookie, Endpoint};
-use nix::libc;
-use zerocopy::{FromBytes, IntoBytes};
+
+use zerocopy::{FromBytes, FromZeros as _};
 
 use super::CaptureError;
 
 const MAP_DELETE_ELEM: libc::c_long = 3;
+const MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
 /// Copies values under their spin lock.
@@ -149,14 +151,18 @@ pub(super) fn write_due(map: BorrowedFd<'_>, cookies: &[Cookie]) -> Result<(), C
     })
 }
 
-/// Deletes one peer; one that is not there is fine.
+/// Takes one peer out of the peer map; `None`: it is not there.
 ///
 /// # Errors
 /// [`CaptureError::Call`].
-pub(super) fn delete_peer(map: BorrowedFd<'_>, cookie: Cookie, peer: &Endpoint) -> Result<(), CaptureError> {
+pub(super) fn take_peer(
+    map: BorrowedFd<'_>,
+    cookie: Cookie,
+    peer: &Endpoint,
+) -> Result<Option<UdpPeerValue>, CaptureError> {
     let remote = match peer.address {
-        std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-        std::net::IpAddr::V6(v6) => v6,
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
     };
     let key = UdpPeerKey {
         cookie: cookie.0,
@@ -164,7 +170,22 @@ pub(super) fn delete_peer(map: BorrowedFd<'_>, cookie: Cookie, peer: &Endpoint) 
         remote_port: peer.port,
         pad: [0; 6],
     };
-    delete(map, key.as_bytes(), "forgetting a UDP peer")
+    let mut value = UdpPeerValue::new_zeroed();
+    let mut attr = ElementAttr {
+        map_fd: fd_number(map),
+        key: &raw const key as u64,
+        value: &raw mut value as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: key and value are the structures of the peer map and live longer than the call.
+    match unsafe { bpf(MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) } {
+        Ok(()) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(source) => Err(CaptureError::Call {
+            what: "forgetting a UDP peer",
+            source,
+        }),
+    }
 }
 
 /// Deletes one element by its key's octets; one that is not there is fine.

@@ -8,6 +8,7 @@ use std::os::linux::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use flowtilla_abi::SCOPES_MAX;
+use flowtilla_proto::policy::Scope;
 
 /// A part of the host; empty: all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,11 +44,23 @@ pub enum ScopeError {
 }
 
 impl ScopeSet {
-    /// Adds a cgroup, given below the cgroup2 root or as a full path in it.
+    /// Reads what the policy's scopes name at this moment. `root`: where the cgroup2 hierarchy is mounted.
     ///
     /// # Errors
     /// [`ScopeError`].
-    pub fn add_cgroup(&mut self, root: &Path, path: &str) -> Result<(), ScopeError> {
+    pub fn resolve(scopes: &[Scope], root: &Path) -> Result<Self, ScopeError> {
+        let mut set = Self::default();
+        for scope in scopes {
+            match scope {
+                Scope::Cgroup(path) => set.add_cgroup(root, path.as_str())?,
+                Scope::Netns(path) => set.add_netns(path.as_str())?,
+            }
+        }
+        Ok(set)
+    }
+
+    /// Adds a cgroup, given below the cgroup2 root or as a full path in it.
+    fn add_cgroup(&mut self, root: &Path, path: &str) -> Result<(), ScopeError> {
         let given = Path::new(path);
         let below = given
             .strip_prefix(root)
@@ -69,10 +82,7 @@ impl ScopeSet {
     }
 
     /// Adds a network namespace by a file that names it, such as `/run/netns/a` or `/proc/1/ns/net`.
-    ///
-    /// # Errors
-    /// [`ScopeError`].
-    pub fn add_netns(&mut self, path: &str) -> Result<(), ScopeError> {
+    fn add_netns(&mut self, path: &str) -> Result<(), ScopeError> {
         let meta = std::fs::metadata(path).map_err(|source| ScopeError::Unreadable {
             scope: format!("netns={path}"),
             path: path.into(),

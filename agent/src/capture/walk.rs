@@ -31,13 +31,26 @@ pub(super) fn udp(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(), 
     )
 }
 
-/// Ends of UDP sockets that had more than one peer: what the peer map has of them first, then the ends.
+/// Ends of UDP sockets that had more than one peer: first the sockets, which tell whose the peers are, then what the peer
+/// map has of them, then the ends.
 pub(super) fn udp_ended(
     ebpf: &Ebpf,
     ended: &[UdpEvent],
     mut each: impl FnMut(Observation),
 ) -> Result<(), CaptureError> {
     let slept = clock::slept();
+    let tell = |ended: &[UdpEvent], over: bool, each: &mut dyn FnMut(Observation)| {
+        for event in ended {
+            each(observe::udp(
+                event.head.cookie,
+                event.head.at_ns,
+                &event.entry,
+                over,
+                slept,
+            ));
+        }
+    };
+    tell(ended, false, &mut each);
     let outcome = batch::each(
         attach::map_fd(ebpf, "udp_peers")?,
         0,
@@ -47,15 +60,7 @@ pub(super) fn udp_ended(
             }
         },
     );
-    for event in ended {
-        each(observe::udp(
-            event.head.cookie,
-            event.head.at_ns,
-            &event.entry,
-            true,
-            slept,
-        ));
-    }
+    tell(ended, true, &mut each);
     outcome
 }
 
@@ -72,4 +77,24 @@ pub(super) fn unsent(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(
     found
         .iter()
         .try_for_each(|cookie| batch::delete(map, cookie.as_bytes(), "deleting an ended socket"))
+}
+
+/// How many sockets in the maps are older than the agent.
+pub(super) fn backfilled(ebpf: &Ebpf) -> Result<u64, CaptureError> {
+    let mut found = 0;
+    batch::each(
+        attach::map_fd(ebpf, "tcp_sockets")?,
+        0,
+        |_: &u64, entry: &TcpEntry| {
+            found += u64::from(entry.backfilled);
+        },
+    )?;
+    batch::each(
+        attach::map_fd(ebpf, "udp_sockets")?,
+        batch::F_LOCK,
+        |_: &u64, entry: &UdpEntry| {
+            found += u64::from(entry.backfilled);
+        },
+    )?;
+    Ok(found)
 }

@@ -191,6 +191,8 @@ impl Link {
                     if let Some(payload) = announcement(collector, topic) {
                         let id = collector.announce();
                         self.put_message(topic, PayloadEncoding::Json, id, &payload);
+                    } else if topic == Topic::ListeningPorts {
+                        collector.postpone_listening(now);
                     }
                 }
                 Some(Transmit::Ping(context)) => self.peer.ping(0, &context),

@@ -150,7 +150,7 @@ fn the_active_timeout_is_bounded_more_narrowly_when_exporting() {
     assert!(with(30_001, &[]).is_ok());
     assert_eq!(
         with(30_001, &["a"]).expect_err("too long for ntopng"),
-        "capture.activeTimeoutMs: \"30001\" is longer than ntopng keeps a silent flow for sure; write at most 30000 ms, \
+        "capture.activeTimeoutMs: \"30001 ms\" is longer than ntopng keeps a silent flow for sure; write at most 30000 ms, \
          or export to no collector"
     );
 }

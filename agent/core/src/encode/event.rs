@@ -23,7 +23,7 @@ const LABEL_OCTETS_MAX: usize = 63;
 const NUMBER_MAX: u64 = i64::MAX as u64;
 
 /// What an event tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventFields {
     /// When; ntopng warns when its own clock is 10 s off.
     pub time: WallTime,

@@ -133,6 +133,12 @@ pub enum EndReason {
 }
 
 impl EndReason {
+    /// Whether nobody answered, so that there is no process at the far end, even on this host.
+    #[must_use]
+    pub fn is_failed_attempt(self) -> bool {
+        matches!(self, Self::Refused | Self::TimedOut | Self::Unreachable)
+    }
+
     /// The name used in records and on screens.
     #[must_use]
     pub fn name(self) -> &'static str {

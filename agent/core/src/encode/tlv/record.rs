@@ -11,7 +11,7 @@ use super::TlvOptions;
 use super::element::{self, OwnerElements};
 use super::write::{end_of_record, float, named_text, number, text as put_text};
 use crate::encode::text;
-use crate::flow::record::{Counting, Counts, FlowRecord, TcpFigures};
+use crate::flow::record::{Counting, Counts, FlowRecord, TcpFigures, Traffic};
 use crate::owner::{Confidence, Owner, Process, Unknown};
 use crate::time::WallTime;
 
@@ -34,24 +34,27 @@ pub(super) struct Part {
     pub(super) count: u64,
 }
 
-impl Part {
-    /// This part's share of a sum; the shares of all parts add up to it.
-    fn share(self, sum: u64) -> u64 {
-        sum / self.count + u64::from(self.index < sum % self.count)
-    }
-}
-
 /// How many parts keep every counter of `record` below 2³². Totals are not split: they stop at 2³² - 1 instead, for
 /// ntopng takes the greatest total that it has seen.
 pub(super) fn parts(record: &FlowRecord) -> u64 {
     match record.counting {
         Counting::Total => 1,
-        Counting::Delta => {
-            let Counts { octets, packets, .. } = record.delta.forward;
-            let forward = octets.max(packets);
-            let Counts { octets, packets, .. } = record.delta.backward;
-            forward.max(octets).max(packets).div_ceil(COUNTER_MAX).max(1)
-        }
+        Counting::Delta => parts_of(record.delta.forward).max(parts_of(record.delta.backward)),
+    }
+}
+
+/// How many parts one direction takes, ≥ 1. The other may take more: those say nothing of this one, so that a part
+/// never has octets without a packet.
+fn parts_of(counts: Counts) -> u64 {
+    counts.octets.max(counts.packets).div_ceil(COUNTER_MAX).max(1)
+}
+
+/// The share of `sum` that part `index` of `count` tells; the shares of all parts add up to `sum`.
+fn share(sum: u64, index: u64, count: u64) -> u64 {
+    if index < count {
+        sum / count + u64::from(index < sum % count)
+    } else {
+        0
     }
 }
 
@@ -102,39 +105,53 @@ fn address(out: &mut BytesMut, address: IpAddr, ipv4: u16, ipv6: u16) {
 }
 
 fn counters(out: &mut BytesMut, record: &FlowRecord, part: Part) {
-    let (forward, backward, elements) = match record.counting {
-        Counting::Delta => (
-            record.delta.forward,
-            record.delta.backward,
-            [
+    match record.counting {
+        Counting::Delta => {
+            let Traffic { forward, backward } = record.delta;
+            counts(
+                out,
+                of_part(forward, part),
                 element::DELTA_OCTETS_FORWARD,
                 element::DELTA_PACKETS_FORWARD,
+            );
+            counts(
+                out,
+                of_part(backward, part),
                 element::DELTA_OCTETS_BACKWARD,
                 element::DELTA_PACKETS_BACKWARD,
-            ],
-        ),
-        Counting::Total => (
-            record.total.forward,
-            record.total.backward,
-            [
+            );
+        }
+        Counting::Total => {
+            let Traffic { forward, backward } = record.total;
+            counts(
+                out,
+                forward,
                 element::TOTAL_OCTETS_FORWARD,
                 element::TOTAL_PACKETS_FORWARD,
+            );
+            counts(
+                out,
+                backward,
                 element::TOTAL_OCTETS_BACKWARD,
                 element::TOTAL_PACKETS_BACKWARD,
-            ],
-        ),
-    };
-    let [octets_forward, packets_forward, octets_backward, packets_backward] = elements;
-    counts(out, forward, part, octets_forward, packets_forward);
-    counts(out, backward, part, octets_backward, packets_backward);
+            );
+        }
+    }
 }
 
-fn counts(out: &mut BytesMut, counts: Counts, part: Part, octets_element: u16, packets_element: u16) {
-    let octets = part.share(counts.octets).min(COUNTER_MAX);
+fn of_part(counts: Counts, part: Part) -> Counts {
+    let count = parts_of(counts);
+    Counts {
+        octets: share(counts.octets, part.index, count),
+        packets: share(counts.packets, part.index, count),
+        payload: 0,
+    }
+}
+
+fn counts(out: &mut BytesMut, counts: Counts, octets_element: u16, packets_element: u16) {
+    let octets = counts.octets.min(COUNTER_MAX);
     // ntopng leaves out the octets of a direction without packets.
-    let packets = part
-        .share(counts.packets)
-        .clamp(u64::from(octets > 0), COUNTER_MAX);
+    let packets = counts.packets.clamp(u64::from(octets > 0), COUNTER_MAX);
     number(out, octets_element, octets);
     number(out, packets_element, packets);
 }

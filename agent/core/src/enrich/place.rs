@@ -1,0 +1,63 @@
+//! What is known about cgroups: the container, and whose users its processes see. Bounded.
+//!
+//! In: paths, and what processes that were read see. Out: containers, and the [`Scope`] of processes that nobody looked at
+//! in time. Asks nobody itself.
+
+use quick_cache::unsync::Cache;
+
+use super::ask::Scope;
+use crate::owner::Container;
+
+/// Whether the path of a cgroup is known.
+#[derive(Clone, Debug)]
+pub(super) enum CgroupPath {
+    Asked,
+    Absent,
+    Known(Option<Container>),
+}
+
+#[derive(Debug)]
+struct Entry {
+    path: CgroupPath,
+    /// What the newest of its processes that was read sees, when that is not the host's.
+    other: Option<Scope>,
+}
+
+pub(super) struct Cgroups(Cache<u64, Entry>);
+
+impl Cgroups {
+    pub(super) fn new(max: usize) -> Self {
+        Self(Cache::new(max.max(1)))
+    }
+
+    pub(super) fn path(&self, id: u64) -> Option<&CgroupPath> {
+        self.0.get(&id).map(|entry| &entry.path)
+    }
+
+    pub(super) fn know(&mut self, id: u64, path: CgroupPath) {
+        let other = self.0.peek(&id).and_then(|entry| entry.other);
+        self.0.insert(id, Entry { path, other });
+    }
+
+    /// Remembers what a process of this cgroup sees, for those that are gone before anyone looks.
+    pub(super) fn saw(&mut self, id: u64, scope: Scope) {
+        if scope != Scope::Host
+            && let Some(mut entry) = self.0.peek_mut(&id)
+        {
+            entry.other = Some(scope);
+        }
+    }
+
+    /// What a process that nobody looked at in time sees, by its parent in the same cgroup, or by the others there;
+    /// `None`: open.
+    pub(super) fn scope(&self, id: u64, of_parent: Option<Scope>) -> Option<Scope> {
+        let entry = self.0.peek(&id)?;
+        match &entry.path {
+            CgroupPath::Asked | CgroupPath::Absent => None,
+            // A runtime that has entered the cgroup and not yet the root file system is no witness.
+            CgroupPath::Known(Some(_)) => of_parent.filter(|&scope| scope != Scope::Host).or(entry.other),
+            // Where a process with a list of its own was seen, others may have it too.
+            CgroupPath::Known(None) => of_parent.or_else(|| entry.other.is_none().then_some(Scope::Host)),
+        }
+    }
+}

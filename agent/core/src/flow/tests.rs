@@ -1,0 +1,8 @@
+//! Claims about the table, one a test; generated histories stand in `history`, figures in `cost`.
+
+mod cost;
+mod history;
+mod pairs;
+mod tcp;
+mod udp;
+pub(super) mod world;

@@ -1,0 +1,193 @@
+//! What is wanted of an agent, what is in force, and the steps from one to the other.
+//!
+//! In: validated [`Policy`] and [`Collector`] values. Out: [`plan::Step`]s, which the agent executes one by one. After
+//! each step that succeeded, [`InForce::apply`] notes it; so a plan that broke off is simply made again.
+//! Nothing reaches capture, metering, naming or export in another way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use flowtilla_proto::collector::Collector;
+use flowtilla_proto::ids::CollectorName;
+use flowtilla_proto::mistake::{Mistake, Mistakes};
+use flowtilla_proto::policy::{CommandLine, Loopback, Policy, Scope};
+
+use crate::flow::record::CollectorSlot;
+
+pub use self::plan::{Step, plan};
+
+mod plan;
+
+/// What is wanted of an agent: a policy with the collectors it names, or nothing at all.
+///
+/// Invariant: `collectors` are those that the policy names, in its order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    policy: Option<Policy>,
+    collectors: Vec<Collector>,
+}
+
+/// What the kernel side is to observe. A change means to detach and to attach anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CapturePlan {
+    /// Whether TCP sockets are observed.
+    pub tcp: bool,
+    /// Whether UDP sockets are observed.
+    pub udp: bool,
+    /// Parts of the host that are observed; empty: all of it.
+    pub scopes: Vec<Scope>,
+}
+
+/// How the table cuts flows into records. Changed in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metering {
+    /// Longest span that one record of a live flow covers.
+    pub active_timeout: Duration,
+    /// Longest silence before a flow ends.
+    pub idle_timeout: Duration,
+    /// Most flows at once.
+    pub max_flows: u64,
+}
+
+/// What holds for the export to every collector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportTerms {
+    /// What a collector sees of a loopback address.
+    pub loopback: Loopback,
+    /// Whether each record carries its identity.
+    pub record_ids: bool,
+    /// Most records that wait for the collector.
+    pub queue_records: u64,
+    /// Most octets that wait for the collector.
+    pub queue_octets: u64,
+}
+
+/// One collector that is fed. A change of the collector or of the terms means to stop and to start anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exporting {
+    /// Its place in [`CollectorSet`](crate::flow::record::CollectorSet)s, kept as long as it is fed.
+    pub slot: CollectorSlot,
+    /// Which collector.
+    pub collector: Collector,
+    /// On which terms.
+    pub terms: ExportTerms,
+}
+
+/// What an agent does at this moment. Made by executing steps only; an agent begins with nothing in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InForce {
+    capture: Option<CapturePlan>,
+    metering: Option<Metering>,
+    naming: Option<CommandLine>,
+    collectors: BTreeMap<CollectorName, Exporting>,
+}
+
+impl Wanted {
+    /// An agent that captures nothing and feeds nobody.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self {
+            policy: None,
+            collectors: Vec::new(),
+        }
+    }
+
+    /// A policy and the collectors to choose from. Those that the policy does not name are left out.
+    ///
+    /// # Errors
+    ///
+    /// A name in the policy that no collector has; a name that two collectors have.
+    pub fn new(policy: Policy, collectors: Vec<Collector>) -> Result<Self, Mistakes> {
+        let mut mistakes = Vec::new();
+        let mut by_name: BTreeMap<CollectorName, Collector> = BTreeMap::new();
+        for (n, collector) in collectors.into_iter().enumerate() {
+            if by_name.contains_key(&collector.name) {
+                mistakes.push(Mistake {
+                    path: format!("collectors[{n}].name"),
+                    value: Some(collector.name.to_string()),
+                    why: "is another collector's name too".into(),
+                    remedy: "give each collector a name of its own".into(),
+                });
+                continue;
+            }
+            by_name.insert(collector.name.clone(), collector);
+        }
+        let mut chosen = Vec::new();
+        for (n, name) in policy.export.collectors.iter().enumerate() {
+            match by_name.remove(name) {
+                Some(collector) => chosen.push(collector),
+                None => mistakes.push(Mistake {
+                    path: format!("export.collectors[{n}]"),
+                    value: Some(name.to_string()),
+                    why: "is no collector that exists".into(),
+                    remedy: "name one that does, or make a Collector of this name".into(),
+                }),
+            }
+        }
+        match Mistakes::from_list(mistakes) {
+            Some(mistakes) => Err(mistakes),
+            None => Ok(Self {
+                policy: Some(policy),
+                collectors: chosen,
+            }),
+        }
+    }
+
+    /// The policy; `None`: nothing is wanted.
+    #[must_use]
+    pub fn policy(&self) -> Option<&Policy> {
+        self.policy.as_ref()
+    }
+
+    /// The collectors that the policy names, in its order.
+    #[must_use]
+    pub fn collectors(&self) -> &[Collector] {
+        &self.collectors
+    }
+}
+
+impl InForce {
+    /// What is observed; `None`: nothing is attached.
+    #[must_use]
+    pub fn capture(&self) -> Option<&CapturePlan> {
+        self.capture.as_ref()
+    }
+
+    /// How flows are cut; `None` before the first policy.
+    #[must_use]
+    pub fn metering(&self) -> Option<Metering> {
+        self.metering
+    }
+
+    /// How much of command lines leaves the host; `None` before the first policy.
+    #[must_use]
+    pub fn naming(&self) -> Option<CommandLine> {
+        self.naming
+    }
+
+    /// Who is fed, by name.
+    pub fn collectors(&self) -> impl Iterator<Item = &Exporting> {
+        self.collectors.values()
+    }
+
+    /// Notes that `step` was executed. Doing it twice changes nothing more.
+    pub fn apply(&mut self, step: &Step) {
+        match step {
+            Step::DetachCapture => self.capture = None,
+            Step::StopCollector(name) => {
+                self.collectors.remove(name);
+            }
+            Step::UpdateMetering(metering) => self.metering = Some(*metering),
+            Step::UpdateNaming(command_line) => self.naming = Some(*command_line),
+            Step::StartCollector(exporting) => {
+                self.collectors
+                    .insert(exporting.collector.name.clone(), exporting.as_ref().clone());
+            }
+            Step::AttachCapture(capture) => self.capture = Some(capture.clone()),
+        }
+    }
+
+    fn slots(&self) -> BTreeSet<CollectorSlot> {
+        self.collectors.values().map(|exporting| exporting.slot).collect()
+    }
+}

@@ -1,0 +1,138 @@
+//! The steps from what is in force to what is wanted. Pure: the same question has the same answer.
+//!
+//! Order of the steps: what goes away first, and of that the source before its sinks, so that a collector that stops has
+//! the last records of the flows that the detaching ended; then what comes, the sinks before their source, so that no
+//! record finds nobody to take it. What both states share has no step.
+//! Invariants: the plan of a state that is in force is empty; a step may be executed twice; a plan that broke off
+//! anywhere is made again and leads to the same state. Source: house style 2.4.
+
+use std::collections::BTreeMap;
+
+use flowtilla_proto::ids::CollectorName;
+use flowtilla_proto::policy::{COLLECTORS_MAX, CommandLine, Policy};
+
+use super::{CapturePlan, ExportTerms, Exporting, InForce, Metering, Wanted};
+use crate::flow::record::CollectorSlot;
+
+/// One thing that the agent is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Takes every program out of the kernel; the table ends its flows.
+    DetachCapture,
+    /// Stops feeding a collector; what waits for it is counted as lost.
+    StopCollector(CollectorName),
+    /// Sets how flows are cut.
+    UpdateMetering(Metering),
+    /// Sets how much of command lines leaves the host.
+    UpdateNaming(CommandLine),
+    /// Begins to feed a collector.
+    StartCollector(Box<Exporting>),
+    /// Puts the programs into the kernel. Nothing is attached before this step.
+    AttachCapture(CapturePlan),
+}
+
+/// The steps that lead from `in_force` to `wanted`; none when that is so already.
+///
+/// Metering and naming have no step when nothing is wanted: without a source they do nothing.
+#[must_use]
+pub fn plan(in_force: &InForce, wanted: &Wanted) -> Vec<Step> {
+    let (removed, started) = plan_collectors(in_force, wanted);
+    let capture = wanted.policy.as_ref().map(capture_of);
+    let changed = in_force.capture != capture;
+
+    let mut steps = Vec::new();
+    if changed && in_force.capture.is_some() {
+        steps.push(Step::DetachCapture);
+    }
+    steps.extend(removed);
+    if let Some(policy) = &wanted.policy {
+        let metering = metering_of(policy);
+        if in_force.metering != Some(metering) {
+            steps.push(Step::UpdateMetering(metering));
+        }
+        let naming = policy.enrich.command_line;
+        if in_force.naming != Some(naming) {
+            steps.push(Step::UpdateNaming(naming));
+        }
+    }
+    steps.extend(started);
+    if let Some(capture) = capture.filter(|_| changed) {
+        steps.push(Step::AttachCapture(capture));
+    }
+    steps
+}
+
+/// Collectors that stop, and those that start. One that changes does both, and keeps its slot.
+fn plan_collectors(in_force: &InForce, wanted: &Wanted) -> (Vec<Step>, Vec<Step>) {
+    let terms = wanted.policy.as_ref().map(terms_of);
+    let asked: BTreeMap<&CollectorName, _> = wanted
+        .collectors
+        .iter()
+        .map(|collector| (&collector.name, collector))
+        .collect();
+    let kept = |held: &Exporting| {
+        Some(held.terms) == terms && asked.get(&held.collector.name) == Some(&&held.collector)
+    };
+    let removed = in_force
+        .collectors()
+        .filter(|held| !kept(held))
+        .map(|held| Step::StopCollector(held.collector.name.clone()))
+        .collect();
+
+    let mut free = free_slots(in_force);
+    let mut started = Vec::new();
+    for collector in &wanted.collectors {
+        let held = in_force.collectors.get(&collector.name);
+        if held.is_some_and(kept) {
+            continue;
+        }
+        let slot = held.map(|held| held.slot).or_else(|| free.next());
+        started.push(Step::StartCollector(Box::new(Exporting {
+            slot: slot.expect("twice as many slots as collectors: those in force and those wanted"),
+            collector: collector.clone(),
+            terms: terms.expect("collectors are wanted by a policy only"),
+        })));
+    }
+    (removed, started)
+}
+
+/// Slots for collectors that come, the lowest first. Those of collectors that go are not among them: records that wait
+/// elsewhere may still say that they are held from these.
+fn free_slots(in_force: &InForce) -> impl Iterator<Item = CollectorSlot> + use<> {
+    let taken = in_force.slots();
+    (0..SLOTS)
+        .map(CollectorSlot)
+        .filter(move |slot| !taken.contains(slot))
+}
+
+/// Slots in use at most: collectors in force, and as many others that come in the same plan.
+const SLOTS: u8 = 2 * COLLECTORS_MAX as u8;
+const _: () = assert!(2 * COLLECTORS_MAX <= 64, "a CollectorSet has 64 places");
+
+fn capture_of(policy: &Policy) -> CapturePlan {
+    CapturePlan {
+        tcp: policy.capture.tcp,
+        udp: policy.capture.udp,
+        scopes: policy.capture.scopes.clone(),
+    }
+}
+
+fn metering_of(policy: &Policy) -> Metering {
+    Metering {
+        active_timeout: policy.capture.active_timeout,
+        idle_timeout: policy.capture.idle_timeout,
+        max_flows: policy.capture.max_flows,
+    }
+}
+
+fn terms_of(policy: &Policy) -> ExportTerms {
+    ExportTerms {
+        loopback: policy.export.loopback,
+        record_ids: policy.export.record_ids,
+        queue_records: policy.limits.queue_records,
+        queue_octets: policy.limits.queue_octets,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,341 @@
+//! The planner against a model that executes its steps.
+
+use std::collections::BTreeSet;
+
+use flowtilla_proto::wire;
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn the_plan_of_the_wanted_state_is_empty() {
+    let wanted = wanted(&Choice::default());
+    let in_force = reached(&wanted);
+    assert_eq!(plan(&in_force, &wanted), []);
+}
+
+#[test]
+fn from_nothing_sinks_come_before_their_source() {
+    let wanted = wanted(&Choice {
+        collectors: vec![(0, 1), (1, 1)],
+        ..Choice::default()
+    });
+    let kinds = kinds(&plan(&InForce::default(), &wanted));
+    assert_eq!(kinds, ["metering", "naming", "start c0", "start c1", "attach"]);
+}
+
+#[test]
+fn to_nothing_the_source_goes_before_its_sinks() {
+    let all = wanted(&Choice {
+        collectors: vec![(0, 1), (1, 1)],
+        ..Choice::default()
+    });
+    let mut in_force = reached(&all);
+    let steps = plan(&in_force, &Wanted::nothing());
+    assert_eq!(kinds(&steps), ["detach", "stop c0", "stop c1"]);
+    execute(&mut in_force, &steps);
+    assert_eq!(plan(&in_force, &Wanted::nothing()), []);
+}
+
+#[test]
+fn a_change_touches_only_what_changed() {
+    let before = Choice {
+        collectors: vec![(0, 1), (1, 1)],
+        ..Choice::default()
+    };
+    for (after, steps) in [
+        (
+            Choice {
+                idle_s: 20,
+                ..before.clone()
+            },
+            vec!["metering"],
+        ),
+        (
+            Choice {
+                command_line: 3,
+                ..before.clone()
+            },
+            vec!["naming"],
+        ),
+        (
+            Choice {
+                udp: false,
+                ..before.clone()
+            },
+            vec!["detach", "attach"],
+        ),
+        (
+            Choice {
+                collectors: vec![(1, 1)],
+                ..before.clone()
+            },
+            vec!["stop c0"],
+        ),
+        (
+            Choice {
+                collectors: vec![(1, 1), (0, 1)],
+                ..before.clone()
+            },
+            vec![],
+        ),
+        (
+            Choice {
+                collectors: vec![(0, 1), (1, 1), (2, 1)],
+                ..before.clone()
+            },
+            vec!["start c2"],
+        ),
+        (
+            Choice {
+                collectors: vec![(0, 2), (1, 1)],
+                ..before.clone()
+            },
+            vec!["stop c0", "start c0"],
+        ),
+        (
+            Choice {
+                record_ids: true,
+                ..before.clone()
+            },
+            vec!["stop c0", "stop c1", "start c0", "start c1"],
+        ),
+    ] {
+        let in_force = reached(&wanted(&before));
+        assert_eq!(kinds(&plan(&in_force, &wanted(&after))), steps, "{after:?}");
+    }
+}
+
+#[test]
+fn a_collector_that_changes_keeps_its_slot_and_one_that_goes_leaves_its_slot_unused() {
+    let first = wanted(&Choice {
+        collectors: vec![(0, 1), (1, 1)],
+        ..Choice::default()
+    });
+    let in_force = reached(&first);
+    let second = wanted(&Choice {
+        collectors: vec![(2, 1), (1, 2)],
+        ..Choice::default()
+    });
+    let slots: Vec<(String, u8)> = plan(&in_force, &second)
+        .iter()
+        .filter_map(|step| match step {
+            Step::StartCollector(exporting) => Some((exporting.collector.name.to_string(), exporting.slot.0)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(slots, [("c2".to_owned(), 2), ("c1".to_owned(), 1)]);
+}
+
+#[test]
+fn collectors_that_the_policy_names_must_exist_and_names_are_used_once() {
+    let policy = policy(&Choice {
+        collectors: vec![(0, 1), (1, 1)],
+        ..Choice::default()
+    });
+    let refused =
+        Wanted::new(policy.clone(), vec![collector(0, 1), collector(0, 2)]).expect_err("two mistakes");
+    assert_eq!(
+        refused.to_string(),
+        "collectors[1].name: \"c0\" is another collector's name too; give each collector a name of its own\n\
+         export.collectors[1]: \"c1\" is no collector that exists; name one that does, or make a Collector of this name"
+    );
+    let unused =
+        Wanted::new(policy, vec![collector(2, 1), collector(1, 1), collector(0, 1)]).expect("all exist");
+    let names: Vec<&str> = unused
+        .collectors()
+        .iter()
+        .map(|collector| collector.name.as_str())
+        .collect();
+    assert_eq!(names, ["c0", "c1"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// From any state that was reached, each plan leads to what is wanted, in one go or broken off anywhere.
+    #[test]
+    fn executing_plans_leads_to_what_is_wanted(
+        history in prop::collection::vec((prop::option::of(choices()), 0_usize..12), 1..6)
+    ) {
+        let mut in_force = InForce::default();
+        for (choice, broken_off_after) in &history {
+            let wanted = choice.as_ref().map_or_else(Wanted::nothing, wanted);
+            let steps = plan(&in_force, &wanted);
+            prop_assert_eq!(&steps, &plan(&in_force, &wanted), "the same question, another answer");
+            let broken_off_after = (*broken_off_after).min(steps.len());
+            execute(&mut in_force, &steps[..broken_off_after]);
+            let rest = plan(&in_force, &wanted);
+            execute(&mut in_force, &rest);
+            prop_assert_eq!(plan(&in_force, &wanted), vec![]);
+            assert_reached(&in_force, &wanted);
+        }
+    }
+}
+
+/// What the tests vary.
+#[derive(Clone, Debug)]
+struct Choice {
+    udp: bool,
+    scope: Option<u8>,
+    idle_s: u64,
+    command_line: i32,
+    record_ids: bool,
+    /// Number and version of each collector.
+    collectors: Vec<(u8, u16)>,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self {
+            udp: true,
+            scope: None,
+            idle_s: 15,
+            command_line: 2,
+            record_ids: false,
+            collectors: vec![(0, 1)],
+        }
+    }
+}
+
+fn choices() -> impl Strategy<Value = Choice> {
+    let collectors = prop::collection::btree_map(0..COLLECTORS_MAX as u8, 1_u16..3, 0..=COLLECTORS_MAX)
+        .prop_map(|map| map.into_iter().collect::<Vec<_>>())
+        .prop_shuffle();
+    (
+        any::<bool>(),
+        prop::option::of(0_u8..2),
+        10_u64..12,
+        1..=3,
+        any::<bool>(),
+        collectors,
+    )
+        .prop_map(
+            |(udp, scope, idle_s, command_line, record_ids, collectors)| Choice {
+                udp,
+                scope,
+                idle_s,
+                command_line,
+                record_ids,
+                collectors,
+            },
+        )
+}
+
+fn policy(choice: &Choice) -> Policy {
+    let scopes = choice.scope.map(|n| wire::Scope {
+        part: Some(wire::scope::Part::Cgroup(format!("/{n}"))),
+    });
+    Policy::try_from(wire::Policy {
+        capture: Some(wire::Capture {
+            udp: Some(choice.udp),
+            scopes: scopes.into_iter().collect(),
+            idle_timeout_ms: Some(choice.idle_s * 1_000),
+            ..wire::Capture::default()
+        }),
+        enrich: Some(wire::Enrich {
+            command_line: choice.command_line,
+        }),
+        export: Some(wire::Export {
+            collectors: choice.collectors.iter().map(|(n, _)| format!("c{n}")).collect(),
+            record_ids: Some(choice.record_ids),
+            ..wire::Export::default()
+        }),
+        limits: None,
+    })
+    .expect("the choice is sound")
+}
+
+fn collector(n: u8, version: u16) -> flowtilla_proto::collector::Collector {
+    wire::Collector {
+        name: format!("c{n}"),
+        endpoint: format!("tcp://192.0.2.{n}:{version}"),
+        ..wire::Collector::default()
+    }
+    .try_into()
+    .expect("the collector is sound")
+}
+
+fn wanted(choice: &Choice) -> Wanted {
+    let collectors = choice
+        .collectors
+        .iter()
+        .map(|&(n, version)| collector(n, version))
+        .collect();
+    Wanted::new(policy(choice), collectors).expect("all collectors exist")
+}
+
+/// The model of an agent that began with nothing and executed the plan.
+fn reached(wanted: &Wanted) -> InForce {
+    let mut in_force = InForce::default();
+    let steps = plan(&in_force, wanted);
+    execute(&mut in_force, &steps);
+    in_force
+}
+
+/// The model of an agent: it refuses steps that a real one could not do.
+fn execute(in_force: &mut InForce, steps: &[Step]) {
+    for step in steps {
+        match step {
+            Step::DetachCapture => assert!(in_force.capture().is_some(), "nothing is attached"),
+            Step::AttachCapture(_) => assert!(in_force.capture().is_none(), "attached twice"),
+            Step::StopCollector(name) => {
+                assert!(
+                    in_force.collectors().any(|held| held.collector.name == *name),
+                    "it is not fed"
+                );
+            }
+            Step::StartCollector(new) => {
+                assert!(
+                    in_force
+                        .collectors()
+                        .all(|held| held.collector.name != new.collector.name),
+                    "fed twice"
+                );
+                assert!(
+                    in_force.collectors().all(|held| held.slot != new.slot),
+                    "one slot, two collectors"
+                );
+            }
+            Step::UpdateMetering(_) | Step::UpdateNaming(_) => {}
+        }
+        in_force.apply(step);
+        let once = in_force.clone();
+        in_force.apply(step);
+        assert_eq!(*in_force, once, "{step:?} is not idempotent");
+    }
+}
+
+fn assert_reached(in_force: &InForce, wanted: &Wanted) {
+    assert_eq!(in_force.capture().cloned(), wanted.policy().map(capture_of));
+    if let Some(policy) = wanted.policy() {
+        assert_eq!(in_force.metering(), Some(metering_of(policy)));
+        assert_eq!(in_force.naming(), Some(policy.enrich.command_line));
+        assert!(in_force.collectors().all(|held| held.terms == terms_of(policy)));
+    }
+    let fed: BTreeSet<String> = in_force
+        .collectors()
+        .map(|held| format!("{:?}", held.collector))
+        .collect();
+    let asked: BTreeSet<String> = wanted
+        .collectors()
+        .iter()
+        .map(|collector| format!("{collector:?}"))
+        .collect();
+    assert_eq!(fed, asked);
+    assert!(in_force.collectors().all(|held| held.slot.0 < SLOTS));
+}
+
+fn kinds(steps: &[Step]) -> Vec<String> {
+    steps
+        .iter()
+        .map(|step| match step {
+            Step::DetachCapture => "detach".to_owned(),
+            Step::StopCollector(name) => format!("stop {name}"),
+            Step::UpdateMetering(_) => "metering".to_owned(),
+            Step::UpdateNaming(_) => "naming".to_owned(),
+            Step::StartCollector(exporting) => format!("start {}", exporting.collector.name),
+            Step::AttachCapture(_) => "attach".to_owned(),
+        })
+        .collect()
+}

@@ -1,0 +1,363 @@
+//! The meter: one thread that turns what the kernel shows into named records and hands them on.
+//!
+//! In: commands of [`crate::run`] (bounded channel), the capture's rings and maps, time. Out: records to each sink
+//! (bounded, never waited for; what does not fit is counted), status once a second. Owns capture, table and naming; no
+//! lock is shared. A turn: socket events, name events, due counters, timeouts, records, names for them, sinks. The order
+//! matters: whoever holds a socket that was drained executed before, so its name events are drained after the sockets and
+//! before any record is named.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::Duration;
+
+use flowtilla_agent_core::encode::listening::{Listening, ListeningPorts};
+use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingState};
+use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Protocol};
+use flowtilla_agent_core::flow::{FlowTable, TableOptions};
+use flowtilla_agent_core::loss::{DropPoint, Drops, KernelLaw};
+use flowtilla_agent_core::observe::Cookie;
+use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
+use flowtilla_agent_core::policy::CapturePlan;
+use flowtilla_agent_core::time::KernelTime;
+use flowtilla_proto::ids::CollectorName;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::capture::{Capture, CaptureError};
+use crate::clock;
+use crate::enrich::Lookups;
+use crate::export::Intake;
+use crate::status::{AgentStatus, AttachReport, Coverage};
+
+/// Pause between turns.
+///
+/// The first line of a flow comes at most this much later than its first record is due; half of it costs twice the
+/// wake-ups of an idle host, double it and the rings must hold twice as much.
+const TURN: Duration = Duration::from_millis(200);
+/// Pause between walks of the UDP maps and between reports of status.
+const SECOND: Duration = Duration::from_secs(1);
+/// Least pause between walks of the open files; a walk that took long waits [`FILE_WALK_SHARE`] times as long.
+const FILE_WALK_PAUSE: Duration = Duration::from_secs(5);
+/// A walk of the open files may take this part of one processor at most: one in 200.
+const FILE_WALK_SHARE: u32 = 200;
+/// Sockets whose counters are read in one turn.
+const DUE_MAX: usize = 16_384;
+/// Questions to /proc in one turn: at 50 µs each, 50 ms.
+const ASKS_MAX: usize = 1_000;
+/// Longest time a record waits for names.
+const NAME_WAIT: Duration = Duration::from_secs(1);
+/// Records that wait for names; beyond it they go without.
+const NAME_WAIT_RECORDS: usize = 8_192;
+
+/// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
+const CGROUP_ROOT_USUAL: &str = "/sys/fs/cgroup";
+
+/// What [`crate::run`] tells the meter.
+pub(crate) enum Command {
+    /// Attach the kernel side.
+    Attach(
+        Box<CapturePlan>,
+        u32,
+        oneshot::Sender<Result<AttachReport, CaptureError>>,
+    ),
+    /// Detach it; all flows end.
+    Detach(oneshot::Sender<()>),
+    /// Change timeouts and bounds.
+    Metering(TableOptions),
+    /// Change how command lines are told.
+    Naming(CommandLineMode),
+    /// Hand records to one more collector.
+    AddSink(CollectorName, Intake),
+    /// Stop handing records to a collector.
+    RemoveSink(CollectorName),
+    /// End all flows, hand on their records, and end.
+    Stop(oneshot::Sender<()>),
+}
+
+/// The meter's own state.
+pub(crate) struct Meter {
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) table: FlowTable,
+    pub(crate) naming: Naming,
+    pub(crate) lookups: Lookups,
+    pub(crate) view: Option<mpsc::Sender<Arc<FlowRecord>>>,
+    pub(crate) status: watch::Sender<AgentStatus>,
+    pub(crate) listening: watch::Sender<Option<ListeningPorts>>,
+    pub(crate) capture: Option<Capture>,
+    pub(crate) sinks: Vec<(CollectorName, Intake)>,
+    pub(crate) state: Turns,
+}
+
+/// What the meter remembers from turn to turn.
+#[derive(Default)]
+pub(crate) struct Turns {
+    waiting: VecDeque<(FlowRecord, KernelTime)>,
+    due: Vec<Cookie>,
+    next_second: KernelTime,
+    next_file_walk: KernelTime,
+    names_lost: u64,
+    inherited: bool,
+    records: u64,
+    coverage: Coverage,
+    /// Losses of captures that are detached, and of the view.
+    past: Drops,
+}
+
+impl Meter {
+    /// Runs until it is told to stop, or nobody can tell it any more.
+    pub(crate) fn run(mut self) {
+        loop {
+            match self.commands.recv_timeout(TURN) {
+                Ok(Command::Stop(done)) => {
+                    self.detach();
+                    let _ = done.send(());
+                    return;
+                }
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => self.turn(clock::kernel_now()),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.detach();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Attach(plan, max_flows, reply) => {
+                let root = self
+                    .lookups
+                    .cgroup2_root()
+                    .unwrap_or(Path::new(CGROUP_ROOT_USUAL));
+                let attached = Capture::attach(&plan, max_flows, root).map(|capture| {
+                    let report = capture.report().clone();
+                    self.capture = Some(capture);
+                    report
+                });
+                let _ = reply.send(attached);
+            }
+            Command::Detach(done) => {
+                self.detach();
+                let _ = done.send(());
+            }
+            Command::Metering(options) => self.table.set_options(options),
+            Command::Naming(mode) => self.naming.set_command_line(mode),
+            Command::AddSink(name, intake) => self.sinks.push((name, intake)),
+            Command::RemoveSink(name) => self.sinks.retain(|(held, _)| *held != name),
+            Command::Stop(_) => {}
+        }
+    }
+
+    /// Takes what the kernel still has, ends every flow, and lets the kernel side go.
+    fn detach(&mut self) {
+        let now = clock::kernel_now();
+        self.read_all(now);
+        if let Some(capture) = self.capture.take() {
+            let drops = capture.drops();
+            drops.lossy().for_each(|(point, n)| self.state.past.add(point, n));
+        }
+        self.table.end_all(now);
+        self.deliver(now.after(NAME_WAIT));
+        self.tell();
+    }
+
+    /// Reads every socket once more, so that the last records are whole.
+    fn read_all(&mut self, now: KernelTime) {
+        self.drain();
+        if let Some(capture) = &mut self.capture {
+            let table = &mut self.table;
+            table.want_all();
+            loop {
+                self.state.due.clear();
+                table.poll_due(&mut self.state.due, DUE_MAX);
+                if self.state.due.is_empty() {
+                    break;
+                }
+                warn(capture.snap(&self.state.due));
+                warn(capture.drain_flows(|seen| table.observe(&seen)).map(drop));
+            }
+            warn(capture.walk_udp(|seen| table.observe(&seen)));
+        }
+        self.table.handle_timeout(now);
+    }
+
+    fn turn(&mut self, now: KernelTime) {
+        self.drain();
+        let second = now >= self.state.next_second;
+        if second {
+            self.state.next_second = now.after(SECOND);
+            self.each_second(now);
+        }
+        self.state.due.clear();
+        self.table.poll_due(&mut self.state.due, DUE_MAX);
+        if let Some(capture) = self.capture.as_mut().filter(|_| !self.state.due.is_empty()) {
+            let table = &mut self.table;
+            warn(capture.snap(&self.state.due));
+            warn(capture.drain_flows(|seen| table.observe(&seen)).map(drop));
+        }
+        self.table.handle_timeout(now);
+        self.deliver(now);
+        if let Some(capture) = &mut self.capture {
+            while let Some(forget) = self.table.poll_forget() {
+                let table = &mut self.table;
+                warn(capture.forget_peer(forget.cookie, &forget.peer, |seen| table.observe(&seen)));
+            }
+        }
+        if second {
+            self.tell();
+            if !self.sinks.is_empty() {
+                self.tell_listening();
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        let Some(capture) = &mut self.capture else { return };
+        let (naming, table, inherited) = (&mut self.naming, &mut self.table, &mut self.state.inherited);
+        loop {
+            let taken = capture.drain_flows(|seen| {
+                *inherited |= is_inherited(&seen);
+                table.observe(&seen);
+            });
+            match taken {
+                Ok(crate::capture::DRAIN_MAX) => {}
+                Ok(_) => break,
+                Err(error) => {
+                    warn(Err(error));
+                    break;
+                }
+            }
+        }
+        capture.drain_names(|seen| naming.learn(&seen));
+        let lost = capture.names_lost();
+        if lost > self.state.names_lost {
+            self.state.names_lost = lost;
+            naming.lost_events();
+        }
+    }
+
+    fn each_second(&mut self, now: KernelTime) {
+        let Some(capture) = &mut self.capture else { return };
+        let table = &mut self.table;
+        warn(capture.walk_udp(|seen| table.observe(&seen)));
+        let drops = capture.drops();
+        warn(capture.collect_unsent(drops.at(DropPoint::FlowRingFull), |seen| table.observe(&seen)));
+        if self.state.inherited && now >= self.state.next_file_walk {
+            let began = clock::instant();
+            warn(capture.walk_files());
+            self.state.inherited = false;
+            self.state.next_file_walk = now.after((began.elapsed() * FILE_WALK_SHARE).max(FILE_WALK_PAUSE));
+        }
+    }
+
+    /// Takes records from the table, names them, and hands them on in their order.
+    fn deliver(&mut self, now: KernelTime) {
+        let offset = clock::wall_offset();
+        while let Some(record) = self.table.poll_record(offset) {
+            self.state.waiting.push_back((record, now.after(NAME_WAIT)));
+        }
+        let mut asks = ASKS_MAX;
+        while let Some((mut record, deadline)) = self.state.waiting.pop_front() {
+            let mut named = self.naming.name(&mut record, now);
+            while named == NamingState::Waiting && asks > 0 {
+                let Some(ask) = self.naming.poll_ask() else { break };
+                asks -= 1;
+                let answer = self.lookups.answer(&ask);
+                self.naming.answer(ask, answer);
+                named = self.naming.name(&mut record, now);
+            }
+            let crowded = self.state.waiting.len() > NAME_WAIT_RECORDS;
+            if named == NamingState::Waiting && now < deadline && !crowded {
+                self.state.waiting.push_front((record, deadline));
+                return;
+            }
+            self.hand_on(record);
+        }
+    }
+
+    fn hand_on(&mut self, record: FlowRecord) {
+        self.state.records += 1;
+        if record.reason != EndReason::ActiveTimeout {
+            count(&mut self.state.coverage, &record.initiator.owner);
+            if !record.reason.is_failed_attempt() {
+                count(&mut self.state.coverage, &record.responder.owner);
+            }
+        }
+        let record = Arc::new(record);
+        for (_, intake) in &self.sinks {
+            intake.offer(Arc::clone(&record));
+        }
+        if let Some(view) = &self.view
+            && view.try_send(record).is_err()
+            && !view.is_closed()
+        {
+            self.state.past.add(DropPoint::ViewOverflow, 1);
+        }
+    }
+
+    /// What the host listens on, for collectors.
+    fn tell_listening(&mut self) {
+        let mut ports = ListeningPorts::default();
+        for listener in self.table.listeners() {
+            let entry = Listening {
+                port: listener.endpoint.port,
+                process: listener.owner.program().unwrap_or_default().to_owned(),
+                package: String::new(),
+            };
+            match (listener.protocol, listener.endpoint.address.is_ipv4()) {
+                (Protocol::Tcp, true) => ports.tcp4.push(entry),
+                (Protocol::Tcp, false) => ports.tcp6.push(entry),
+                (Protocol::Udp, true) => ports.udp4.push(entry),
+                (Protocol::Udp, false) => ports.udp6.push(entry),
+            }
+        }
+        self.listening.send_replace(Some(ports));
+    }
+
+    fn tell(&mut self) {
+        let mut drops = self.capture.as_ref().map(Capture::drops).unwrap_or_default();
+        self.state.past.lossy().for_each(|(point, n)| drops.add(point, n));
+        let law: KernelLaw = self.table.law();
+        let (flows, records, coverage) = (self.table.flows() as u64, self.state.records, self.state.coverage);
+        self.status.send_modify(|status| {
+            status.flows = flows;
+            status.records = records;
+            status.drops = drops;
+            status.kernel_law = law;
+            status.coverage = coverage;
+        });
+    }
+}
+
+fn is_inherited(seen: &flowtilla_agent_core::observe::Observation) -> bool {
+    use flowtilla_agent_core::observe::{Observation, TcpSight};
+    matches!(seen, Observation::Tcp(tcp) if tcp.sight == TcpSight::Snap
+        && matches!(tcp.owner.confidence, Confidence::Inherited | Confidence::Unknown(Unknown::NotSeen)))
+}
+
+fn count(coverage: &mut Coverage, owner: &Owner) {
+    if owner.confidence == Confidence::Unknown(Unknown::Remote) {
+        return;
+    }
+    coverage.ends += 1;
+    coverage.with_process += u64::from(owner.process.is_some());
+    coverage.with_names += u64::from(
+        owner
+            .names
+            .as_ref()
+            .is_some_and(|names| names.executable.is_some()),
+    );
+}
+
+/// A failed read costs this turn's part of the picture; the next one tries again.
+fn warn(outcome: Result<(), CaptureError>) {
+    if let Err(error) = outcome {
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        tracing::warn!(%error, cause, "reading the kernel side failed");
+    }
+}
+
+/// The sending side of the meter's commands.
+pub(crate) type Commands = SyncSender<Command>;

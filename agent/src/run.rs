@@ -1,0 +1,404 @@
+//! All wiring: builds the parts, executes the plan's steps, and ends everything in order.
+//!
+//! Threads and tasks: the meter (a thread), an exporter a collector (a task each), one task that keeps the announcements
+//! and the collectors' part of the status fresh. Stop: the kernel side is detached, all flows end, the meter drops its
+//! intakes, exporters drain for the grace period and end, the view's channel closes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle as Thread;
+use std::time::Duration;
+
+use flowtilla_agent_core::encode::event::EventFields;
+use flowtilla_agent_core::encode::tlv::{HostAddress, Loopback as TlvLoopback, TlvOptions};
+use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingOptions};
+use flowtilla_agent_core::flow::record::FlowRecord;
+use flowtilla_agent_core::flow::{FlowTable, TableOptions};
+use flowtilla_agent_core::observe::NameObservation;
+use flowtilla_agent_core::policy::{Exporting, InForce, Metering, Step, Wanted, plan};
+use flowtilla_proto::ids::CollectorName;
+use flowtilla_proto::policy::{CommandLine, Loopback};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::capture::CaptureError;
+use crate::clock;
+use crate::enrich::{LookupError, Lookups};
+use crate::export::{Announcements, ExporterOptions, exporter};
+use crate::host::Host;
+use crate::meter::{Command, Commands, Meter, Turns};
+use crate::status::{AgentStatus, AttachReport, CollectorStatus};
+
+/// Commands that wait for the meter.
+const COMMANDS_MAX: usize = 16;
+/// How long exporters may drain at the end.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often the collectors' part of the status and the announcements are made fresh.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// What an agent is started with.
+pub struct Options {
+    /// What it is to do.
+    pub wanted: Wanted,
+    /// Records that wait for whoever watches them; more are counted as `ViewOverflow`.
+    pub view_records_max: usize,
+}
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Nothing is wanted.
+    #[error("no policy: nothing to do")]
+    NothingWanted,
+    /// The host does not tell who it is.
+    #[error("the host's boot id (/proc/sys/kernel/random/boot_id)")]
+    Host(#[source] io::Error),
+    /// Another agent watches the same part of this host.
+    #[error(
+        "another agent (lock {path}) watches the same part of this host; stop it, or give both different --scope"
+    )]
+    Locked {
+        /// The lock it holds.
+        path: String,
+    },
+    /// /proc.
+    #[error(transparent)]
+    Lookups(#[from] LookupError),
+    /// The kernel side.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The meter thread.
+    #[error("the meter thread")]
+    Thread(#[source] io::Error),
+    /// The meter ended by itself.
+    #[error("the meter thread ended; its last log line says why")]
+    MeterGone,
+}
+
+/// An agent at work.
+pub struct Agent {
+    meter: Option<Thread<()>>,
+    commands: Commands,
+    in_force: InForce,
+    exporters: BTreeMap<CollectorName, Exporter>,
+    announcements: watch::Sender<Announcements>,
+    collectors: watch::Sender<Vec<watch::Receiver<CollectorStatus>>>,
+    status: watch::Sender<AgentStatus>,
+    refresh: JoinHandle<()>,
+    stop: CancellationToken,
+    host: Host,
+    attached: AttachReport,
+    _lock: Option<File>,
+}
+
+struct Exporter {
+    task: JoinHandle<CollectorStatus>,
+}
+
+impl Agent {
+    /// Builds the parts and does what is wanted. The receiver gets each record as it is made.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing goes on then.
+    pub async fn start(options: Options) -> Result<(Self, mpsc::Receiver<Arc<FlowRecord>>), StartError> {
+        let policy = options.wanted.policy().ok_or(StartError::NothingWanted)?;
+        let host = Host::read(&policy.capture.scopes).map_err(StartError::Host)?;
+        let lock = lock(&host)?;
+        let lookups = Lookups::open()?;
+        let mut naming = Naming::new(NamingOptions::default());
+        for (id, path) in lookups.existing_cgroups() {
+            naming.learn(&NameObservation::Cgroup { id, path });
+        }
+        let (commands, orders) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
+        let (view, records) = mpsc::channel(options.view_records_max.max(1));
+        let status = watch::Sender::new(AgentStatus::default());
+        let meter = Meter {
+            commands: orders,
+            table: FlowTable::new(TableOptions::new(host.boot)),
+            naming,
+            lookups,
+            view: Some(view),
+            status: status.clone(),
+            listening: watch::Sender::new(None),
+            capture: None,
+            sinks: Vec::new(),
+            state: Turns::default(),
+        };
+        let listening = meter.listening.subscribe();
+        let meter = std::thread::Builder::new()
+            .name("meter".into())
+            .spawn(move || meter.run())
+            .map_err(StartError::Thread)?;
+        let announcements = watch::Sender::new(Announcements {
+            event: event_of(&host),
+            listening: None,
+        });
+        let collectors = watch::Sender::new(Vec::new());
+        let stop = CancellationToken::new();
+        let refresh = Refresh {
+            announcements: announcements.clone(),
+            collectors: collectors.subscribe(),
+            listening,
+            status: status.clone(),
+            addresses: host.addresses.clone(),
+        };
+        let refresh = tokio::spawn(refresh.run(stop.clone()));
+        let mut agent = Self {
+            meter: Some(meter),
+            commands,
+            in_force: InForce::default(),
+            exporters: BTreeMap::new(),
+            announcements,
+            collectors,
+            status,
+            refresh,
+            stop,
+            host,
+            attached: AttachReport::default(),
+            _lock: lock,
+        };
+        match agent.apply(&options.wanted).await {
+            Ok(()) => Ok((agent, records)),
+            Err(error) => {
+                drop(records);
+                agent.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// What attached.
+    #[must_use]
+    pub fn attached(&self) -> &AttachReport {
+        &self.attached
+    }
+
+    /// How it does, once a second.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<AgentStatus> {
+        self.status.subscribe()
+    }
+
+    /// Plans from what is in force to what is wanted, and executes each step. May be called again at any time.
+    ///
+    /// # Errors
+    /// [`StartError::Capture`]: the steps before it are in force. [`StartError::MeterGone`].
+    pub async fn apply(&mut self, wanted: &Wanted) -> Result<(), StartError> {
+        for step in plan(&self.in_force, wanted) {
+            tracing::debug!(?step, "executes a step of the plan");
+            self.execute(&step).await?;
+            self.in_force.apply(&step);
+        }
+        Ok(())
+    }
+
+    async fn execute(&mut self, step: &Step) -> Result<(), StartError> {
+        match step {
+            Step::DetachCapture => {
+                let (done, detached) = oneshot::channel();
+                self.tell(Command::Detach(done))?;
+                detached.await.map_err(|_| StartError::MeterGone)
+            }
+            Step::StopCollector(name) => {
+                self.tell(Command::RemoveSink(name.clone()))?;
+                self.exporters.remove(name);
+                self.collectors
+                    .send_modify(|all| all.retain(|one| one.borrow().name != name.as_str()));
+                Ok(())
+            }
+            Step::UpdateMetering(metering) => {
+                self.tell(Command::Metering(table_options(&self.host, metering)))
+            }
+            Step::UpdateNaming(command_line) => self.tell(Command::Naming(match command_line {
+                CommandLine::None => CommandLineMode::None,
+                CommandLine::Redacted => CommandLineMode::Redacted,
+                CommandLine::Full => CommandLineMode::Full,
+            })),
+            Step::StartCollector(exporting) => self.start_collector(exporting),
+            Step::AttachCapture(capture) => {
+                let (reply, attached) = oneshot::channel();
+                let max_flows = self
+                    .in_force
+                    .metering()
+                    .map_or(MAX_FLOWS_DEFAULT, |metering| metering.max_flows);
+                let max_flows = u32::try_from(max_flows).unwrap_or(u32::MAX);
+                self.tell(Command::Attach(Box::new(capture.clone()), max_flows, reply))?;
+                self.attached = attached.await.map_err(|_| StartError::MeterGone)??;
+                Ok(())
+            }
+        }
+    }
+
+    fn start_collector(&mut self, exporting: &Exporting) -> Result<(), StartError> {
+        let metering = self.in_force.metering();
+        self.announcements.send_modify(|all| {
+            let seconds =
+                |span: Option<Duration>| span.map_or(0, |span| u32::try_from(span.as_secs()).unwrap_or(0));
+            all.event.lifetime_s = seconds(metering.map(|metering| metering.active_timeout));
+            all.event.idle_s = seconds(metering.map(|metering| metering.idle_timeout));
+        });
+        let options = ExporterOptions {
+            collector: exporting.collector.clone(),
+            slot: exporting.slot,
+            source_id: self.host.source_id,
+            tlv: TlvOptions {
+                loopback: match exporting.terms.loopback {
+                    Loopback::HostAddress => TlvLoopback::HostAddress,
+                    Loopback::Omit => TlvLoopback::Omit,
+                    Loopback::AsIs => TlvLoopback::AsIs,
+                },
+                host_address: HostAddress {
+                    v4: self.host.v4(),
+                    v6: self.host.v6(),
+                },
+                exporter_address: self.host.v4(),
+                record_ids: exporting.terms.record_ids,
+            },
+            queue_records_max: exporting.terms.queue_records,
+            queue_octets_max: exporting.terms.queue_octets,
+            grace: GRACE,
+            seed: u64::from(self.host.source_id.number()) ^ clock::kernel_now().0,
+        };
+        let (intake, exporter) = exporter(options, self.announcements.subscribe());
+        let status = exporter.status();
+        self.collectors.send_modify(|all| all.push(status));
+        let name = exporting.collector.name.clone();
+        self.exporters.insert(
+            name.clone(),
+            Exporter {
+                task: tokio::spawn(exporter.run()),
+            },
+        );
+        self.tell(Command::AddSink(name, intake))
+    }
+
+    fn tell(&self, command: Command) -> Result<(), StartError> {
+        self.commands.send(command).map_err(|_| StartError::MeterGone)
+    }
+
+    /// Ends everything in order and tells how it stood. Takes at most the grace period and a little.
+    pub async fn stop(mut self) -> AgentStatus {
+        let (done, stopped) = oneshot::channel();
+        if self.tell(Command::Stop(done)).is_ok() {
+            let _ = stopped.await; // An error: the meter is gone already.
+        }
+        if let Some(meter) = self.meter.take() {
+            let _ = tokio::task::spawn_blocking(move || meter.join()).await;
+        }
+        let mut ended = Vec::new();
+        for (_, exporter) in std::mem::take(&mut self.exporters) {
+            if let Ok(status) = exporter.task.await {
+                ended.push(status);
+            }
+        }
+        self.stop.cancel();
+        let _ = (&mut self.refresh).await;
+        self.status.send_modify(|status| status.collectors = ended);
+        self.status.borrow().clone()
+    }
+}
+
+/// Before a policy says otherwise.
+const MAX_FLOWS_DEFAULT: u64 = 65_536;
+
+fn table_options(host: &Host, metering: &Metering) -> TableOptions {
+    TableOptions {
+        max_flows: usize::try_from(metering.max_flows).unwrap_or(usize::MAX),
+        active_timeout: metering.active_timeout,
+        idle_timeout: metering.idle_timeout,
+        ..TableOptions::new(host.boot)
+    }
+}
+
+fn event_of(host: &Host) -> EventFields {
+    let interface = host.interface.as_ref();
+    EventFields {
+        interface_name: interface.map_or_else(|| "lo".to_owned(), |interface| interface.name.clone()),
+        interface_speed_mbit: interface.map_or(0, |interface| interface.speed_mbit),
+        interface_address: interface.map(|interface| interface.address),
+        probe_address: interface.map(|interface| interface.address),
+        probe_uuid: host.machine.clone(),
+        source_id: host.source_id.number(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        operating_system: host.operating_system.clone(),
+        ..EventFields::default()
+    }
+}
+
+/// Holds the place of this agent on this host: two with the same source id would look like losses to a collector.
+fn lock(host: &Host) -> Result<Option<File>, StartError> {
+    let folder = Path::new("/run/flowtilla");
+    let path = folder.join(format!("{:08x}.lock", host.source_id.number()));
+    let opened = std::fs::create_dir_all(folder).and_then(|()| File::create(&path));
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "no lock: a second agent on this part of the host would not be noticed");
+            return Ok(None);
+        }
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(_) => Err(StartError::Locked {
+            path: path.display().to_string(),
+        }),
+    }
+}
+
+/// Keeps fresh what collectors are told, and what is told about collectors.
+struct Refresh {
+    announcements: watch::Sender<Announcements>,
+    collectors: watch::Receiver<Vec<watch::Receiver<CollectorStatus>>>,
+    listening: watch::Receiver<Option<flowtilla_agent_core::encode::listening::ListeningPorts>>,
+    status: watch::Sender<AgentStatus>,
+    addresses: Vec<std::net::IpAddr>,
+}
+
+impl Refresh {
+    async fn run(mut self, stop: CancellationToken) {
+        let began = clock::instant();
+        loop {
+            tokio::select! { biased;
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(REFRESH) => self.refresh(began.elapsed()),
+            }
+        }
+    }
+
+    fn refresh(&mut self, since: Duration) {
+        let collectors: Vec<_> = self
+            .collectors
+            .borrow()
+            .iter()
+            .map(|one| one.borrow().clone())
+            .collect();
+        self.status.send_if_modified(|status| {
+            let changed = status.collectors != collectors;
+            status.collectors = collectors;
+            changed
+        });
+        let (law, drops) = {
+            let status = self.status.borrow();
+            (status.kernel_law, status.drops)
+        };
+        let listening = self.listening.borrow_and_update().clone().map(|mut ports| {
+            ports.addresses.clone_from(&self.addresses);
+            ports
+        });
+        let seconds = since.as_secs().max(1);
+        self.announcements.send_modify(|all| {
+            use flowtilla_agent_core::loss::DropPoint;
+            all.event.octets = law.observed_octets;
+            all.event.packets = law.observed_packets;
+            all.event.packet_drops = drops.at(DropPoint::PeerMapFull) + drops.at(DropPoint::UnknownSocket);
+            all.event.average_bps = law.observed_octets.saturating_mul(8) / seconds;
+            all.event.average_pps = law.observed_packets / seconds;
+            all.event.table_drops = drops.at(DropPoint::SocketMapFull);
+            all.listening = listening;
+        });
+    }
+}

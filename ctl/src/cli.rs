@@ -1,0 +1,162 @@
+//! The command line: which commands there are, and how a wrong one is refused.
+
+use std::io::Write;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Parser, Subcommand};
+
+use crate::cmd::tap::TapArgs;
+use crate::cmd::up::args::UpArgs;
+use crate::exit::{Exit, say};
+
+/// Shows who talks on this host, and tells ntopng.
+#[derive(Debug, Parser)]
+#[command(name = "agentctl", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Shows this host's flows, each with its process, and exports them to ntopng when asked.
+    Up(Box<UpArgs>),
+    /// Listens as ntopng does, and shows what agents send and what was lost on the way.
+    Tap(TapArgs),
+}
+
+/// Prints help and version as clap has them, and everything else as one sentence that names the flag and the remedy.
+pub(crate) fn refuse(error: &clap::Error) -> Exit {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        let wrong = error.use_stderr();
+        let text = error.render();
+        if wrong {
+            let _ = write!(std::io::stderr(), "{text}");
+            return Exit::Usage;
+        }
+        let _ = write!(std::io::stdout(), "{text}");
+        return Exit::Done;
+    }
+    say(sentence(error));
+    Exit::Usage
+}
+
+fn sentence(error: &clap::Error) -> String {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(list)) => Some(list.join(", ")),
+        _ => None,
+    };
+    // `--max-flows <N>`: the flag alone.
+    let flag = text(ContextKind::InvalidArg)
+        .map(|arg| arg.split(" <").next().unwrap_or_default().to_owned())
+        .unwrap_or_default();
+    let value = text(ContextKind::InvalidValue).unwrap_or_default();
+    match error.kind() {
+        ErrorKind::UnknownArgument => match text(ContextKind::SuggestedArg) {
+            Some(similar) => format!("{flag}: is no flag of this command; did you mean {similar}?"),
+            None => format!("{flag}: is no flag of this command; see --help"),
+        },
+        ErrorKind::InvalidSubcommand => {
+            let command = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            format!("{command:?} is no command; see agentctl --help")
+        }
+        ErrorKind::InvalidValue if value.is_empty() => format!("{flag}: has no value; write one after it"),
+        ErrorKind::InvalidValue => {
+            let choices = text(ContextKind::ValidValue).unwrap_or_default();
+            format!("{flag}: {value:?} is not known; write one of {choices}")
+        }
+        ErrorKind::ValueValidation => {
+            let why = std::error::Error::source(error)
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            match why.contains("; ") {
+                true => format!("{flag}: {value:?} {why}"), // a sentence of ours, with its remedy
+                false => format!("{flag}: {value:?} is refused ({why}); see --help"),
+            }
+        }
+        ErrorKind::ArgumentConflict => {
+            format!("{flag}: is given twice, or does not go with another flag; see --help")
+        }
+        ErrorKind::MissingRequiredArgument => format!("{flag}: is missing; see --help"),
+        _ => {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            format!("{}; see --help", first.trim_start_matches("error: "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(args: &[&str]) -> String {
+        let all = ["agentctl"].iter().chain(args);
+        sentence(&Cli::try_parse_from(all).expect_err("it should be refused"))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn each_wrong_flag_is_one_sentence_with_its_name_and_a_remedy() {
+        for (args, sentence) in [
+            (
+                &["up", "--foo"][..],
+                "--foo: is no flag of this command; see --help",
+            ),
+            (
+                &["up", "--max-flow", "3"],
+                "--max-flow: is no flag of this command; did you mean --max-flows?",
+            ),
+            (&["down"], "\"down\" is no command; see agentctl --help"),
+            (
+                &["up", "-o", "xml"],
+                "--output: \"xml\" is not known; write one of table, lines, json",
+            ),
+            (
+                &["up", "--max-flows"],
+                "--max-flows: has no value; write one after it",
+            ),
+            (
+                &["up", "--max-flows", "many"],
+                "--max-flows: \"many\" is not a number; write digits only, such as 65536",
+            ),
+            (
+                &["up", "--idle-timeout", "soon"],
+                "--idle-timeout: \"soon\" is not a time; write seconds, or a number with ms, s, m or h",
+            ),
+            (
+                &["up", "--scope", "web"],
+                "--scope: \"web\" names no part of the host; write cgroup=PATH or netns=PATH",
+            ),
+            (
+                &["up", "--command-line", "some"],
+                "--command-line: \"some\" is not known; write one of none, redacted, full",
+            ),
+            (
+                &["up", "--loopback", "some"],
+                "--loopback: \"some\" is not known; write one of hostAddress, omit, asIs",
+            ),
+            (
+                &["tap", "--count", "0"],
+                "--count: \"0\" is refused (number would be zero for non-zero type); see --help",
+            ),
+            (&["up", "table"], "table: is no flag of this command; see --help"),
+            (
+                &["up", "--duration", "1s", "--duration", "2s"],
+                "--duration: is given twice, or does not go with another flag; see --help",
+            ),
+        ] {
+            assert_eq!(refused(args), sentence, "{args:?}");
+        }
+    }
+}

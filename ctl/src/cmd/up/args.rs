@@ -1,0 +1,338 @@
+//! The flags of `agentctl up`, and the policy and collectors that they make.
+//!
+//! Flags become wire messages and go through the same parser as everything else ([`flowtilla_proto`]); what it refuses
+//! is told with the flag's name instead of the field's.
+
+use std::fs::File;
+use std::io::Read;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use flowtilla_agent_core::policy::Wanted;
+use flowtilla_proto::collector::Collector;
+use flowtilla_proto::mistake::{Mistake, Mistakes};
+use flowtilla_proto::policy::{
+    ACTIVE_TIMEOUT_EXPORTING_MS_MAX, ACTIVE_TIMEOUT_MS_DEFAULT, IDLE_TIMEOUT_MS_DEFAULT, MAX_FLOWS_DEFAULT,
+    Policy, QUEUE_RECORDS_DEFAULT,
+};
+use flowtilla_proto::wire;
+
+use crate::exit::UsageError;
+
+/// Largest key file that is read, in octets. A key has 40 or 80; more is another file.
+const KEY_FILE_OCTETS_MAX: u64 = 4096;
+
+/// Longest `--duration`: a year. Longer is a slip of the unit.
+const DURATION_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
+
+#[derive(Args, Debug)]
+pub(crate) struct UpArgs {
+    /// ntopng that gets the flows (its -i tcp://*:PORTc). May be repeated.
+    #[arg(long, value_name = "tcp://HOST:PORT")]
+    pub(crate) ntopng: Vec<String>,
+
+    /// ntopng's public CURVE key, or @ and a file that holds it: one for all of --ntopng, or one for each, in order.
+    #[arg(long, value_name = "KEY|@FILE")]
+    pub(crate) curve_key: Vec<String>,
+
+    /// How flows are shown: a live table, one line a record, or one JSON object a record [default: table on a terminal,
+    /// lines elsewhere].
+    #[arg(short, long, value_enum)]
+    pub(crate) output: Option<Format>,
+
+    /// Part of the host that is observed: a cgroup with all below it, or a network namespace (/run/netns/NAME,
+    /// /proc/PID/ns/net). May be repeated [default: the whole host].
+    #[arg(long, value_name = "cgroup=PATH|netns=PATH", value_parser = parse_scope)]
+    pub(crate) scope: Vec<wire::Scope>,
+
+    /// Leaves UDP out.
+    #[arg(long)]
+    pub(crate) no_udp: bool,
+
+    /// How much of command lines is shown and exported: nothing, what is left without secrets, or everything
+    /// [default: redacted].
+    #[arg(long, value_enum)]
+    pub(crate) command_line: Option<CommandLine>,
+
+    #[arg(long, value_name = "TIME", value_parser = parse_time, help = active_help())]
+    pub(crate) active_timeout: Option<u64>,
+
+    #[arg(long, value_name = "TIME", value_parser = parse_time, help = idle_help())]
+    pub(crate) idle_timeout: Option<u64>,
+
+    #[arg(long, value_name = "N", value_parser = parse_number,
+          help = format!("Most flows at once; the oldest ends when there are more [default: {MAX_FLOWS_DEFAULT}]"))]
+    pub(crate) max_flows: Option<u64>,
+
+    /// What ntopng sees of a loopback address, which it would take for one host with all others' [default:
+    /// hostAddress].
+    #[arg(long, value_enum)]
+    pub(crate) loopback: Option<Loopback>,
+
+    #[arg(long, value_name = "N", value_parser = parse_number,
+          help = format!("Most records that wait for each ntopng [default: {QUEUE_RECORDS_DEFAULT}]"))]
+    pub(crate) queue_records: Option<u64>,
+
+    /// Exports each record's identity (boot id, cookie, part) with it.
+    #[arg(long)]
+    pub(crate) record_ids: bool,
+
+    /// Prints what was observed, made, taken and lost every 10 s.
+    #[arg(long)]
+    pub(crate) stats: bool,
+
+    /// Ends after this time, as Ctrl-C does.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_time)]
+    pub(crate) duration: Option<u64>,
+}
+
+/// How flows are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Lines,
+    Json,
+}
+
+/// See [`flowtilla_proto::policy::CommandLine`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CommandLine {
+    None,
+    Redacted,
+    Full,
+}
+
+/// See [`flowtilla_proto::policy::Loopback`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "camelCase")]
+pub(crate) enum Loopback {
+    HostAddress,
+    Omit,
+    AsIs,
+}
+
+impl UpArgs {
+    /// What the flags ask of the agent.
+    ///
+    /// # Errors
+    ///
+    /// Every flag that is refused, one line each.
+    pub(crate) fn wanted(&self) -> Result<Wanted, UsageError> {
+        let mut lines = Vec::new();
+        let keys = self.keys().unwrap_or_else(|line| {
+            lines.push(line);
+            vec![None; self.ntopng.len()]
+        });
+        let mut collectors = Vec::new();
+        for ((n, endpoint), key) in self.ntopng.iter().enumerate().zip(keys) {
+            let sent = wire::Collector {
+                name: collector_name(n),
+                endpoint: endpoint.clone(),
+                curve_server_key: key,
+                ..wire::Collector::default()
+            };
+            match Collector::try_from(sent) {
+                Ok(collector) => collectors.push(collector),
+                Err(mistakes) => lines.extend(self.told(mistakes.under(&format!("collectors[{n}]")))),
+            }
+        }
+        if let Some(ms) = self.duration
+            && !(1..=DURATION_MS_MAX).contains(&ms)
+        {
+            lines.push(format!(
+                "--duration: \"{ms} ms\" is out of range; write a time from 1 s to a year"
+            ));
+        }
+        let policy = Policy::try_from(self.policy());
+        if let (Ok(policy), true) = (&policy, lines.is_empty()) {
+            return Wanted::new(policy.clone(), collectors)
+                .map_err(|mistakes| UsageError(self.told(mistakes).collect()));
+        }
+        lines.extend(policy.err().into_iter().flat_map(|mistakes| self.told(mistakes)));
+        Err(UsageError(lines))
+    }
+
+    /// When to end by itself.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        self.duration.map(Duration::from_millis)
+    }
+
+    fn policy(&self) -> wire::Policy {
+        let command_line = match self.command_line {
+            None => wire::CommandLine::Unspecified,
+            Some(CommandLine::None) => wire::CommandLine::None,
+            Some(CommandLine::Redacted) => wire::CommandLine::Redacted,
+            Some(CommandLine::Full) => wire::CommandLine::Full,
+        };
+        let loopback = match self.loopback {
+            None => wire::Loopback::Unspecified,
+            Some(Loopback::HostAddress) => wire::Loopback::HostAddress,
+            Some(Loopback::Omit) => wire::Loopback::Omit,
+            Some(Loopback::AsIs) => wire::Loopback::AsIs,
+        };
+        wire::Policy {
+            capture: Some(wire::Capture {
+                tcp: None,
+                udp: self.no_udp.then_some(false),
+                scopes: self.scope.clone(),
+                max_flows: self.max_flows,
+                active_timeout_ms: self.active_timeout,
+                idle_timeout_ms: self.idle_timeout,
+            }),
+            enrich: Some(wire::Enrich {
+                command_line: command_line.into(),
+            }),
+            export: Some(wire::Export {
+                collectors: (0..self.ntopng.len()).map(collector_name).collect(),
+                loopback: loopback.into(),
+                record_ids: Some(self.record_ids),
+            }),
+            limits: Some(wire::Limits {
+                queue_records: self.queue_records,
+                queue_octets: None,
+            }),
+        }
+    }
+
+    /// A key, or none, for each `--ntopng`.
+    fn keys(&self) -> Result<Vec<Option<String>>, String> {
+        let wanted = self.ntopng.len();
+        let keys = self
+            .curve_key
+            .iter()
+            .map(|text| read_key(text))
+            .collect::<Result<Vec<_>, _>>()?;
+        match keys.as_slice() {
+            [] => Ok(vec![None; wanted]),
+            [_, ..] if wanted == 0 => {
+                Err("--curve-key: there is no collector it is for; write --ntopng too".into())
+            }
+            [key] => Ok(vec![Some(key.clone()); wanted]),
+            _ if keys.len() == wanted => Ok(keys.into_iter().map(Some).collect()),
+            _ => {
+                let n = keys.len();
+                Err(format!(
+                    "--curve-key: there are {n} keys for {wanted} collectors; write one, or one for each --ntopng"
+                ))
+            }
+        }
+    }
+
+    /// The mistakes, each with the name of the flag in place of the field's path.
+    fn told(&self, mistakes: Mistakes) -> impl Iterator<Item = String> {
+        mistakes.into_iter().map(|mistake| {
+            let path = flag(&mistake.path).map_or(mistake.path.clone(), str::to_owned);
+            Mistake { path, ..mistake }.to_string()
+        })
+    }
+}
+
+/// Name of the n-th `--ntopng`.
+fn collector_name(n: usize) -> String {
+    format!("ntopng-{}", n + 1)
+}
+
+/// The flag that sets the field at `path`.
+fn flag(path: &str) -> Option<&'static str> {
+    const FLAGS: [(&str, &str); 11] = [
+        ("capture.scopes", "--scope"),
+        ("capture.maxFlows", "--max-flows"),
+        ("capture.activeTimeoutMs", "--active-timeout"),
+        ("capture.idleTimeoutMs", "--idle-timeout"),
+        ("enrich.commandLine", "--command-line"),
+        ("export.loopback", "--loopback"),
+        ("export.recordIds", "--record-ids"),
+        ("export.collectors", "--ntopng"),
+        ("limits.queueRecords", "--queue-records"),
+        ("endpoint", "--ntopng"),
+        ("curveServerKey", "--curve-key"),
+    ];
+    let path = match path.strip_prefix("collectors[") {
+        Some(rest) => rest.split_once("].").map_or(path, |(_, field)| field),
+        None => path,
+    };
+    FLAGS
+        .iter()
+        .find(|(field, _)| path.starts_with(field))
+        .map(|&(_, flag)| flag)
+}
+
+fn active_help() -> String {
+    format!(
+        "Longest span that one record of a live flow covers; at most {} s with --ntopng [default: {} s]",
+        ACTIVE_TIMEOUT_EXPORTING_MS_MAX / 1000,
+        ACTIVE_TIMEOUT_MS_DEFAULT / 1000
+    )
+}
+
+fn idle_help() -> String {
+    format!(
+        "Longest silence before a flow ends [default: {} s]",
+        IDLE_TIMEOUT_MS_DEFAULT / 1000
+    )
+}
+
+fn parse_scope(text: &str) -> Result<wire::Scope, String> {
+    let part = match text.split_once('=') {
+        Some(("cgroup", path)) => wire::scope::Part::Cgroup(path.to_owned()),
+        Some(("netns", path)) => wire::scope::Part::Netns(path.to_owned()),
+        _ => return Err("names no part of the host; write cgroup=PATH or netns=PATH".into()),
+    };
+    Ok(wire::Scope { part: Some(part) })
+}
+
+fn parse_number(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().all(|octet| octet.is_ascii_digit());
+    match text.parse() {
+        Ok(number) if digits => Ok(number),
+        _ if digits && !text.is_empty() => Err("is too large; write a smaller number".into()),
+        _ => Err("is not a number; write digits only, such as 65536".into()),
+    }
+}
+
+/// Milliseconds of `10`, `10s`, `500 ms`, `2m`, `1h`; without a unit it is seconds.
+fn parse_time(text: &str) -> Result<u64, String> {
+    let refused = || "is not a time; write seconds, or a number with ms, s, m or h".to_owned();
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let ms: u64 = match unit.trim_start() {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(refused()),
+    };
+    if number.is_empty() {
+        return Err(refused());
+    }
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "is too long; write a shorter time".to_owned())?;
+    number
+        .checked_mul(ms)
+        .ok_or_else(|| "is too long; write a shorter time".to_owned())
+}
+
+/// The key itself, or what is in the file after `@`, without blanks at its ends.
+fn read_key(text: &str) -> Result<String, String> {
+    let Some(path) = text.strip_prefix('@') else {
+        return Ok(text.to_owned());
+    };
+    let mut octets = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(KEY_FILE_OCTETS_MAX + 1).read_to_end(&mut octets));
+    let remedy = "write the key itself, or @ and the path of a file that holds nothing else";
+    if let Err(error) = read {
+        return Err(format!(
+            "--curve-key: {text:?} cannot be read ({error}); {remedy}"
+        ));
+    }
+    match String::from_utf8(octets) {
+        Ok(content) if content.len() as u64 <= KEY_FILE_OCTETS_MAX => Ok(content.trim().to_owned()),
+        _ => Err(format!(
+            "--curve-key: {text:?} is a file with something else than a key; {remedy}"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;

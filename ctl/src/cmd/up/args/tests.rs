@@ -1,0 +1,249 @@
+//! Each flag: what it refuses stands beside what it makes.
+
+use std::io::Write;
+
+use clap::Parser;
+use flowtilla_proto::policy::{CommandLine, Loopback};
+
+use super::*;
+
+const KEY: &str = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7";
+const OTHER_KEY: &str = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID";
+
+#[derive(Parser)]
+struct Only {
+    #[command(flatten)]
+    args: UpArgs,
+}
+
+fn wanted(args: &[&str]) -> Result<Wanted, String> {
+    let all = ["up"].iter().chain(args);
+    Only::try_parse_from(all)
+        .expect("clap takes it")
+        .args
+        .wanted()
+        .map_err(|error| error.to_string())
+}
+
+fn policy(args: &[&str]) -> Policy {
+    wanted(args)
+        .expect("the flags are sound")
+        .policy()
+        .expect("there is a policy")
+        .clone()
+}
+
+#[test]
+fn no_flags_make_the_default_policy() {
+    let default = Policy::try_from(wire::Policy::default()).expect("it is sound");
+    assert_eq!(policy(&[]), default);
+    assert!(wanted(&[]).expect("it is sound").collectors().is_empty());
+}
+
+#[test]
+fn each_flag_sets_its_field() {
+    let policy = policy(&[
+        "--scope",
+        "cgroup=/a.slice",
+        "--scope=netns=/run/netns/blue",
+        "--no-udp",
+        "--command-line=full",
+        "--active-timeout=1500ms",
+        "--idle-timeout=2m",
+        "--max-flows=1000",
+        "--loopback=asIs",
+        "--queue-records=500",
+        "--record-ids",
+    ]);
+    let scopes: Vec<String> = policy.capture.scopes.iter().map(ToString::to_string).collect();
+    assert_eq!(scopes, ["cgroup=/a.slice", "netns=/run/netns/blue"]);
+    assert!(policy.capture.tcp && !policy.capture.udp && policy.export.record_ids);
+    assert_eq!(policy.enrich.command_line, CommandLine::Full);
+    assert_eq!(policy.capture.active_timeout, Duration::from_millis(1500));
+    assert_eq!(policy.capture.idle_timeout, Duration::from_secs(120));
+    assert_eq!(
+        (policy.capture.max_flows, policy.limits.queue_records),
+        (1000, 500)
+    );
+    assert_eq!(policy.export.loopback, Loopback::AsIs);
+}
+
+#[test]
+fn each_ntopng_is_a_collector_and_one_key_serves_all_or_each_has_its_own() {
+    let two = ["--ntopng=tcp://192.0.2.1:5556", "--ntopng=tcp://[::1]:5557"];
+    let told = |more: &[&str]| -> Vec<String> {
+        wanted(&[&two[..], more].concat())
+            .expect("the flags are sound")
+            .collectors()
+            .iter()
+            .map(|c| {
+                format!(
+                    "{} {} {:?}",
+                    c.name,
+                    c.endpoint,
+                    c.curve_server_key.map(|key| key.to_string())
+                )
+            })
+            .collect()
+    };
+    assert_eq!(
+        told(&[]),
+        [
+            "ntopng-1 tcp://192.0.2.1:5556 None",
+            "ntopng-2 tcp://[::1]:5557 None"
+        ]
+    );
+    let one = told(&["--curve-key", KEY]);
+    assert!(
+        one.iter().all(|line| line.ends_with(&format!("Some({KEY:?})"))),
+        "{one:?}"
+    );
+    let each = told(&["--curve-key", KEY, "--curve-key", OTHER_KEY]);
+    assert!(each[0].contains(KEY) && each[1].contains(OTHER_KEY), "{each:?}");
+}
+
+#[test]
+fn a_key_is_read_from_a_file_and_an_unreadable_one_is_refused() {
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    writeln!(file, "{KEY}").expect("it is written");
+    let at = format!("@{}", file.path().display());
+    let key = |text: &str| wanted(&["--ntopng=tcp://192.0.2.1:5556", "--curve-key", text]);
+    let collectors = key(&at).expect("the file is sound");
+    assert_eq!(
+        collectors.collectors()[0]
+            .curve_server_key
+            .map(|key| key.to_string())
+            .as_deref(),
+        Some(KEY)
+    );
+    assert_eq!(
+        key("@/nowhere/key").expect_err("no such file"),
+        "--curve-key: \"@/nowhere/key\" cannot be read (No such file or directory (os error 2)); write the key itself, \
+         or @ and the path of a file that holds nothing else"
+    );
+    assert!(
+        key("@/")
+            .expect_err("a folder")
+            .starts_with("--curve-key: \"@/\" cannot be read")
+    );
+    assert!(
+        key("@/proc/self/exe")
+            .expect_err("a program")
+            .contains("is a file with something else than a key")
+    );
+}
+
+#[test]
+fn what_the_parser_refuses_is_told_with_the_flag() {
+    let to = "--ntopng=tcp://192.0.2.1:5556";
+    for (args, refused) in [
+        (
+            &["--ntopng", "192.0.2.1:5556"][..],
+            "--ntopng: \"192.0.2.1:5556\" does not begin with tcp://; write tcp://",
+        ),
+        (
+            &[to, "--ntopng", "tcp://h"],
+            "--ntopng: \"tcp://h\" has no port; write tcp://HOST:PORT",
+        ),
+        (
+            &[to, "--curve-key", "x"],
+            "--curve-key: \"x\" has 1 characters; write the 40 characters or 80 hex digits",
+        ),
+        (
+            &["--curve-key", KEY],
+            "--curve-key: there is no collector it is for; write --ntopng too",
+        ),
+        (
+            &[to, "--curve-key", KEY, "--curve-key", KEY],
+            "--curve-key: there are 2 keys for 1 collectors; write one",
+        ),
+        (
+            &["--scope=netns=blue"],
+            "--scope: \"blue\" does not begin with a slash; write the path of a file, such as",
+        ),
+        (
+            &["--max-flows=1"],
+            "--max-flows: \"1 flows\" is too small; write 16 to ",
+        ),
+        (
+            &["--active-timeout=0"],
+            "--active-timeout: \"0 ms\" is too small; write 1000 to ",
+        ),
+        (
+            &[to, "--active-timeout=31"],
+            "--active-timeout: \"31000 ms\" is longer than ntopng keeps a silent flow",
+        ),
+        (
+            &["--idle-timeout=0"],
+            "--idle-timeout: \"0 ms\" is too small; write 1000 to ",
+        ),
+        (
+            &["--queue-records=1"],
+            "--queue-records: \"1 records\" is too small; write 100 to ",
+        ),
+        (
+            &["--duration=0"],
+            "--duration: \"0 ms\" is out of range; write a time from 1 s to a year",
+        ),
+    ] {
+        let told = wanted(args).expect_err("it should be refused");
+        assert!(
+            told.starts_with(refused) && told.lines().count() == 1,
+            "{args:?}: {told}"
+        );
+    }
+}
+
+#[test]
+fn every_mistake_is_told_at_once() {
+    let told = wanted(&[
+        "--ntopng=a",
+        "--ntopng=b",
+        "--curve-key=@/nowhere",
+        "--max-flows=0",
+        "--duration=0",
+    ])
+    .expect_err("five mistakes");
+    let flags: Vec<&str> = told
+        .lines()
+        .map(|line| line.split(':').next().unwrap_or_default())
+        .collect();
+    assert_eq!(
+        flags,
+        ["--curve-key", "--ntopng", "--ntopng", "--duration", "--max-flows"]
+    );
+}
+
+#[test]
+fn times_have_units() {
+    for (text, ms) in [
+        ("10", 10_000),
+        ("10s", 10_000),
+        ("500ms", 500),
+        ("500 ms", 500),
+        ("2m", 120_000),
+        ("1h", 3_600_000),
+    ] {
+        assert_eq!(parse_time(text), Ok(ms), "{text}");
+    }
+    for text in [
+        "",
+        "s",
+        "-1",
+        "1.5",
+        "1d",
+        "1ss",
+        "99999999999999999999",
+        "18446744073709551615h",
+    ] {
+        assert!(parse_time(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn numbers_are_digits() {
+    assert_eq!(parse_number("65536"), Ok(65_536));
+    for text in ["", "+1", "-1", "1k", "99999999999999999999"] {
+        assert!(parse_number(text).is_err(), "{text}");
+    }
+}

@@ -1,0 +1,174 @@
+//! What a record says in a few words: the cells that the table and the lines share.
+//!
+//! The end that is told about is the one on this host; when both are, the initiator. `up` is what left it, `down` what
+//! came to it. Names are as processes chose them; whoever prints them makes them harmless.
+
+use std::net::SocketAddr;
+
+use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Party, Protocol, Traffic};
+use flowtilla_agent_core::observe::{Endpoint, TcpState};
+use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
+
+/// Characters of a container's id that are shown when it has no name, as runtimes show it.
+const CONTAINER_ID_SHOWN: usize = 12;
+
+/// The end that is told about, and the other.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends<'a> {
+    pub(crate) near: &'a Party,
+    pub(crate) far: &'a Party,
+    /// Whether the near end is the initiator.
+    pub(crate) outward: bool,
+}
+
+/// The ends of `record`.
+pub(crate) fn ends(record: &FlowRecord) -> Ends<'_> {
+    let remote = |party: &Party| party.owner.confidence == Confidence::Unknown(Unknown::Remote);
+    let outward = !remote(&record.initiator) || remote(&record.responder);
+    let (near, far) = if outward {
+        (&record.initiator, &record.responder)
+    } else {
+        (&record.responder, &record.initiator)
+    };
+    Ends { near, far, outward }
+}
+
+impl Ends<'_> {
+    /// Octets that left the near end, and octets that came to it.
+    pub(crate) fn octets(&self, traffic: &Traffic) -> (u64, u64) {
+        let (forward, backward) = (traffic.forward.octets, traffic.backward.octets);
+        if self.outward {
+            (forward, backward)
+        } else {
+            (backward, forward)
+        }
+    }
+
+    /// A cell of the near end, and of the far end as well when that is on this host and says something else.
+    pub(crate) fn both(&self, cell: fn(&Owner) -> String) -> String {
+        let (near, far) = (cell(&self.near.owner), cell(&self.far.owner));
+        match (near.is_empty(), far.is_empty()) {
+            (false, false) if near != far => format!("{near}{}{far}", self.arrow()),
+            (true, _) => far,
+            _ => near,
+        }
+    }
+
+    /// `→` when the near end is the initiator, otherwise `←`.
+    pub(crate) fn arrow(&self) -> &'static str {
+        if self.outward { "→" } else { "←" }
+    }
+}
+
+/// The executable's name without its folder, or the command name.
+pub(crate) fn process(owner: &Owner) -> String {
+    match owner.program() {
+        None if owner.confidence == Confidence::Unknown(Unknown::Kernel) => "[kernel]".into(),
+        program => program
+            .and_then(|path| path.rsplit('/').next())
+            .unwrap_or_default()
+            .to_owned(),
+    }
+}
+
+/// Process id.
+pub(crate) fn pid(owner: &Owner) -> String {
+    owner
+        .process
+        .as_ref()
+        .map_or_else(String::new, |process| process.key.pid.to_string())
+}
+
+/// User name, or user id where the name is not known.
+pub(crate) fn user(owner: &Owner) -> String {
+    let name = owner.names.as_ref().and_then(|names| names.user.clone());
+    let id = || owner.process.as_ref().map(|process| process.uid.to_string());
+    name.or_else(id).unwrap_or_default()
+}
+
+/// Container name, or the beginning of its id.
+pub(crate) fn container(owner: &Owner) -> String {
+    let container = owner.names.as_ref().and_then(|names| names.container.as_ref());
+    container.map_or_else(String::new, |container| {
+        let id = || container.id.chars().take(CONTAINER_ID_SHOWN).collect();
+        container.name.clone().unwrap_or_else(id)
+    })
+}
+
+/// `tcp`, `udp`.
+pub(crate) fn protocol(record: &FlowRecord) -> &'static str {
+    match record.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
+/// How the flow stands: the TCP state or `open` while it lives, then how it ended.
+pub(crate) fn state(record: &FlowRecord) -> &'static str {
+    match record.reason {
+        EndReason::ActiveTimeout => match record.tcp.and_then(|tcp| tcp.state) {
+            Some(state) => tcp_state(state),
+            None => "open",
+        },
+        EndReason::EndOfFlow => "closed",
+        EndReason::IdleTimeout => "idle",
+        EndReason::ForcedEnd => "cut-short",
+        EndReason::LackOfResources => "no-room",
+        EndReason::Refused => "refused",
+        EndReason::Reset => "reset",
+        EndReason::TimedOut => "timed-out",
+        EndReason::Unreachable => "unreachable",
+    }
+}
+
+/// Whether the record is the last of its flow.
+pub(crate) fn ended(record: &FlowRecord) -> bool {
+    record.reason != EndReason::ActiveTimeout
+}
+
+/// Whether an attempt failed, or a connection was cut off by the other end or the network.
+pub(crate) fn failed(record: &FlowRecord) -> bool {
+    matches!(
+        record.reason,
+        EndReason::Refused | EndReason::Reset | EndReason::TimedOut | EndReason::Unreachable
+    )
+}
+
+/// Retransmits of both ends since the last record.
+pub(crate) fn retransmits(record: &FlowRecord) -> Option<u64> {
+    let tcp = record.tcp?;
+    Some(u64::from(tcp.retransmits_forward) + u64::from(tcp.retransmits_backward))
+}
+
+/// `192.0.2.1:80`, `[2001:db8::1]:80`.
+pub(crate) fn socket(endpoint: Endpoint) -> String {
+    SocketAddr::new(endpoint.address, endpoint.port).to_string()
+}
+
+/// How sure the attribution is, or why there is none.
+pub(crate) fn confidence(confidence: Confidence) -> &'static str {
+    match confidence {
+        Confidence::Exact => "exact",
+        Confidence::Inherited => "inherited",
+        Confidence::Backfilled => "backfilled",
+        Confidence::Unknown(Unknown::Remote) => "remote",
+        Confidence::Unknown(Unknown::Kernel) => "kernel",
+        Confidence::Unknown(Unknown::NotSeen) => "not-seen",
+    }
+}
+
+fn tcp_state(state: TcpState) -> &'static str {
+    match state {
+        TcpState::Established => "established",
+        TcpState::SynSent => "syn-sent",
+        TcpState::SynRecv => "syn-recv",
+        TcpState::FinWait1 => "fin-wait-1",
+        TcpState::FinWait2 => "fin-wait-2",
+        TcpState::TimeWait => "time-wait",
+        TcpState::Close => "close",
+        TcpState::CloseWait => "close-wait",
+        TcpState::LastAck => "last-ack",
+        TcpState::Listen => "listen",
+        TcpState::Closing => "closing",
+    }
+}

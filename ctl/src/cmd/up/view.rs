@@ -1,0 +1,139 @@
+//! The task that shows records as they come: on the screen, or into a pipe.
+//!
+//! In: records and the agent's status. Out: stdout; in a pipe, what is told beside the records goes to stderr. It alone
+//! writes to stdout while it runs, and may hang there when a pipe's reader pauses: then records are counted as
+//! `ViewOverflow` by the agent, and the rest of the program goes on.
+//! Ends when the channel of records closes, or with the error of stdout.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use flowtilla_agent::status::AgentStatus;
+use flowtilla_agent_core::flow::record::FlowRecord;
+use tokio::sync::{mpsc, watch};
+use tokio::task::block_in_place;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::args::Format;
+use super::log::Tail;
+use super::screen::Screen;
+use super::table::Table;
+use super::{json, lines, report};
+use crate::exit::say;
+
+/// Time between two pictures. Half of it flickers over a slow line; double it, and a flow that just began seems late.
+const REDRAW: Duration = Duration::from_millis(500);
+/// Time between two prints of the laws.
+const STATS: Duration = Duration::from_secs(10);
+/// Records that are written at a time.
+const BATCH_MAX: usize = 256;
+
+/// Where records are shown.
+pub(crate) enum View {
+    /// The live table.
+    Table(Box<Screened>),
+    /// A line each.
+    Stream {
+        out: Box<dyn Write + Send>,
+        render: fn(&FlowRecord) -> String,
+    },
+}
+
+/// The table with its screen.
+pub(crate) struct Screened {
+    screen: Screen,
+    table: Table,
+    log: Tail,
+}
+
+impl View {
+    /// The view of this format on stdout. The table shows the last lines of `log`.
+    pub(crate) fn open(format: Format, log: Tail) -> io::Result<Self> {
+        match format {
+            Format::Table => Ok(Self::Table(Box::new(Screened {
+                screen: Screen::open(),
+                table: Table::default(),
+                log,
+            }))),
+            Format::Lines => Self::stream(Box::new(io::stdout()), Some(lines::heading()), lines::render),
+            Format::Json => Self::stream(Box::new(io::stdout()), None, json::render),
+        }
+    }
+
+    fn stream(
+        mut out: Box<dyn Write + Send>,
+        heading: Option<String>,
+        render: fn(&FlowRecord) -> String,
+    ) -> io::Result<Self> {
+        out.write_all(heading.unwrap_or_default().as_bytes())?;
+        out.flush()?;
+        Ok(Self::Stream { out, render })
+    }
+
+    /// Shows records until their channel closes.
+    ///
+    /// # Errors
+    ///
+    /// Those of stdout; `BrokenPipe` when its reader has gone.
+    pub(crate) async fn run(
+        mut self,
+        mut records: mpsc::Receiver<Arc<FlowRecord>>,
+        status: watch::Receiver<AgentStatus>,
+        stats: bool,
+    ) -> io::Result<()> {
+        let (mut redraw, mut laws) = (ticks(REDRAW), ticks(STATS));
+        laws.reset(); // The first law is printed after one interval, the first picture at once.
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        loop {
+            tokio::select! { biased; // Time before records: a busy host must not keep the picture from being drawn.
+                _ = redraw.tick(), if matches!(self, Self::Table(_)) => self.draw(&status, stats)?,
+                _ = laws.tick(), if stats && matches!(self, Self::Stream { .. }) => {
+                    let status = status.borrow().clone();
+                    block_in_place(|| report::laws(&status).into_iter().chain([report::totals(&status).join("   ")]).for_each(say));
+                }
+                taken = records.recv_many(&mut batch, BATCH_MAX) => {
+                    if taken == 0 {
+                        return self.draw(&status, stats);
+                    }
+                    self.show(&mut batch)?;
+                }
+            }
+        }
+    }
+
+    fn show(&mut self, batch: &mut Vec<Arc<FlowRecord>>) -> io::Result<()> {
+        match self {
+            Self::Table(screened) => {
+                batch.drain(..).for_each(|record| screened.table.record(record));
+                Ok(())
+            }
+            Self::Stream { out, render } => {
+                let text: String = batch.drain(..).map(|record| render(&record)).collect();
+                block_in_place(|| {
+                    out.write_all(text.as_bytes())?;
+                    out.flush()
+                })
+            }
+        }
+    }
+
+    fn draw(&mut self, status: &watch::Receiver<AgentStatus>, stats: bool) -> io::Result<()> {
+        let Self::Table(screened) = self else {
+            return Ok(());
+        };
+        let status = status.borrow().clone();
+        block_in_place(|| {
+            screened.screen.measure()?;
+            let size = screened.screen.size();
+            let frame = screened.table.render(&status, &screened.log.lines(), stats, size);
+            screened.screen.draw(&frame)
+        })
+    }
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}

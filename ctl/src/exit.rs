@@ -1,0 +1,63 @@
+//! How a command ends, and what its exit code says.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | it did what was asked; `up` and `tap` also when they were told to end (Ctrl-C, SIGTERM, `--duration`) |
+//! | 1 | it failed: the message says at what and what to do |
+//! | 2 | flags or values are wrong; nothing was touched |
+//! | 130 | told to end a second time before everything was in order |
+
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// It did what was asked.
+    Done,
+    /// It failed.
+    Failed,
+    /// Flags or values are wrong.
+    Usage,
+    /// Told to end twice.
+    Interrupted,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Interrupted => 130,
+        })
+    }
+}
+
+/// Flags or values that are wrong: one line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UsageError(pub(crate) Vec<String>);
+
+impl Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// Prints what went wrong, with its causes, once.
+pub(crate) fn report(error: &anyhow::Error) -> Exit {
+    if let Some(usage) = error.downcast_ref::<UsageError>() {
+        usage.0.iter().for_each(say);
+        return Exit::Usage;
+    }
+    say(format_args!("{error:#}"));
+    Exit::Failed
+}
+
+/// One line for a person, on stderr. That nobody may read it is no failure.
+pub(crate) fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "agentctl: {line}");
+}

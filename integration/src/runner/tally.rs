@@ -1,0 +1,167 @@
+//! What passed, what failed, what was skipped and why: read from the lines that cargo and its tests print.
+
+use integration::need::SKIPPED;
+
+/// The count.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    passed: u64,
+    failed: u64,
+    skips: Vec<String>,
+    /// Of `skips`, those that cargo counts as passed.
+    skipped_tests: u64,
+    failures: Vec<String>,
+    /// cargo's own closing line of each test binary.
+    closing: Vec<String>,
+    /// The test whose output is read.
+    test: String,
+    part: Part,
+    cargo_failed: bool,
+}
+
+/// Where in the output of a test binary a line stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Part {
+    /// Names and verdicts.
+    #[default]
+    Verdicts,
+    /// What passed tests printed.
+    Passed,
+    /// What failed tests printed.
+    Failed,
+}
+
+impl Tally {
+    /// A step besides the tests ended.
+    pub(crate) fn step(&mut self, name: &str, passed: bool) {
+        if passed {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+            self.failures.push(format!("step {name}"));
+        }
+    }
+
+    /// Something was left out.
+    pub(crate) fn skip(&mut self, what: &str, reason: &str) {
+        println!("{what}: {SKIPPED}{reason}");
+        self.skips.push(format!("{what}: {reason}"));
+    }
+
+    /// Takes a line of the tests' output; whether it is to be shown.
+    ///
+    /// What passed tests print is read for skips and not shown.
+    pub(crate) fn take(&mut self, line: &str) -> bool {
+        match line.trim_end() {
+            "successes:" => self.part = Part::Passed,
+            "failures:" => self.part = Part::Failed,
+            _ if line.starts_with("test result: ") => self.take_result(line),
+            _ if line.starts_with("running ") => self.part = Part::Verdicts,
+            _ => self.take_within(line),
+        }
+        self.part != Part::Passed
+    }
+
+    /// cargo test ended. When it failed although no test did, that is a failure too.
+    pub(crate) fn cargo_ended(&mut self, success: bool) {
+        if !success && self.failures.is_empty() {
+            self.failed += 1;
+            self.failures.push("cargo test itself".to_owned());
+        }
+        self.cargo_failed = !success;
+    }
+
+    /// Prints the end; whether all passed.
+    pub(crate) fn tell(&self) -> bool {
+        if !self.skips.is_empty() {
+            println!("\nskipped:");
+            for skip in &self.skips {
+                println!("  {skip}");
+            }
+        }
+        if !self.failures.is_empty() {
+            println!("\nfailed:");
+            for failure in &self.failures {
+                println!("  {failure}");
+            }
+        }
+        println!();
+        for line in &self.closing {
+            println!("{line}");
+        }
+        println!("{}", self.summary());
+        self.failed == 0 && !self.cargo_failed
+    }
+
+    fn summary(&self) -> String {
+        format!(
+            "{} passed, {} failed, {} skipped",
+            // A test that skips itself is one that passed to cargo.
+            self.passed.saturating_sub(self.skipped_tests),
+            self.failed,
+            self.skips.len()
+        )
+    }
+
+    fn take_result(&mut self, line: &str) {
+        self.part = Part::Verdicts;
+        self.closing.push(line.to_owned());
+        let count = |what: &str| -> u64 {
+            let words: Vec<&str> = line.split([' ', ';']).filter(|word| !word.is_empty()).collect();
+            let at = words.iter().position(|word| *word == what);
+            at.and_then(|at| words.get(at.checked_sub(1)?)?.parse().ok())
+                .unwrap_or(0)
+        };
+        self.passed += count("passed");
+        self.failed += count("failed");
+        for _ in 0..count("ignored") {
+            self.skips.push("ignored: marked so in its source".to_owned());
+        }
+    }
+
+    fn take_within(&mut self, line: &str) {
+        if let Some(name) = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix(" stdout ----"))
+        {
+            name.clone_into(&mut self.test);
+        } else if let Some(at) = line.find(SKIPPED).filter(|_| self.part == Part::Passed) {
+            let reason = &line[at + SKIPPED.len()..];
+            self.skips.push(format!("test {}: {reason}", self.test));
+            self.skipped_tests += 1;
+        } else if self.part == Part::Verdicts
+            && let Some(name) = line
+                .strip_prefix("test ")
+                .and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
+            self.failures.push(format!("test {name}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skips_of_passed_tests_are_counted_apart() {
+        let mut tally = Tally::default();
+        let output = "\nrunning 3 tests\ntest a ... ok\ntest b ... ok\ntest c ... FAILED\n\nsuccesses:\n\n---- b stdout ----\n\
+                      skipped: needs root\n\nsuccesses:\n    a\n    b\n\nfailures:\n\n---- c stdout ----\nskipped: no\n\n\
+                      failures:\n    c\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; \
+                      finished in 0.00s\n";
+        let shown: Vec<&str> = output.lines().filter(|line| tally.take(line)).collect();
+        assert_eq!(tally.summary(), "1 passed, 1 failed, 1 skipped");
+        assert!(!shown.contains(&"skipped: needs root") && shown.contains(&"skipped: no"));
+        assert_eq!(tally.failures, ["test c"]);
+    }
+
+    #[test]
+    fn death_of_cargo_without_a_result_is_a_failure() {
+        let mut tally = Tally::default();
+        tally.step("build", true);
+        tally.cargo_ended(false);
+        assert_eq!(tally.summary(), "1 passed, 1 failed, 0 skipped");
+        assert!(!tally.tell());
+    }
+}
