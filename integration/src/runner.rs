@@ -113,6 +113,9 @@ fn run_tests(options: &Options, privilege: Privilege, tally: &mut Tally) -> Resu
     }
     // What passed tests print is captured without this, and with it their reasons to skip.
     arguments.extend(["--", "--show-output"]);
+    if options.soak {
+        arguments.push("--include-ignored");
+    }
     println!("== tests: cargo {}", arguments.join(" "));
     let mut command = cargo(&arguments);
     // Errors here are sentences; their backtraces would bury them. Panics keep theirs.

@@ -11,7 +11,7 @@ use crate::traffic::{self, Flow, Helper, Ready, Truth};
 use crate::world::{Family, Place, World};
 
 /// Longest time for the traffic of a scene itself, full counts on a busy machine included.
-pub const TRAFFIC_WITHIN: Duration = Duration::from_secs(120);
+pub const TRAFFIC_WITHIN: Duration = Duration::from_secs(600);
 /// Longest time for the flows of a scene to end and be told: the idle timeout of UDP and some.
 pub const TOLD_WITHIN: Duration = Duration::from_secs(60);
 

@@ -114,9 +114,6 @@ impl Tally {
         };
         self.passed += count("passed");
         self.failed += count("failed");
-        for _ in 0..count("ignored") {
-            self.skips.push("ignored: marked so in its source".to_owned());
-        }
     }
 
     fn take_within(&mut self, line: &str) {
@@ -135,6 +132,18 @@ impl Tally {
                 .and_then(|rest| rest.strip_suffix(" ... FAILED"))
         {
             self.failures.push(format!("test {name}"));
+        } else if self.part == Part::Verdicts
+            && let Some((name, reason)) = line
+                .strip_prefix("test ")
+                .and_then(|rest| rest.split_once(" ... ignored"))
+        {
+            let reason = reason.trim_start_matches([',', ' ']);
+            let reason = if reason.is_empty() {
+                "marked so in its source"
+            } else {
+                reason
+            };
+            self.skips.push(format!("test {name}: ignored, {reason}"));
         }
     }
 }
@@ -146,12 +155,13 @@ mod tests {
     #[test]
     fn skips_of_passed_tests_are_counted_apart() {
         let mut tally = Tally::default();
-        let output = "\nrunning 3 tests\ntest a ... ok\ntest b ... ok\ntest c ... FAILED\n\nsuccesses:\n\n---- b stdout ----\n\
+        let output = "\nrunning 4 tests\ntest d ... ignored, slow\ntest a ... ok\ntest b ... ok\ntest c ... FAILED\n\nsuccesses:\n\n---- b stdout ----\n\
                       skipped: needs root\n\nsuccesses:\n    a\n    b\n\nfailures:\n\n---- c stdout ----\nskipped: no\n\n\
-                      failures:\n    c\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; \
+                      failures:\n    c\n\ntest result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; \
                       finished in 0.00s\n";
         let shown: Vec<&str> = output.lines().filter(|line| tally.take(line)).collect();
-        assert_eq!(tally.summary(), "1 passed, 1 failed, 1 skipped");
+        assert_eq!(tally.summary(), "1 passed, 1 failed, 2 skipped");
+        assert_eq!(tally.skips[0], "test d: ignored, slow");
         assert!(!shown.contains(&"skipped: needs root") && shown.contains(&"skipped: no"));
         assert_eq!(tally.failures, ["test c"]);
     }
