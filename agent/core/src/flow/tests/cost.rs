@@ -87,7 +87,7 @@ fn cost_of_an_observation() {
             ms(last),
         );
         seen.tuple.remote.port = u16::try_from(n % 60_000 + 1).expect("a port");
-        seen.counters.first_ns = ms(12_000).0;
+        seen.counters.first = ms(12_000);
         Observation::Udp(Box::new(seen))
     };
     feed(
