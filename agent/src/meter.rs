@@ -50,6 +50,18 @@ const NAME_WAIT: Duration = Duration::from_secs(1);
 /// Records that wait for names; beyond it they go without.
 const NAME_WAIT_RECORDS: usize = 8_192;
 
+/// Rounds of timeouts in one turn: each makes as many records as the table lets wait, so 64 empty a full table.
+const ROUNDS_MAX: usize = 64;
+
+/// Whether a record may wait for its names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// At most [`NAME_WAIT`].
+    ForNames,
+    /// It goes with the names there are: nobody comes back for it.
+    None,
+}
+
 /// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
 const CGROUP_ROOT_USUAL: &str = "/sys/fs/cgroup";
 
@@ -159,7 +171,8 @@ impl Meter {
             drops.lossy().for_each(|(point, n)| self.state.past.add(point, n));
         }
         self.table.end_all(now);
-        self.deliver(now.after(NAME_WAIT));
+        let mut asks = ASKS_MAX;
+        self.deliver(now, Patience::None, &mut asks);
         self.tell();
     }
 
@@ -197,8 +210,14 @@ impl Meter {
             warn(capture.snap(&self.state.due));
             warn(capture.drain_flows(|seen| table.observe(&seen)).map(drop));
         }
-        self.table.handle_timeout(now);
-        self.deliver(now);
+        let mut asks = ASKS_MAX;
+        for _ in 0..ROUNDS_MAX {
+            self.table.handle_timeout(now);
+            self.deliver(now, Patience::ForNames, &mut asks);
+            if self.table.poll_timeout().is_none_or(|at| at > now) {
+                break;
+            }
+        }
         if let Some(capture) = &mut self.capture {
             while let Some(forget) = self.table.poll_forget() {
                 let table = &mut self.table;
@@ -252,24 +271,24 @@ impl Meter {
         }
     }
 
-    /// Takes records from the table, names them, and hands them on in their order.
-    fn deliver(&mut self, now: KernelTime) {
+    /// Takes records from the table, names them with at most `asks` questions, and hands them on in their order.
+    fn deliver(&mut self, now: KernelTime, patience: Patience, asks: &mut usize) {
         let offset = clock::wall_offset();
         while let Some(record) = self.table.poll_record(offset) {
             self.state.waiting.push_back((record, now.after(NAME_WAIT)));
         }
-        let mut asks = ASKS_MAX;
         while let Some((mut record, deadline)) = self.state.waiting.pop_front() {
             let mut named = self.naming.name(&mut record, now);
-            while named == NamingState::Waiting && asks > 0 {
+            while named == NamingState::Waiting && *asks > 0 {
                 let Some(ask) = self.naming.poll_ask() else { break };
-                asks -= 1;
+                *asks -= 1;
                 let answer = self.lookups.answer(&ask);
                 self.naming.answer(ask, answer);
                 named = self.naming.name(&mut record, now);
             }
             let crowded = self.state.waiting.len() > NAME_WAIT_RECORDS;
-            if named == NamingState::Waiting && now < deadline && !crowded {
+            let waits = patience == Patience::ForNames && now < deadline && !crowded;
+            if named == NamingState::Waiting && waits {
                 self.state.waiting.push_front((record, deadline));
                 return;
             }
@@ -361,3 +380,90 @@ fn warn(outcome: Result<(), CaptureError>) {
 
 /// The sending side of the meter's commands.
 pub(crate) type Commands = SyncSender<Command>;
+
+#[cfg(test)]
+mod tests {
+    use flowtilla_abi as abi;
+    use flowtilla_agent_core::enrich::NamingOptions;
+    use flowtilla_agent_core::flow::record::BootId;
+    use flowtilla_agent_core::observe::{self, TcpSight};
+    use zerocopy::FromZeros as _;
+
+    use super::*;
+
+    /// More processes than one turn may ask /proc about.
+    const FLOWS: u64 = 3 * ASKS_MAX as u64;
+
+    #[test]
+    fn a_stop_hands_on_every_record_with_or_without_names() {
+        let (mut meter, mut records, _commands) = meter();
+        (1..=FLOWS).for_each(|cookie| meter.table.observe(&open(cookie)));
+
+        meter.detach();
+
+        assert_eq!(count_of(&mut records), FLOWS);
+        assert!(meter.table.law().holds());
+    }
+
+    #[test]
+    fn a_turn_leaves_no_record_that_is_due() {
+        let (mut meter, mut records, _commands) = meter();
+        let flows = 3 * flowtilla_agent_core::flow::RECORDS_WAITING_MAX as u64;
+        (1..=flows).for_each(|cookie| meter.table.observe(&open(cookie)));
+        let now = clock::kernel_now().after(Duration::from_secs(5));
+
+        meter.turn(now);
+        // Names may be waited for, records in the table may not.
+        assert!(meter.table.poll_timeout().is_none_or(|at| at > now));
+        meter.turn(now.after(NAME_WAIT));
+
+        assert_eq!(count_of(&mut records), flows);
+    }
+
+    fn count_of(records: &mut mpsc::Receiver<Arc<FlowRecord>>) -> u64 {
+        let mut count = 0;
+        while records.try_recv().is_ok() {
+            count += 1;
+        }
+        count
+    }
+
+    type Made = (Meter, mpsc::Receiver<Arc<FlowRecord>>, Commands);
+
+    fn meter() -> Made {
+        let (commands, orders) = std::sync::mpsc::sync_channel(1);
+        let (view, records) = mpsc::channel(65_536);
+        let meter = Meter {
+            commands: orders,
+            table: FlowTable::new(TableOptions::new(BootId([7; 16]))),
+            naming: Naming::new(NamingOptions::default()),
+            lookups: Lookups::open().expect("/proc"),
+            view: Some(view),
+            status: watch::Sender::new(AgentStatus::default()),
+            listening: watch::Sender::new(None),
+            capture: None,
+            sinks: Vec::new(),
+            state: Turns::default(),
+        };
+        (meter, records, commands)
+    }
+
+    /// An open connection of a process of its own, which /proc does not know.
+    fn open(cookie: u64) -> observe::Observation {
+        let mut entry = abi::TcpEntry::new_zeroed();
+        let at = clock::kernel_now().0;
+        entry.start_ns = at;
+        entry.established_ns = at;
+        entry.role = abi::tcp_role::ACTIVE;
+        entry.owner.kind = abi::owner_kind::EXACT;
+        entry.owner.tgid = 10_000_000 + u32::try_from(cookie).expect("a small cookie");
+        entry.owner.start_ns = 1;
+        entry.tuple.family = 10;
+        entry.tuple.local[15] = 1;
+        entry.tuple.remote[15] = 2;
+        entry.tuple.local_port = 1024 + u16::try_from(cookie).expect("a small cookie");
+        entry.tuple.remote_port = 443;
+        entry.counters.state = 1;
+        observe::tcp(cookie, at, TcpSight::Snap, &entry)
+    }
+}

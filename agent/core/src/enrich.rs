@@ -13,10 +13,11 @@
 //! is the list seen by others of its cgroup; a container's is never taken to be the host's.
 
 use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use flowtilla_abi::CGROUP_PATH_MAX;
-use quick_cache::unsync::Cache;
+use lru::LruCache;
 
 use crate::flow::record::FlowRecord;
 use crate::observe::NameObservation;
@@ -37,8 +38,9 @@ use place::{CgroupPath, Cgroups};
 pub use process::{COMMAND_LINE_OCTETS_MAX, CommandLineMode};
 use process::{Described, Entry, Lineage, Link, Program, Reading};
 
-/// Processes remembered. About 1 KiB each.
+/// Processes remembered, those used last. About 1 KiB each.
 ///
+/// At the bound the one unused for longest goes: a process that ended a moment ago cannot be read again, one that lives can.
 /// Half of it forgets processes of a host with many services between two of their flows, so that they are read again;
 /// double it, and the worst case is 16 MiB.
 pub const PROCESSES_MAX_DEFAULT: usize = 8192;
@@ -61,6 +63,10 @@ pub struct NamingOptions {
     pub cgroups_max: usize,
     /// Most users and groups, > 0.
     pub users_max: usize,
+}
+
+fn at_least_one(max: usize) -> NonZeroUsize {
+    NonZeroUsize::new(max).unwrap_or(NonZeroUsize::MIN)
 }
 
 impl Default for NamingOptions {
@@ -119,7 +125,7 @@ pub struct NamingCounts {
 /// Names of processes, and what is still to be found out.
 pub struct Naming {
     options: NamingOptions,
-    processes: Cache<ProcessKey, Entry>,
+    processes: LruCache<ProcessKey, Entry>,
     cgroups: Cgroups,
     accounts: Accounts,
     asks: VecDeque<Ask>,
@@ -134,7 +140,7 @@ impl Naming {
     pub fn new(options: NamingOptions) -> Self {
         Self {
             options,
-            processes: Cache::new(options.processes_max.max(1)),
+            processes: LruCache::new(at_least_one(options.processes_max)),
             cgroups: Cgroups::new(options.cgroups_max),
             accounts: Accounts::new(options.users_max),
             asks: VecDeque::new(),
@@ -180,7 +186,7 @@ impl Naming {
                 entry.lineage = (parent.pid > 0 && parent != process.key).then(|| self.lineage(parent, None));
                 entry.uid = Some(process.uid);
                 entry.cgroup_id = process.cgroup_id;
-                self.processes.insert(process.key, entry);
+                self.processes.put(process.key, entry);
             }
             NameObservation::Fork { parent, child } => self.forked(parent, *child),
             NameObservation::Cgroup { id, path } => {
@@ -275,7 +281,7 @@ impl Naming {
         entry.uid = Some(parent.uid);
         entry.cgroup_id = parent.cgroup_id;
         entry.lineage = Some(lineage);
-        self.processes.insert(child, entry);
+        self.processes.put(child, entry);
     }
 
     /// What is known about a parent at this moment. One that is older than the agent is asked for at once: it may
@@ -284,19 +290,12 @@ impl Naming {
         if self.processes.peek(&key).is_none() {
             let mut entry = self.fresh();
             self.read(key, &mut entry.reading);
-            self.processes.insert(key, entry);
+            self.processes.put(key, entry);
         }
-        let Some(mut known) = self.processes.get_mut(&key) else {
-            // The cache is so small that it did not take it.
-            return Lineage {
-                pid: key.pid,
-                link: None,
-                program: None,
-                uid: process.map(|process| process.uid),
-                scope: None,
-                cgroup_id: 0,
-            };
-        };
+        let known = self
+            .processes
+            .get_mut(&key)
+            .expect("it is there, or was put there just now: the bound is not 0");
         if let Some(process) = process {
             known.uid = Some(process.uid);
             known.cgroup_id = process.cgroup_id;
@@ -421,7 +420,7 @@ impl Naming {
                 names: Arc::clone(&names),
             });
         }
-        self.processes.insert(key, entry);
+        self.processes.put(key, entry);
         (names, !waiting)
     }
 
@@ -436,7 +435,7 @@ impl Naming {
             entry.reading = Reading::NotAsked;
         }
         *waiting |= self.read(link.key, &mut entry.reading);
-        if let Some(mut cached) = self.processes.peek_mut(&link.key) {
+        if let Some(cached) = self.processes.peek_mut(&link.key) {
             cached.reading = entry.reading;
         }
         Some(entry)
@@ -504,7 +503,7 @@ impl Naming {
             }
         }
         entry.epoch = self.epoch;
-        self.processes.insert(key, entry);
+        self.processes.put(key, entry);
     }
 
     /// The name of a user or group, as far as it is known.

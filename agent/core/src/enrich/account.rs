@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use quick_cache::unsync::Cache;
+use lru::LruCache;
 
 use super::ask::{Ask, Scope};
 use crate::time::KernelTime;
@@ -53,15 +53,15 @@ struct Entry {
     answered: bool,
 }
 
-pub(super) struct Accounts(Cache<Account, Entry>);
+pub(super) struct Accounts(LruCache<Account, Entry>);
 
 impl Accounts {
     pub(super) fn new(max: usize) -> Self {
-        Self(Cache::new(max.max(1)))
+        Self(LruCache::new(super::at_least_one(max)))
     }
 
     /// The name as far as it is known; one that is asked for again stays in use until the answer.
-    pub(super) fn look(&self, account: Account, now: KernelTime) -> (Option<&str>, Standing) {
+    pub(super) fn look(&mut self, account: Account, now: KernelTime) -> (Option<&str>, Standing) {
         match self.0.get(&account) {
             None => (None, Standing::ToAsk),
             Some(entry) => {
@@ -78,17 +78,17 @@ impl Accounts {
     }
 
     pub(super) fn asked(&mut self, account: Account, now: KernelTime) {
-        let name = self.0.peek_mut(&account).and_then(|mut entry| entry.name.take());
+        let name = self.0.peek_mut(&account).and_then(|entry| entry.name.take());
         let entry = Entry {
             name,
             asked_at: now,
             answered: false,
         };
-        self.0.insert(account, entry);
+        self.0.put(account, entry);
     }
 
     pub(super) fn answered(&mut self, account: Account, name: Option<String>) {
-        if let Some(mut entry) = self.0.peek_mut(&account) {
+        if let Some(entry) = self.0.peek_mut(&account) {
             entry.answered = true;
             entry.name = name.filter(|name| !name.is_empty());
         }

@@ -3,7 +3,7 @@
 //! In: paths, and what processes that were read see. Out: containers, and the [`Scope`] of processes that nobody looked at
 //! in time. Asks nobody itself.
 
-use quick_cache::unsync::Cache;
+use lru::LruCache;
 
 use super::ask::Scope;
 use crate::owner::Container;
@@ -23,26 +23,26 @@ struct Entry {
     other: Option<Scope>,
 }
 
-pub(super) struct Cgroups(Cache<u64, Entry>);
+pub(super) struct Cgroups(LruCache<u64, Entry>);
 
 impl Cgroups {
     pub(super) fn new(max: usize) -> Self {
-        Self(Cache::new(max.max(1)))
+        Self(LruCache::new(super::at_least_one(max)))
     }
 
-    pub(super) fn path(&self, id: u64) -> Option<&CgroupPath> {
+    pub(super) fn path(&mut self, id: u64) -> Option<&CgroupPath> {
         self.0.get(&id).map(|entry| &entry.path)
     }
 
     pub(super) fn know(&mut self, id: u64, path: CgroupPath) {
         let other = self.0.peek(&id).and_then(|entry| entry.other);
-        self.0.insert(id, Entry { path, other });
+        self.0.put(id, Entry { path, other });
     }
 
     /// Remembers what a process of this cgroup sees, for those that are gone before anyone looks.
     pub(super) fn saw(&mut self, id: u64, scope: Scope) {
         if scope != Scope::Host
-            && let Some(mut entry) = self.0.peek_mut(&id)
+            && let Some(entry) = self.0.peek_mut(&id)
         {
             entry.other = Some(scope);
         }

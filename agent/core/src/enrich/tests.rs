@@ -603,6 +603,44 @@ impl Process {
     }
 }
 
+/// A storm of processes that live 5 ms: each is named some hundred others later, when nothing of it is left to read.
+/// The newest must stay, whatever was there before; the oldest can be read again if they live.
+#[test]
+fn a_storm_longer_than_the_memory_keeps_the_names_of_all_that_are_not_named_yet() {
+    const STORM: u32 = 20_000;
+    const BEHIND: u32 = 400;
+    let mut naming = Naming::new(NamingOptions::default());
+    let mut unnamed = Vec::new();
+    for pid in 2..STORM {
+        naming.learn(&exec(&process(pid, 0), 1, "/bin/storm", &["storm"]));
+        let Some(earlier) = pid.checked_sub(BEHIND).filter(|&earlier| earlier >= 2) else {
+            continue;
+        };
+        let mut told = record(&process(earlier, 0));
+        let now = KernelTime(u64::from(pid) * 1_000);
+        while naming.name(&mut told, now) == NamingState::Waiting {
+            let Some(ask) = naming.poll_ask() else { break };
+            let answer = match ask {
+                Ask::Process(_) => Answer::Process(None),
+                Ask::User { .. } | Ask::Group { .. } => Answer::Name(None),
+                Ask::Cgroup { .. } => Answer::Path(None),
+            };
+            naming.answer(ask, answer);
+        }
+        let names = told.responder.owner.names.as_ref();
+        if names.and_then(|names| names.executable.as_deref()) != Some("/bin/storm") {
+            unnamed.push(earlier);
+        }
+    }
+    assert!(
+        unnamed.is_empty(),
+        "{} unnamed, from {:?} to {:?}",
+        unnamed.len(),
+        unnamed.first(),
+        unnamed.last()
+    );
+}
+
 fn process(pid: u32, uid: u32) -> Process {
     Process {
         key: key(pid),
