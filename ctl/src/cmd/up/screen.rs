@@ -65,32 +65,43 @@ impl Screen {
 
     /// Draws a picture over the one before.
     pub(crate) fn draw(&mut self, frame: &Frame) -> io::Result<()> {
-        let mut picture = Vec::new();
-        queue!(
-            picture,
-            BeginSynchronizedUpdate,
-            Hide,
-            DisableLineWrap,
-            MoveToColumn(0)
-        )?;
-        if self.lines > 0 {
-            queue!(picture, MoveUp(self.lines))?;
-        }
-        for (paint, line) in frame {
-            queue!(picture, PrintStyledContent(style(*paint).apply(line)))?;
-            queue!(picture, Clear(ClearType::UntilNewLine), Print("\r\n"))?;
-        }
-        queue!(
-            picture,
-            Clear(ClearType::FromCursorDown),
-            EnableLineWrap,
-            Show,
-            EndSynchronizedUpdate
-        )?;
+        let picture = picture(frame, self.lines)?;
         self.lines = u16::try_from(frame.len()).unwrap_or(u16::MAX);
         self.out.write_all(&picture)?;
         self.out.flush()
     }
+}
+
+/// The octets that draw `frame` over one of `lines` lines. A line is cleared before it is written: after one as wide as the
+/// screen the cursor stands on its last character, and a clear would take that away.
+fn picture(frame: &Frame, lines: u16) -> io::Result<Vec<u8>> {
+    let mut picture = Vec::new();
+    queue!(
+        picture,
+        BeginSynchronizedUpdate,
+        Hide,
+        DisableLineWrap,
+        MoveToColumn(0)
+    )?;
+    if lines > 0 {
+        queue!(picture, MoveUp(lines))?;
+    }
+    for (paint, line) in frame {
+        queue!(picture, Clear(ClearType::UntilNewLine))?;
+        queue!(
+            picture,
+            PrintStyledContent(style(*paint).apply(line)),
+            Print("\r\n")
+        )?;
+    }
+    queue!(
+        picture,
+        Clear(ClearType::FromCursorDown),
+        EnableLineWrap,
+        Show,
+        EndSynchronizedUpdate
+    )?;
+    Ok(picture)
 }
 
 impl Drop for Screen {
@@ -119,5 +130,26 @@ fn style(paint: Paint) -> ContentStyle {
         Paint::Live => plain,
         Paint::Ended => plain.dim(),
         Paint::Alarm => plain.red(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_cleared_between_a_line_and_its_end() {
+        let frame: Frame = vec![
+            (Paint::Live, "as wide as the screen".into()),
+            (Paint::Ended, "short".into()),
+        ];
+        let drawn = String::from_utf8(picture(&frame, 2).unwrap()).unwrap();
+        for (_, line) in &frame {
+            let after = &drawn[drawn.find(line.as_str()).unwrap()..];
+            let to_its_end = &after[..after.find("\r\n").unwrap()];
+            assert!(!to_its_end.contains("\u{1b}[K"), "{to_its_end:?}");
+            let before = &drawn[..drawn.find(line.as_str()).unwrap()];
+            assert!(before.rfind("\u{1b}[K") > before.rfind("\r\n"), "{before:?}");
+        }
     }
 }
