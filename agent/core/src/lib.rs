@@ -12,5 +12,6 @@ pub mod loss;
 pub mod observe;
 pub mod owner;
 pub mod policy;
+pub mod spool;
 pub mod time;
 pub mod zmtp;

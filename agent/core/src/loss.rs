@@ -3,10 +3,14 @@
 //! Law 1, kernel to table: `observed = reported + held + Σ dropped`, in IP octets and packets.
 //! Law 2, table to collector: `made = taken + waiting + evicted + Σ dropped(DropPoint)`, in records, per collector.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A place where something may be lost. Printed with its name and its unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum DropPoint {
     /// Sockets that found the kernel's socket map full.
@@ -27,6 +31,10 @@ pub enum DropPoint {
     DecodeFailed,
     /// Records that found a collector's memory queue full: the oldest goes.
     QueueOverflow,
+    /// Records that the disk did not take, and that memory could not hold until it did.
+    SpoolUnwritable,
+    /// Records of a part of the spool that cannot be read back: torn, damaged, of another version, or never synced.
+    SpoolDamaged,
     /// Records that were at risk when a collector's process ended: sent, not known to be read.
     CollectorRestarted,
     /// Records no longer than one message can carry.
@@ -41,7 +49,7 @@ pub enum DropPoint {
 
 impl DropPoint {
     /// All of them, in the order in which data pass them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::SocketMapFull,
         Self::FlowRingFull,
         Self::NameRingFull,
@@ -51,6 +59,8 @@ impl DropPoint {
         Self::ProgramSkipped,
         Self::DecodeFailed,
         Self::QueueOverflow,
+        Self::SpoolUnwritable,
+        Self::SpoolDamaged,
         Self::CollectorRestarted,
         Self::RecordTooLarge,
         Self::ShutdownGrace,
@@ -67,6 +77,8 @@ impl DropPoint {
             Self::PeerMapFull | Self::UnknownSocket | Self::PacketUnreadable => "datagrams",
             Self::ProgramSkipped => "runs",
             Self::QueueOverflow
+            | Self::SpoolUnwritable
+            | Self::SpoolDamaged
             | Self::CollectorRestarted
             | Self::RecordTooLarge
             | Self::ShutdownGrace
@@ -82,8 +94,9 @@ impl fmt::Display for DropPoint {
     }
 }
 
-/// Losses by place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Losses by place. In text: a map from place to count, without the zeros.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<DropPoint, u64>", into = "BTreeMap<DropPoint, u64>")]
 pub struct Drops([u64; DropPoint::ALL.len()]);
 
 impl Drops {
@@ -112,8 +125,22 @@ impl Drops {
     }
 }
 
+impl From<BTreeMap<DropPoint, u64>> for Drops {
+    fn from(map: BTreeMap<DropPoint, u64>) -> Self {
+        let mut drops = Self::default();
+        map.into_iter().for_each(|(point, n)| drops.set(point, n));
+        drops
+    }
+}
+
+impl From<Drops> for BTreeMap<DropPoint, u64> {
+    fn from(drops: Drops) -> Self {
+        drops.lossy().collect()
+    }
+}
+
 /// Law 1: what the kernel side saw and what became of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelLaw {
     /// IP octets, both directions, by which the kernel's counters grew as the table saw them.
     pub observed_octets: u64,
@@ -143,7 +170,8 @@ impl KernelLaw {
 }
 
 /// Law 2 for one collector, in records.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CollectorLaw {
     /// Records offered to this collector.
     pub made: u64,
