@@ -38,7 +38,7 @@ fn a_child_is_read_while_it_lives_and_only_if_it_is_the_one() {
     let mut lookups = Lookups::open().expect("there is /proc");
 
     let found = facts(&mut lookups, key).expect("it lives");
-    assert_eq!(found.comm, "sleep");
+    assert_eq!(&*found.comm, "sleep");
     assert_eq!(found.arguments, ["sleep", "600"]);
     let parent = found.parent.expect("we live");
     assert_eq!(parent.pid, std::process::id());

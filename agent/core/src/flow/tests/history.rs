@@ -58,7 +58,7 @@ struct World {
 }
 
 enum Flying {
-    Tcp(usize, Box<TcpObservation>),
+    Tcp(usize, TcpObservation),
     UdpEnded(usize),
     Other(Observation),
 }
@@ -234,9 +234,9 @@ impl World {
         let mut seen = self.tcp[index].truth.clone().at(self.now);
         seen.sight = sight;
         while self.rng.u8(0..4) == 0 {
-            self.send(Flying::Tcp(index, Box::new(seen.clone())));
+            self.send(Flying::Tcp(index, seen.clone()));
         }
-        self.send(Flying::Tcp(index, Box::new(seen)));
+        self.send(Flying::Tcp(index, seen));
     }
 
     fn send(&mut self, flying: Flying) {

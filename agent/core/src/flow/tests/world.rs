@@ -67,7 +67,7 @@ pub(in crate::flow) fn owner(pid: u32, confidence: Confidence) -> Owner {
             uid: 1000,
             gid: 1000,
             cgroup_id: 3,
-            comm: format!("process-{pid}"),
+            comm: format!("process-{pid}").into(),
         }),
         names: None,
     }
@@ -187,12 +187,12 @@ impl TcpObservation {
 }
 
 pub(in crate::flow) fn see_tcp(table: &mut FlowTable, seen: &TcpObservation) {
-    table.observe(&Observation::Tcp(Box::new(seen.clone())));
+    table.observe(&Observation::Tcp(seen.clone()));
     table.check();
 }
 
 pub(in crate::flow) fn see_udp(table: &mut FlowTable, seen: &UdpObservation) {
-    table.observe(&Observation::Udp(Box::new(seen.clone())));
+    table.observe(&Observation::Udp(seen.clone()));
     table.check();
 }
 
