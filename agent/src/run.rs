@@ -203,7 +203,7 @@ impl Agent {
                 self.tell(Command::Detach(done))?;
                 detached.await.map_err(|_| StartError::MeterGone)
             }
-            Step::StopCollector(name) => {
+            Step::StopCollector(name) | Step::ForgetCollector(name) => {
                 self.tell(Command::RemoveSink(name.clone()))?;
                 self.exporters.remove(name);
                 self.collectors
@@ -218,6 +218,7 @@ impl Agent {
                 CommandLine::Redacted => CommandLineMode::Redacted,
                 CommandLine::Full => CommandLineMode::Full,
             })),
+            Step::UpdateBuffer(_) => Ok(()),
             Step::StartCollector(exporting) => self.start_collector(exporting),
             Step::AttachCapture(capture) => {
                 let (reply, attached) = oneshot::channel();
@@ -242,7 +243,7 @@ impl Agent {
             all.event.idle_s = seconds(metering.map(|metering| metering.idle_timeout));
         });
         let options = ExporterOptions {
-            collector: exporting.collector.clone(),
+            collector: exporting.collectors[0].clone(),
             slot: exporting.slot,
             source_id: self.host.source_id,
             tlv: TlvOptions {
@@ -256,17 +257,17 @@ impl Agent {
                     v6: self.host.v6(),
                 },
                 exporter_address: self.host.v4(),
-                record_ids: exporting.terms.record_ids,
+                record_ids: exporting.collectors[0].record_ids,
             },
-            queue_records_max: exporting.terms.queue_records,
-            queue_octets_max: exporting.terms.queue_octets,
+            queue_records_max: 65_536,
+            queue_octets_max: 64 << 20,
             grace: GRACE,
             seed: u64::from(self.host.source_id.number()) ^ clock::kernel_now().0,
         };
         let (intake, exporter) = exporter(options, self.announcements.subscribe());
         let status = exporter.status();
         self.collectors.send_modify(|all| all.push(status));
-        let name = exporting.collector.name.clone();
+        let name = exporting.name.clone();
         self.exporters.insert(
             name.clone(),
             Exporter {
