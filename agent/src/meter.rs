@@ -7,7 +7,7 @@
 //! before any record is named.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::capture::{Capture, CaptureError};
 use crate::clock;
-use crate::enrich::Lookups;
+use crate::enrich::Beside;
 use crate::export::Intake;
 use crate::status::{AgentStatus, AttachReport, Coverage};
 
@@ -43,8 +43,11 @@ const FILE_WALK_PAUSE: Duration = Duration::from_secs(5);
 const FILE_WALK_SHARE: u32 = 200;
 /// Sockets whose counters are read in one turn.
 const DUE_MAX: usize = 16_384;
-/// Questions to /proc in one turn: at 50 µs each, 50 ms.
-const ASKS_MAX: usize = 1_000;
+/// How long a turn waits for answers about processes. Half of it leaves a storm's names to the next turn; double it, and
+/// a look-up that hangs takes half the turn from the rings.
+const LOOK_UP_WAIT: Duration = Duration::from_millis(50);
+/// The same when the agent stops: nobody comes back for a name then.
+const LOOK_UP_WAIT_LAST: Duration = Duration::from_secs(1);
 /// Longest time a record waits for names.
 const NAME_WAIT: Duration = Duration::from_secs(1);
 /// Records that wait for names; beyond it they go without.
@@ -61,9 +64,6 @@ enum Patience {
     /// It goes with the names there are: nobody comes back for it.
     None,
 }
-
-/// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
-const CGROUP_ROOT_USUAL: &str = "/sys/fs/cgroup";
 
 /// What [`crate::run`] tells the meter.
 pub(crate) enum Command {
@@ -92,7 +92,9 @@ pub(crate) struct Meter {
     pub(crate) commands: Receiver<Command>,
     pub(crate) table: FlowTable,
     pub(crate) naming: Naming,
-    pub(crate) lookups: Lookups,
+    pub(crate) lookups: Beside,
+    /// Where the cgroup2 hierarchy is.
+    pub(crate) cgroup_root: PathBuf,
     pub(crate) view: Option<mpsc::Sender<Arc<FlowRecord>>>,
     pub(crate) status: watch::Sender<AgentStatus>,
     pub(crate) listening: watch::Sender<Option<ListeningPorts>>,
@@ -139,11 +141,7 @@ impl Meter {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Attach(plan, max_flows, reply) => {
-                let root = self
-                    .lookups
-                    .cgroup2_root()
-                    .unwrap_or(Path::new(CGROUP_ROOT_USUAL));
-                let attached = Capture::attach(&plan, max_flows, root).map(|capture| {
+                let attached = Capture::attach(&plan, max_flows, &self.cgroup_root).map(|capture| {
                     let report = capture.report().clone();
                     self.capture = Some(capture);
                     report
@@ -171,8 +169,7 @@ impl Meter {
             drops.lossy().for_each(|(point, n)| self.state.past.add(point, n));
         }
         self.table.end_all(now);
-        let mut asks = ASKS_MAX;
-        self.deliver(now, Patience::None, &mut asks);
+        self.deliver(now, Patience::None, &mut { LOOK_UP_WAIT_LAST });
         self.tell();
     }
 
@@ -210,10 +207,10 @@ impl Meter {
             warn(capture.snap(&self.state.due));
             warn(capture.drain_flows(|seen| table.observe(&seen)).map(drop));
         }
-        let mut asks = ASKS_MAX;
+        let mut wait = LOOK_UP_WAIT;
         for _ in 0..ROUNDS_MAX {
             self.table.handle_timeout(now);
-            self.deliver(now, Patience::ForNames, &mut asks);
+            self.deliver(now, Patience::ForNames, &mut wait);
             if self.table.poll_timeout().is_none_or(|at| at > now) {
                 break;
             }
@@ -271,19 +268,15 @@ impl Meter {
         }
     }
 
-    /// Takes records from the table, names them with at most `asks` questions, and hands them on in their order.
-    fn deliver(&mut self, now: KernelTime, patience: Patience, asks: &mut usize) {
+    /// Takes records from the table, names them, waiting at most `wait` for answers, and hands them on in their order.
+    fn deliver(&mut self, now: KernelTime, patience: Patience, wait: &mut Duration) {
         let offset = clock::wall_offset();
         while let Some(record) = self.table.poll_record(offset) {
             self.state.waiting.push_back((record, now.after(NAME_WAIT)));
         }
         while let Some((mut record, deadline)) = self.state.waiting.pop_front() {
             let mut named = self.naming.name(&mut record, now);
-            while named == NamingState::Waiting && *asks > 0 {
-                let Some(ask) = self.naming.poll_ask() else { break };
-                *asks -= 1;
-                let answer = self.lookups.answer(&ask);
-                self.naming.answer(ask, answer);
+            while named == NamingState::Waiting && self.lookups.exchange(&mut self.naming, wait) {
                 named = self.naming.name(&mut record, now);
             }
             let crowded = self.state.waiting.len() > NAME_WAIT_RECORDS;
@@ -390,9 +383,10 @@ mod tests {
     use zerocopy::FromZeros as _;
 
     use super::*;
+    use crate::enrich::Lookups;
 
     /// More processes than one turn may ask /proc about.
-    const FLOWS: u64 = 3 * ASKS_MAX as u64;
+    const FLOWS: u64 = 3_000;
 
     #[test]
     fn a_stop_hands_on_every_record_with_or_without_names() {
@@ -437,7 +431,8 @@ mod tests {
             commands: orders,
             table: FlowTable::new(TableOptions::new(BootId([7; 16]))),
             naming: Naming::new(NamingOptions::default()),
-            lookups: Lookups::open().expect("/proc"),
+            lookups: Beside::start(Lookups::open().expect("/proc")).expect("a thread"),
+            cgroup_root: PathBuf::new(),
             view: Some(view),
             status: watch::Sender::new(AgentStatus::default()),
             listening: watch::Sender::new(None),

@@ -27,11 +27,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capture::CaptureError;
 use crate::clock;
-use crate::enrich::{LookupError, Lookups};
+use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{Announcements, ExporterOptions, exporter};
 use crate::host::Host;
 use crate::meter::{Command, Commands, Meter, Turns};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
+
+/// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
+const CGROUP_ROOT_USUAL: &str = "/sys/fs/cgroup";
 
 /// Commands that wait for the meter.
 const COMMANDS_MAX: usize = 16;
@@ -71,8 +74,8 @@ pub enum StartError {
     /// The kernel side.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// The meter thread.
-    #[error("the meter thread")]
+    /// A thread.
+    #[error("starting a thread")]
     Thread(#[source] io::Error),
     /// The meter ended by itself.
     #[error("the meter thread ended; its last log line says why")]
@@ -120,7 +123,11 @@ impl Agent {
             commands: orders,
             table: FlowTable::new(TableOptions::new(host.boot)),
             naming,
-            lookups,
+            cgroup_root: lookups
+                .cgroup2_root()
+                .unwrap_or(Path::new(CGROUP_ROOT_USUAL))
+                .to_owned(),
+            lookups: Beside::start(lookups).map_err(StartError::Thread)?,
             view: Some(view),
             status: status.clone(),
             listening: watch::Sender::new(None),
