@@ -35,6 +35,10 @@ use crate::status::{AgentStatus, AttachReport, Coverage};
 /// The first line of a flow comes at most this much later than its first record is due; half of it costs twice the
 /// wake-ups of an idle host, double it and the rings must hold twice as much.
 const TURN: Duration = Duration::from_millis(200);
+/// Pause after a turn that found more than [`BUSY_EVENTS`]: the rings hold less than it seems then.
+const BUSY_TURN: Duration = Duration::from_millis(50);
+/// A quarter of what the flow ring holds.
+const BUSY_EVENTS: usize = 4_096;
 /// Pause between walks of the UDP maps and between reports of status.
 const SECOND: Duration = Duration::from_secs(1);
 /// Least pause between walks of the open files; a walk that took long waits [`FILE_WALK_SHARE`] times as long.
@@ -111,6 +115,8 @@ pub(crate) struct Turns {
     next_second: KernelTime,
     next_file_walk: KernelTime,
     names_lost: u64,
+    /// Socket events of the last drain.
+    events: usize,
     inherited: bool,
     records: u64,
     coverage: Coverage,
@@ -122,7 +128,12 @@ impl Meter {
     /// Runs until it is told to stop, or nobody can tell it any more.
     pub(crate) fn run(mut self) {
         loop {
-            match self.commands.recv_timeout(TURN) {
+            let pause = if self.state.events > BUSY_EVENTS {
+                BUSY_TURN
+            } else {
+                TURN
+            };
+            match self.commands.recv_timeout(pause) {
                 Ok(Command::Stop(done)) => {
                     self.detach();
                     let _ = done.send(());
@@ -230,6 +241,7 @@ impl Meter {
     }
 
     fn drain(&mut self) {
+        self.state.events = 0;
         let Some(capture) = &mut self.capture else { return };
         let (naming, table, inherited) = (&mut self.naming, &mut self.table, &mut self.state.inherited);
         loop {
@@ -237,6 +249,7 @@ impl Meter {
                 *inherited |= is_inherited(&seen);
                 table.observe(&seen);
             });
+            self.state.events += taken.as_ref().copied().unwrap_or_default();
             match taken {
                 Ok(crate::capture::DRAIN_MAX) => {}
                 Ok(_) => break,
