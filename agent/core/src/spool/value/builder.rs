@@ -11,7 +11,6 @@ use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 
 use super::dictionary::Dictionary;
-use super::parts::COMM_OCTETS_MAX;
 use super::row::{Before, ROW_OCTETS_MAX, put_row};
 use super::{
     BODY_OCTETS_MAX, CHECKSUM, Codec, HEADER_OCTETS, Header, RECORDS_MAX, VALUE_OCTETS_MAX, checksum,
@@ -40,7 +39,7 @@ pub enum Pushed {
     Added,
     /// It is not: seal first, then push it again.
     Full,
-    /// It is not, and never will be: alone it is longer than a value, or its command name is longer than any kernel's.
+    /// It is not, and never will be: alone it is longer than a value.
     TooLarge,
 }
 
@@ -102,9 +101,6 @@ impl Builder {
     pub fn push(&mut self, record: &FlowRecord) -> Pushed {
         if self.closed {
             return Pushed::Full;
-        }
-        if too_long_a_name(&record.initiator.owner) || too_long_a_name(&record.responder.owner) {
-            return Pushed::TooLarge;
         }
         let (names, owners) = (self.dictionary.names_count(), self.dictionary.owners_count());
         let (rows, before) = (self.rows.len(), self.before);
@@ -255,9 +251,4 @@ impl Builder {
         self.end = WallTime(0);
         self.closed = false;
     }
-}
-
-fn too_long_a_name(owner: &Owner) -> bool {
-    let process = owner.process.as_ref();
-    process.is_some_and(|process| process.comm.len() > COMM_OCTETS_MAX)
 }

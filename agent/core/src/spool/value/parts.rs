@@ -12,11 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::ValueError;
 use crate::flow::record::EndReason;
 use crate::observe::TcpState;
-use crate::owner::{Confidence, Container, Names, Owner, Parent, Process, ProcessKey, Runtime, Unknown};
+use crate::owner::{
+    COMM_OCTETS_MAX, Confidence, Container, Names, Owner, Parent, Process, ProcessKey, Runtime, Unknown,
+};
 use crate::time::KernelTime;
-
-/// Longest command name, in octets. The kernel's has 15, at most three times that in UTF-8.
-pub(super) const COMM_OCTETS_MAX: usize = 255;
 
 #[derive(Serialize, Deserialize)]
 struct NamesPart<'a> {
@@ -142,7 +141,7 @@ pub(super) fn take_owner(from: &mut Source<'_>, names: &[Arc<Names>]) -> Result<
             uid: process.uid,
             gid: process.gid,
             cgroup_id: process.cgroup_id,
-            comm: process.comm.to_owned(),
+            comm: process.comm.into(),
         })
     });
     let names = match part.names {

@@ -79,7 +79,7 @@ fn records() -> [FlowRecord; 3] {
         uid: 1000,
         gid: 1001,
         cgroup_id: 4242,
-        comm: "curl".to_owned(),
+        comm: "curl".into(),
     };
     let curl = Owner {
         confidence: Confidence::Exact,

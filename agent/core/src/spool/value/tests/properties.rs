@@ -234,7 +234,7 @@ fn owner() -> impl Strategy<Value = Owner> {
             uid,
             gid,
             cgroup_id,
-            comm,
+            comm: comm.into(),
         },
     );
     let names = option::of(names().prop_map(Arc::new));

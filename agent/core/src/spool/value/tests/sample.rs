@@ -44,7 +44,7 @@ pub(super) fn process(n: u32) -> Owner {
             uid: 100 + n % 5,
             gid: 100 + n % 5,
             cgroup_id: 5_000 + u64::from(n) * 41,
-            comm: format!("{word}d"),
+            comm: format!("{word}d").into(),
         }),
         names: Some(Arc::new(Names {
             executable: Some(format!("/usr/bin/{word}d")),
