@@ -17,7 +17,6 @@ use super::{
     read_body,
 };
 use crate::flow::record::{BootId, FlowRecord};
-use crate::owner::Owner;
 use crate::spool::Value;
 use crate::time::WallTime;
 
