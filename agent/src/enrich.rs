@@ -7,15 +7,16 @@
 //! /proc, which goes stale with the process, so that a pid that comes again cannot slip in.
 //!
 //! What may take long, because another process has a say: `cmdline` (its memory may be slow to come), a container's own
-//! passwd file (only local file systems are touched), and the host's user database beyond `/etc/passwd` (NSS). Whoever must
-//! not wait runs this on a thread of its own: asks and answers are plain values.
+//! passwd file (only local file systems are touched), and the host's user database beyond `/etc/passwd` (NSS). So the meter
+//! has it [`Beside`] itself, on another thread.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use flowtilla_agent_core::enrich::{Answer, Ask, Naming};
+use flowtilla_agent_core::enrich::{Answer, Ask};
 use rustix::fs::{Mode, OFlags};
 
+mod beside;
 mod cgroup;
 mod process;
 mod user;
@@ -67,20 +68,6 @@ impl Lookups {
         }
     }
 
-    /// Answers at most `max` of what `naming` asks; says how many that were.
-    ///
-    /// A process takes some tens of µs, everything else a few.
-    pub fn answer_some(&mut self, naming: &mut Naming, max: usize) -> usize {
-        for done in 0..max {
-            let Some(ask) = naming.poll_ask() else {
-                return done;
-            };
-            let answer = self.answer(&ask);
-            naming.answer(ask, answer);
-        }
-        max
-    }
-
     /// Every cgroup there is: inode of its folder, and path below the cgroup2 root. At most [`CGROUPS_WALK_MAX`].
     #[must_use]
     pub fn existing_cgroups(&self) -> Vec<(u64, String)> {
@@ -94,6 +81,7 @@ impl Lookups {
     }
 }
 
+pub use beside::{ASKS_OUT_MAX, Beside};
 pub use cgroup::CGROUPS_WALK_MAX;
 
 /// How every folder and file is opened that is only passed through.

@@ -7,7 +7,7 @@
 //! before any record is named.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::capture::{Capture, CaptureError};
 use crate::clock;
-use crate::enrich::Lookups;
+use crate::enrich::Beside;
 use crate::export::Intake;
 use crate::status::{AgentStatus, AttachReport, Coverage};
 
@@ -35,6 +35,10 @@ use crate::status::{AgentStatus, AttachReport, Coverage};
 /// The first line of a flow comes at most this much later than its first record is due; half of it costs twice the
 /// wake-ups of an idle host, double it and the rings must hold twice as much.
 const TURN: Duration = Duration::from_millis(200);
+/// Pause after a turn that found more than [`BUSY_EVENTS`]: the rings hold less than it seems then.
+const BUSY_TURN: Duration = Duration::from_millis(50);
+/// A quarter of what the flow ring holds.
+const BUSY_EVENTS: usize = 4_096;
 /// Pause between walks of the UDP maps and between reports of status.
 const SECOND: Duration = Duration::from_secs(1);
 /// Least pause between walks of the open files; a walk that took long waits [`FILE_WALK_SHARE`] times as long.
@@ -43,8 +47,11 @@ const FILE_WALK_PAUSE: Duration = Duration::from_secs(5);
 const FILE_WALK_SHARE: u32 = 200;
 /// Sockets whose counters are read in one turn.
 const DUE_MAX: usize = 16_384;
-/// Questions to /proc in one turn: at 50 µs each, 50 ms.
-const ASKS_MAX: usize = 1_000;
+/// How long a turn waits for answers about processes. Half of it leaves a storm's names to the next turn; double it, and
+/// a look-up that hangs takes half the turn from the rings.
+const LOOK_UP_WAIT: Duration = Duration::from_millis(50);
+/// The same when the agent stops: nobody comes back for a name then.
+const LOOK_UP_WAIT_LAST: Duration = Duration::from_secs(1);
 /// Longest time a record waits for names.
 const NAME_WAIT: Duration = Duration::from_secs(1);
 /// Records that wait for names; beyond it they go without.
@@ -61,9 +68,6 @@ enum Patience {
     /// It goes with the names there are: nobody comes back for it.
     None,
 }
-
-/// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
-const CGROUP_ROOT_USUAL: &str = "/sys/fs/cgroup";
 
 /// What [`crate::run`] tells the meter.
 pub(crate) enum Command {
@@ -92,7 +96,9 @@ pub(crate) struct Meter {
     pub(crate) commands: Receiver<Command>,
     pub(crate) table: FlowTable,
     pub(crate) naming: Naming,
-    pub(crate) lookups: Lookups,
+    pub(crate) lookups: Beside,
+    /// Where the cgroup2 hierarchy is.
+    pub(crate) cgroup_root: PathBuf,
     pub(crate) view: Option<mpsc::Sender<Arc<FlowRecord>>>,
     pub(crate) status: watch::Sender<AgentStatus>,
     pub(crate) listening: watch::Sender<Option<ListeningPorts>>,
@@ -109,6 +115,8 @@ pub(crate) struct Turns {
     next_second: KernelTime,
     next_file_walk: KernelTime,
     names_lost: u64,
+    /// Socket events of the last drain.
+    events: usize,
     inherited: bool,
     records: u64,
     coverage: Coverage,
@@ -120,7 +128,12 @@ impl Meter {
     /// Runs until it is told to stop, or nobody can tell it any more.
     pub(crate) fn run(mut self) {
         loop {
-            match self.commands.recv_timeout(TURN) {
+            let pause = if self.state.events > BUSY_EVENTS {
+                BUSY_TURN
+            } else {
+                TURN
+            };
+            match self.commands.recv_timeout(pause) {
                 Ok(Command::Stop(done)) => {
                     self.detach();
                     let _ = done.send(());
@@ -139,11 +152,7 @@ impl Meter {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Attach(plan, max_flows, reply) => {
-                let root = self
-                    .lookups
-                    .cgroup2_root()
-                    .unwrap_or(Path::new(CGROUP_ROOT_USUAL));
-                let attached = Capture::attach(&plan, max_flows, root).map(|capture| {
+                let attached = Capture::attach(&plan, max_flows, &self.cgroup_root).map(|capture| {
                     let report = capture.report().clone();
                     self.capture = Some(capture);
                     report
@@ -171,8 +180,7 @@ impl Meter {
             drops.lossy().for_each(|(point, n)| self.state.past.add(point, n));
         }
         self.table.end_all(now);
-        let mut asks = ASKS_MAX;
-        self.deliver(now, Patience::None, &mut asks);
+        self.deliver(now, Patience::None, &mut { LOOK_UP_WAIT_LAST });
         self.tell();
     }
 
@@ -210,10 +218,10 @@ impl Meter {
             warn(capture.snap(&self.state.due));
             warn(capture.drain_flows(|seen| table.observe(&seen)).map(drop));
         }
-        let mut asks = ASKS_MAX;
+        let mut wait = LOOK_UP_WAIT;
         for _ in 0..ROUNDS_MAX {
             self.table.handle_timeout(now);
-            self.deliver(now, Patience::ForNames, &mut asks);
+            self.deliver(now, Patience::ForNames, &mut wait);
             if self.table.poll_timeout().is_none_or(|at| at > now) {
                 break;
             }
@@ -233,6 +241,7 @@ impl Meter {
     }
 
     fn drain(&mut self) {
+        self.state.events = 0;
         let Some(capture) = &mut self.capture else { return };
         let (naming, table, inherited) = (&mut self.naming, &mut self.table, &mut self.state.inherited);
         loop {
@@ -240,6 +249,7 @@ impl Meter {
                 *inherited |= is_inherited(&seen);
                 table.observe(&seen);
             });
+            self.state.events += taken.as_ref().copied().unwrap_or_default();
             match taken {
                 Ok(crate::capture::DRAIN_MAX) => {}
                 Ok(_) => break,
@@ -271,19 +281,15 @@ impl Meter {
         }
     }
 
-    /// Takes records from the table, names them with at most `asks` questions, and hands them on in their order.
-    fn deliver(&mut self, now: KernelTime, patience: Patience, asks: &mut usize) {
+    /// Takes records from the table, names them, waiting at most `wait` for answers, and hands them on in their order.
+    fn deliver(&mut self, now: KernelTime, patience: Patience, wait: &mut Duration) {
         let offset = clock::wall_offset();
         while let Some(record) = self.table.poll_record(offset) {
             self.state.waiting.push_back((record, now.after(NAME_WAIT)));
         }
         while let Some((mut record, deadline)) = self.state.waiting.pop_front() {
             let mut named = self.naming.name(&mut record, now);
-            while named == NamingState::Waiting && *asks > 0 {
-                let Some(ask) = self.naming.poll_ask() else { break };
-                *asks -= 1;
-                let answer = self.lookups.answer(&ask);
-                self.naming.answer(ask, answer);
+            while named == NamingState::Waiting && self.lookups.exchange(&mut self.naming, wait) {
                 named = self.naming.name(&mut record, now);
             }
             let crowded = self.state.waiting.len() > NAME_WAIT_RECORDS;
@@ -390,9 +396,10 @@ mod tests {
     use zerocopy::FromZeros as _;
 
     use super::*;
+    use crate::enrich::Lookups;
 
     /// More processes than one turn may ask /proc about.
-    const FLOWS: u64 = 3 * ASKS_MAX as u64;
+    const FLOWS: u64 = 3_000;
 
     #[test]
     fn a_stop_hands_on_every_record_with_or_without_names() {
@@ -437,7 +444,8 @@ mod tests {
             commands: orders,
             table: FlowTable::new(TableOptions::new(BootId([7; 16]))),
             naming: Naming::new(NamingOptions::default()),
-            lookups: Lookups::open().expect("/proc"),
+            lookups: Beside::start(Lookups::open().expect("/proc")).expect("a thread"),
+            cgroup_root: PathBuf::new(),
             view: Some(view),
             status: watch::Sender::new(AgentStatus::default()),
             listening: watch::Sender::new(None),

@@ -27,11 +27,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capture::CaptureError;
 use crate::clock;
-use crate::enrich::{LookupError, Lookups};
+use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{Announcements, ExporterOptions, exporter};
 use crate::host::Host;
 use crate::meter::{Command, Commands, Meter, Turns};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
+
+/// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
+const CGROUP_ROOT_USUAL: &str = "/sys/fs/cgroup";
 
 /// Commands that wait for the meter.
 const COMMANDS_MAX: usize = 16;
@@ -71,8 +74,8 @@ pub enum StartError {
     /// The kernel side.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// The meter thread.
-    #[error("the meter thread")]
+    /// A thread.
+    #[error("starting a thread")]
     Thread(#[source] io::Error),
     /// The meter ended by itself.
     #[error("the meter thread ended; its last log line says why")]
@@ -120,7 +123,11 @@ impl Agent {
             commands: orders,
             table: FlowTable::new(TableOptions::new(host.boot)),
             naming,
-            lookups,
+            cgroup_root: lookups
+                .cgroup2_root()
+                .unwrap_or(Path::new(CGROUP_ROOT_USUAL))
+                .to_owned(),
+            lookups: Beside::start(lookups).map_err(StartError::Thread)?,
             view: Some(view),
             status: status.clone(),
             listening: watch::Sender::new(None),
@@ -203,7 +210,7 @@ impl Agent {
                 self.tell(Command::Detach(done))?;
                 detached.await.map_err(|_| StartError::MeterGone)
             }
-            Step::StopCollector(name) => {
+            Step::StopCollector(name) | Step::ForgetCollector(name) => {
                 self.tell(Command::RemoveSink(name.clone()))?;
                 self.exporters.remove(name);
                 self.collectors
@@ -218,6 +225,7 @@ impl Agent {
                 CommandLine::Redacted => CommandLineMode::Redacted,
                 CommandLine::Full => CommandLineMode::Full,
             })),
+            Step::UpdateBuffer(_) => Ok(()),
             Step::StartCollector(exporting) => self.start_collector(exporting),
             Step::AttachCapture(capture) => {
                 let (reply, attached) = oneshot::channel();
@@ -242,7 +250,7 @@ impl Agent {
             all.event.idle_s = seconds(metering.map(|metering| metering.idle_timeout));
         });
         let options = ExporterOptions {
-            collector: exporting.collector.clone(),
+            collector: exporting.collectors[0].clone(),
             slot: exporting.slot,
             source_id: self.host.source_id,
             tlv: TlvOptions {
@@ -256,17 +264,17 @@ impl Agent {
                     v6: self.host.v6(),
                 },
                 exporter_address: self.host.v4(),
-                record_ids: exporting.terms.record_ids,
+                record_ids: exporting.collectors[0].record_ids,
             },
-            queue_records_max: exporting.terms.queue_records,
-            queue_octets_max: exporting.terms.queue_octets,
+            queue_records_max: 65_536,
+            queue_octets_max: 64 << 20,
             grace: GRACE,
             seed: u64::from(self.host.source_id.number()) ^ clock::kernel_now().0,
         };
         let (intake, exporter) = exporter(options, self.announcements.subscribe());
         let status = exporter.status();
         self.collectors.send_modify(|all| all.push(status));
-        let name = exporting.collector.name.clone();
+        let name = exporting.name.clone();
         self.exporters.insert(
             name.clone(),
             Exporter {

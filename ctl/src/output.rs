@@ -1,6 +1,6 @@
 //! How things are written for a terminal: harmless, short, and as wide as they look.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Display, Write as _};
 
 use flowtilla_agent_core::time::WallTime;
 use unicode_width::UnicodeWidthStr;
@@ -8,6 +8,12 @@ use unicode_width::UnicodeWidthStr;
 /// `text` without anything that a terminal would obey: control characters, marks of direction and invisible characters
 /// are written as escapes (`\n`, `\u{1b}`); a backslash is doubled, so that an escape cannot be forged.
 pub(crate) fn harmless(text: &str) -> String {
+    if text
+        .bytes()
+        .all(|octet| matches!(octet, b' '..=b'~') && octet != b'\\')
+    {
+        return text.to_owned();
+    }
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
@@ -28,7 +34,10 @@ pub(crate) fn word(text: &str) -> String {
 }
 
 /// The same JSON text with escapes for what a terminal would obey. `json` is JSON without line ends.
-pub(crate) fn harmless_json(json: &str) -> String {
+pub(crate) fn harmless_json(json: String) -> String {
+    if json.bytes().all(|octet| matches!(octet, b' '..=b'~')) {
+        return json;
+    }
     let mut safe = String::with_capacity(json.len());
     for character in json.chars() {
         let harmless = match character {
@@ -129,13 +138,18 @@ pub(crate) fn clock(time: WallTime) -> String {
 }
 
 /// RFC 3339 in UTC with nine digits of the second: `2026-01-31T23:59:59.000000001Z`.
-pub(crate) fn rfc3339(time: WallTime) -> String {
+pub(crate) fn rfc3339(time: WallTime) -> impl Display {
     let (year, month, day) = date(time.seconds() / 86_400);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{}.{:09}Z",
-        clock(time),
-        time.0 % 1_000_000_000
-    )
+    let (s, ns) = (time.seconds() % 86_400, time.0 % 1_000_000_000);
+    fmt::from_fn(move |f| {
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{ns:09}Z",
+            s / 3600,
+            s / 60 % 60,
+            s % 60
+        )
+    })
 }
 
 /// Year, month and day of a day counted from 1970-01-01.
@@ -178,7 +192,7 @@ mod tests {
     #[test]
     fn json_is_harmless_and_means_the_same() {
         let text = "\u{1b}\u{9b}\u{202e}\u{e0001}\\\"'ü\n\u{7f}";
-        let safe = harmless_json(&serde_json::to_string(text).expect("a string is JSON"));
+        let safe = harmless_json(serde_json::to_string(text).expect("a string is JSON"));
         assert!(safe.chars().all(|c| c == 'ü' || c.is_ascii_graphic()), "{safe}");
         assert_eq!(serde_json::from_str::<String>(&safe).expect("it is JSON"), text);
     }
@@ -232,7 +246,7 @@ mod tests {
             (1_767_225_599, "2025-12-31T23:59:59.000000007Z"),
             (4_107_542_400, "2100-03-01T00:00:00.000000007Z"),
         ] {
-            assert_eq!(rfc3339(WallTime(s * 1_000_000_000 + 7)), text);
+            assert_eq!(rfc3339(WallTime(s * 1_000_000_000 + 7)).to_string(), text);
         }
     }
 }

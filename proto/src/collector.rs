@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 
 use crate::ids::CollectorName;
 use crate::mistake::Mistakes;
-use crate::reading::Reading;
+use crate::reading::{Reading, Refused};
 use crate::wire;
 
 pub use self::endpoint::{CollectorEndpoint, HOST_NAME_OCTETS_MAX, Host, HostName};
@@ -76,6 +76,8 @@ pub struct Collector {
     pub records_per_second: u64,
     /// What becomes of records at risk when its process ends.
     pub on_restart: OnCollectorRestart,
+    /// Whether each record carries its identity (boot id, cookie, stream, part).
+    pub record_ids: bool,
 }
 
 impl TryFrom<wire::Collector> for Collector {
@@ -89,6 +91,10 @@ impl TryFrom<wire::Collector> for Collector {
     fn try_from(sent: wire::Collector) -> Result<Self, Mistakes> {
         let mut reading = Reading::default();
         let name = reading.text("name", &sent.name, CollectorName::parse);
+        if name.as_ref().is_some_and(CollectorName::is_failover) {
+            let why = "is kept for a failover group";
+            reading.refuse("name", Some(&sent.name), Refused::new(why, "write another name"));
+        }
         let endpoint = reading.text("endpoint", &sent.endpoint, CollectorEndpoint::parse);
         let key = match &sent.curve_server_key {
             Some(text) => reading.text("curveServerKey", text, CurveKey::parse).map(Some),
@@ -119,8 +125,8 @@ impl TryFrom<wire::Collector> for Collector {
             "",
         );
         let on_restart = reading.member(
-            "onRestart",
-            sent.on_restart,
+            "onCollectorRestart",
+            sent.on_collector_restart,
             |sent| match sent {
                 wire::OnCollectorRestart::Unspecified | wire::OnCollectorRestart::Replay => {
                     OnCollectorRestart::Replay
@@ -138,6 +144,7 @@ impl TryFrom<wire::Collector> for Collector {
                 window_octets: window_octets?,
                 records_per_second: records_per_second?,
                 on_restart: on_restart?,
+                record_ids: sent.record_ids.unwrap_or(false),
             })
         })();
         reading.finish(made)

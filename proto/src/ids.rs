@@ -38,6 +38,18 @@ impl CollectorName {
         Ok(Self(text.to_owned()))
     }
 
+    /// The name of all collectors together when only one of them is fed at a time. No collector has it.
+    #[must_use]
+    pub fn failover() -> Self {
+        Self("failover".to_owned())
+    }
+
+    /// Whether it is [`Self::failover`].
+    #[must_use]
+    pub fn is_failover(&self) -> bool {
+        self.0 == "failover"
+    }
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -45,24 +45,56 @@ pub const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 
 /// Most collectors of a policy.
 ///
-/// Each has a queue of its own. Records say in 64 bits from which collectors they are held.
+/// Each has a connection and a cursor of its own. Records say in 64 bits from which collectors they are held.
 pub const COLLECTORS_MAX: usize = 16;
 
-/// Records that may wait for one collector, unless the policy says otherwise.
+/// How long the collector in use may be out of reach before the next is taken, in milliseconds, unless the policy says
+/// otherwise.
 ///
-/// A minute at a thousand records a second. Half of it loses records while ntopng restarts; double it, and a collector
-/// that is away costs the host twice the memory.
-pub const QUEUE_RECORDS_DEFAULT: u64 = 65_536;
-/// Least and most of `queueRecords`. One message carries up to 100 records.
-pub const QUEUE_RECORDS: RangeInclusive<u64> = 100..=4_194_304;
+/// A restart of ntopng takes some seconds. Half of it changes over at each restart; double it, and what is shown is a
+/// minute old before another collector shows it.
+pub const FAIL_AFTER_MS_DEFAULT: u64 = 30_000;
+/// Least and most of `failAfterMs`.
+pub const FAIL_AFTER_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 
-/// Octets that may wait for one collector, unless the policy says otherwise.
+/// How long an earlier collector must be in reach before it is taken again, in milliseconds, unless the policy says
+/// otherwise.
 ///
-/// Half of it holds fewer records than [`QUEUE_RECORDS_DEFAULT`] at typical sizes; double it, and a collector that is
-/// away costs the host twice the memory.
-pub const QUEUE_OCTETS_DEFAULT: u64 = 64 * 1024 * 1024;
-/// Least and most of `queueOctets`. Below 64 KiB two full messages do not fit.
-pub const QUEUE_OCTETS: RangeInclusive<u64> = 64 * 1024..=4 * 1024 * 1024 * 1024;
+/// Twice the way there, so that a collector that comes and goes is left alone. Half of it changes to and fro; double
+/// it, and the spare carries the load for longer than it need.
+pub const FAIL_BACK_AFTER_MS_DEFAULT: u64 = 60_000;
+/// Least and most of `failBackAfterMs`.
+pub const FAIL_BACK_AFTER_MS: RangeInclusive<u64> = 1_000..=86_400_000;
+
+/// Octets that wait on disk at most, unless the policy says otherwise.
+///
+/// Some hours at a hundred records a second. Half of it loses a night's outage on a busy host; double it, and a small
+/// root file system feels it.
+pub const BUFFER_OCTETS_DEFAULT: u64 = 1 << 30;
+/// Least and most of `octetsMax`. Below 16 MiB there is no room for a segment to be filled and one to be sent.
+pub const BUFFER_OCTETS: RangeInclusive<u64> = 16 << 20..=1 << 44;
+
+/// Longest time that something waits on disk, in milliseconds, unless the policy says otherwise.
+///
+/// A week: longer than any outage that nobody mends. Half of it loses what happened before a long weekend; double it, and
+/// a collector that nobody will start again keeps the disk full for longer.
+pub const BUFFER_AGE_MS_DEFAULT: u64 = 7 * 24 * 3_600_000;
+/// Least and most of `ageMaxMs`.
+pub const BUFFER_AGE_MS: RangeInclusive<u64> = 60_000..=366 * 24 * 3_600_000;
+
+/// Octets of the file system that stay free, unless the policy says otherwise.
+///
+/// Room for logs and for a package's upgrade. Half of it is one large package; double it, and a small disk gets no buffer.
+pub const BUFFER_FREE_OCTETS_DEFAULT: u64 = 256 << 20;
+/// Least and most of `freeOctetsMin`. The spool must never see a full disk.
+pub const BUFFER_FREE_OCTETS: RangeInclusive<u64> = 8 << 20..=1 << 44;
+
+/// Longest time between two syncs, in milliseconds, unless the policy says otherwise.
+///
+/// What a power cut can cost. Half of it doubles the writes of an idle host; double it, and twice as much is lost.
+pub const SYNC_INTERVAL_MS_DEFAULT: u64 = 500;
+/// Least and most of `syncIntervalMs`.
+pub const SYNC_INTERVAL_MS: RangeInclusive<u64> = 10..=60_000;
 
 /// What one agent is to do. Made by parsing only.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -74,8 +106,8 @@ pub struct Policy {
     pub enrich: Enrich,
     /// Where records go.
     pub export: Export,
-    /// What may wait.
-    pub limits: Limits,
+    /// What may wait on disk.
+    pub buffer: Buffer,
 }
 
 /// What is observed, and how it is cut into records.
@@ -126,8 +158,28 @@ pub struct Export {
     pub collectors: Vec<CollectorName>,
     /// What they see of a loopback address.
     pub loopback: Loopback,
-    /// Whether each exported record carries its identity (boot id, cookie, part).
-    pub record_ids: bool,
+    /// Which of them gets a record.
+    pub mode: Mode,
+}
+
+/// Which of several collectors gets a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Each of them.
+    #[default]
+    Mirror,
+    /// The first that is in reach, in their order.
+    Failover(Failover),
+}
+
+/// When to change from one collector to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Failover {
+    /// How long the one in use may be out of reach, within [`FAIL_AFTER_MS`].
+    pub fail_after: Duration,
+    /// How long an earlier one must be in reach, within [`FAIL_BACK_AFTER_MS`].
+    pub fail_back_after: Duration,
 }
 
 /// What a collector sees of a loopback address.
@@ -142,14 +194,18 @@ pub enum Loopback {
     AsIs,
 }
 
-/// Bounds of what waits in memory, for each collector.
+/// Bounds of what waits on disk until every collector has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub struct Limits {
-    /// Most records, within [`QUEUE_RECORDS`].
-    pub queue_records: u64,
-    /// Most octets, within [`QUEUE_OCTETS`].
-    pub queue_octets: u64,
+pub struct Buffer {
+    /// Most octets, within [`BUFFER_OCTETS`].
+    pub octets_max: u64,
+    /// Longest time that something waits, within [`BUFFER_AGE_MS`].
+    pub age_max: Duration,
+    /// Octets of the file system that stay free, within [`BUFFER_FREE_OCTETS`].
+    pub free_octets_min: u64,
+    /// Longest time between two syncs, within [`SYNC_INTERVAL_MS`].
+    pub sync_interval: Duration,
 }
 
 impl TryFrom<wire::Policy> for Policy {
@@ -172,13 +228,13 @@ impl TryFrom<wire::Policy> for Policy {
         );
         let enrich = reading.inner("enrich", parse_enrich(sent.enrich.unwrap_or_default()));
         let export = reading.inner("export", parse_export(&sent.export.unwrap_or_default()));
-        let limits = reading.inner("limits", parse_limits(sent.limits.unwrap_or_default()));
+        let buffer = reading.inner("buffer", parse_buffer(sent.buffer.unwrap_or_default()));
         let made = (|| {
             Some(Self {
                 capture: capture?,
                 enrich: enrich?,
                 export: export?,
-                limits: limits?,
+                buffer: buffer?,
             })
         })();
         reading.finish(made)
@@ -325,34 +381,107 @@ fn parse_export(sent: &wire::Export) -> Result<Export, Mistakes> {
         .iter()
         .filter_map(|text| CollectorName::parse(text).ok())
         .collect();
-    let record_ids = sent.record_ids.unwrap_or(false);
-    reading.finish(loopback.map(|loopback| Export {
-        collectors,
-        loopback,
-        record_ids,
-    }))
+    let mode = parse_mode(&mut reading, sent);
+    let made = (|| {
+        Some(Export {
+            collectors,
+            loopback: loopback?,
+            mode: mode?,
+        })
+    })();
+    reading.finish(made)
 }
 
-fn parse_limits(sent: wire::Limits) -> Result<Limits, Mistakes> {
-    let mut reading = Reading::default();
-    let records = reading.number(
-        "queueRecords",
-        sent.queue_records,
-        QUEUE_RECORDS_DEFAULT,
-        &QUEUE_RECORDS,
-        " records",
+fn parse_mode(reading: &mut Reading, sent: &wire::Export) -> Option<Mode> {
+    let mut ms = |path, value, default, range| {
+        let ms = reading.number(path, value, default, range, " ms")?;
+        Some(Duration::from_millis(ms))
+    };
+    let fail_after = ms(
+        "failAfterMs",
+        sent.fail_after_ms,
+        FAIL_AFTER_MS_DEFAULT,
+        &FAIL_AFTER_MS,
     );
-    let octets = reading.number(
-        "queueOctets",
-        sent.queue_octets,
-        QUEUE_OCTETS_DEFAULT,
-        &QUEUE_OCTETS,
+    let fail_back_after = ms(
+        "failBackAfterMs",
+        sent.fail_back_after_ms,
+        FAIL_BACK_AFTER_MS_DEFAULT,
+        &FAIL_BACK_AFTER_MS,
+    );
+    let failover = reading.member(
+        "mode",
+        sent.mode,
+        |sent| match sent {
+            wire::Mode::Unspecified | wire::Mode::Mirror => false,
+            wire::Mode::Failover => true,
+        },
+        "mirror or failover",
+    )?;
+    if failover && sent.collectors.len() < 2 {
+        let why = "has nothing to change over to";
+        let remedy = "name at least two collectors, or write mirror";
+        reading.refuse("mode", Some("failover"), Refused::new(why, remedy));
+        return None;
+    }
+    for (path, given) in [
+        ("failAfterMs", sent.fail_after_ms),
+        ("failBackAfterMs", sent.fail_back_after_ms),
+    ] {
+        if let Some(ms) = given.filter(|_| !failover) {
+            let why = "means nothing to a mirror";
+            let remedy = "leave it out, or write mode: failover";
+            reading.refuse(path, Some(&format!("{ms} ms")), Refused::new(why, remedy));
+        }
+    }
+    let failover_terms = Failover {
+        fail_after: fail_after?,
+        fail_back_after: fail_back_after?,
+    };
+    Some(if failover {
+        Mode::Failover(failover_terms)
+    } else {
+        Mode::Mirror
+    })
+}
+
+fn parse_buffer(sent: wire::Buffer) -> Result<Buffer, Mistakes> {
+    let mut reading = Reading::default();
+    let mut number = |path, value, default, range, unit| reading.number(path, value, default, range, unit);
+    let octets = number(
+        "octetsMax",
+        sent.octets_max,
+        BUFFER_OCTETS_DEFAULT,
+        &BUFFER_OCTETS,
         " octets",
     );
+    let age = number(
+        "ageMaxMs",
+        sent.age_max_ms,
+        BUFFER_AGE_MS_DEFAULT,
+        &BUFFER_AGE_MS,
+        " ms",
+    );
+    let free = number(
+        "freeOctetsMin",
+        sent.free_octets_min,
+        BUFFER_FREE_OCTETS_DEFAULT,
+        &BUFFER_FREE_OCTETS,
+        " octets",
+    );
+    let sync = number(
+        "syncIntervalMs",
+        sent.sync_interval_ms,
+        SYNC_INTERVAL_MS_DEFAULT,
+        &SYNC_INTERVAL_MS,
+        " ms",
+    );
     let made = (|| {
-        Some(Limits {
-            queue_records: records?,
-            queue_octets: octets?,
+        Some(Buffer {
+            octets_max: octets?,
+            age_max: Duration::from_millis(age?),
+            free_octets_min: free?,
+            sync_interval: Duration::from_millis(sync?),
         })
     })();
     reading.finish(made)

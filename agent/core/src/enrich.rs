@@ -166,7 +166,7 @@ impl Naming {
                     path.as_deref(),
                     arguments,
                     *cut,
-                    &process.comm,
+                    process.comm,
                     before
                         .as_ref()
                         .filter(|before| before.epoch == self.epoch)
@@ -349,7 +349,7 @@ impl Naming {
         }
         let mut waiting = self.read(key, &mut entry.reading);
         if entry.doubtful {
-            let known = entry.program.as_ref().map(|program| program.comm.as_str());
+            let known = entry.program.as_ref().map(|program| program.comm);
             if known.is_some_and(|comm| comm != process.comm) {
                 entry.program = None;
                 entry.origin = None;

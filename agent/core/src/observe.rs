@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use flowtilla_abi as abi;
 
-use crate::owner::{Confidence, Owner, Process, ProcessKey, Unknown};
+use crate::owner::{Comm, Confidence, Owner, Process, ProcessKey, Unknown};
 use crate::time::KernelTime;
 
 /// Identity of a socket for as long as the host runs. Source: `bpf_get_socket_cookie`.
@@ -151,7 +151,7 @@ pub struct UdpObservation {
     pub ended: bool,
 }
 
-/// What the flow table eats.
+/// What the flow table eats. Made on the stack and looked at once, so that its size costs less than a box.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
     /// A socket entered the map: have it read.
@@ -169,9 +169,9 @@ pub enum Observation {
         at: KernelTime,
     },
     /// A TCP socket.
-    Tcp(Box<TcpObservation>),
+    Tcp(TcpObservation),
     /// A UDP socket.
-    Udp(Box<UdpObservation>),
+    Udp(UdpObservation),
 }
 
 /// What enrichment learns names from.
@@ -236,7 +236,7 @@ impl From<&abi::Owner> for Process {
             uid: owner.uid,
             gid: owner.gid,
             cgroup_id: owner.cgroup_id,
-            comm: text(&owner.comm),
+            comm: comm(&owner.comm),
         }
     }
 }
@@ -285,7 +285,7 @@ impl From<u8> for TcpState {
 #[must_use]
 pub fn tcp(cookie: u64, at_ns: u64, sight: TcpSight, entry: &abi::TcpEntry) -> Observation {
     let some_time = |ns: u64| (ns > 0).then_some(KernelTime(ns));
-    Observation::Tcp(Box::new(TcpObservation {
+    Observation::Tcp(TcpObservation {
         cookie: Cookie(cookie),
         at: KernelTime(at_ns),
         sight,
@@ -303,7 +303,7 @@ pub fn tcp(cookie: u64, at_ns: u64, sight: TcpSight, entry: &abi::TcpEntry) -> O
         owner: Owner::from(&entry.owner),
         counters: entry.counters,
         state: TcpState::from(entry.counters.state),
-    }))
+    })
 }
 
 /// Nanoseconds that `CLOCK_BOOTTIME` is ahead of `CLOCK_MONOTONIC`: the time slept since boot.
@@ -339,7 +339,7 @@ pub fn flow_event(event: &abi::Event<'_>, slept: Slept) -> Option<Observation> {
 #[must_use]
 pub fn udp(cookie: u64, at_ns: u64, entry: &abi::UdpEntry, ended: bool, slept: Slept) -> Observation {
     let tuple = Tuple::from(&entry.tuple);
-    Observation::Udp(Box::new(UdpObservation {
+    Observation::Udp(UdpObservation {
         cookie: Cookie(cookie),
         at: KernelTime(at_ns),
         tuple,
@@ -347,14 +347,14 @@ pub fn udp(cookie: u64, at_ns: u64, entry: &abi::UdpEntry, ended: bool, slept: S
         backfilled: entry.backfilled != 0,
         counters: udp_counters(&entry.counters, tuple.remote.address, slept),
         ended,
-    }))
+    })
 }
 
 /// An entry of the peer map: a peer of a socket after its first.
 #[must_use]
 pub fn udp_peer(cookie: u64, at_ns: u64, value: &abi::UdpPeerValue, slept: Slept) -> Observation {
     let tuple = Tuple::from(&value.tuple);
-    Observation::Udp(Box::new(UdpObservation {
+    Observation::Udp(UdpObservation {
         cookie: Cookie(cookie),
         at: KernelTime(at_ns),
         tuple,
@@ -362,7 +362,7 @@ pub fn udp_peer(cookie: u64, at_ns: u64, value: &abi::UdpPeerValue, slept: Slept
         backfilled: false,
         counters: udp_counters(&value.counters, tuple.remote.address, slept),
         ended: false,
-    }))
+    })
 }
 
 /// IP octets are payload and a header of 28 (IPv4) or 48 (IPv6) octets a datagram; IP options are not seen.
@@ -412,13 +412,22 @@ pub fn name_event(event: &abi::Event<'_>) -> Option<NameObservation> {
     })
 }
 
-/// Octets up to the first NUL, lossily decoded.
-fn text(octets: &[u8]) -> String {
+/// Octets up to the first NUL.
+fn before_nul(octets: &[u8]) -> &[u8] {
     let end = octets
         .iter()
         .position(|&octet| octet == 0)
         .unwrap_or(octets.len());
-    String::from_utf8_lossy(&octets[..end]).into_owned()
+    &octets[..end]
+}
+
+fn comm(octets: &[u8]) -> Comm {
+    Comm::from(before_nul(octets))
+}
+
+/// Octets up to the first NUL, lossily decoded.
+fn text(octets: &[u8]) -> String {
+    String::from_utf8_lossy(before_nul(octets)).into_owned()
 }
 
 /// Arguments that are each ended by NUL; the last may be cut.

@@ -1,5 +1,7 @@
 //! Who is behind one end of a flow, and how sure that is.
 
+use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -41,8 +43,70 @@ pub struct ProcessKey {
     pub start: KernelTime,
 }
 
+/// Octets of a command name at most. Source: Linux `TASK_COMM_LEN`, its NUL taken off.
+pub const COMM_OCTETS_MAX: usize = 15;
+
+/// Command name, as the process set it. What is not UTF-8 reads as `?`; what is beyond [`COMM_OCTETS_MAX`] is cut, as the
+/// kernel cuts it. Held in place: a flow has many copies of it.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Comm {
+    octets: [u8; COMM_OCTETS_MAX],
+    length: u8,
+}
+
+impl Deref for Comm {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        str::from_utf8(&self.octets[..usize::from(self.length)]).unwrap_or_default() // It always is UTF-8.
+    }
+}
+
+impl From<&[u8]> for Comm {
+    fn from(octets: &[u8]) -> Self {
+        let mut comm = Self::default();
+        for chunk in octets.utf8_chunks() {
+            let invalid = if chunk.invalid().is_empty() {
+                None
+            } else {
+                Some('?')
+            };
+            for character in chunk.valid().chars().chain(invalid) {
+                let (from, upto) = (
+                    usize::from(comm.length),
+                    usize::from(comm.length) + character.len_utf8(),
+                );
+                let Some(place) = comm.octets.get_mut(from..upto) else {
+                    return comm;
+                };
+                character.encode_utf8(place);
+                comm.length = upto as u8; // At most COMM_OCTETS_MAX.
+            }
+        }
+        comm
+    }
+}
+
+impl From<&str> for Comm {
+    fn from(text: &str) -> Self {
+        Self::from(text.as_bytes())
+    }
+}
+
+impl From<String> for Comm {
+    fn from(text: String) -> Self {
+        Self::from(text.as_bytes())
+    }
+}
+
+impl fmt::Debug for Comm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
 /// What the kernel copied about a process while it held the socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
     /// Which process.
     pub key: ProcessKey,
@@ -54,8 +118,8 @@ pub struct Process {
     pub gid: u32,
     /// Inode of its cgroup2 folder; 0: none.
     pub cgroup_id: u64,
-    /// Command name, at most 15 octets, as the process set it: arbitrary octets, lossily decoded.
-    pub comm: String,
+    /// Command name.
+    pub comm: Comm,
 }
 
 /// The names that belong to a [`Process`]; what could not be learnt is `None`.
@@ -148,6 +212,26 @@ impl Owner {
         self.names
             .as_ref()
             .and_then(|names| names.executable.as_deref())
-            .or_else(|| self.process.as_ref().map(|process| process.comm.as_str()))
+            .or_else(|| self.process.as_ref().map(|process| &*process.comm))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_is_text_whatever_its_octets() {
+        for (octets, text) in [
+            (&b"curl"[..], "curl"),
+            (b"", ""),
+            (b"0123456789abcdef", "0123456789abcde"),
+            (b"a\xffb\xfe", "a?b?"),
+            ("gr\u{f6}\u{df}e".as_bytes(), "gr\u{f6}\u{df}e"),
+            ("0123456789abcd\u{f6}".as_bytes(), "0123456789abcd"),
+            (b"0123456789abcd\xc3", "0123456789abcd?"),
+        ] {
+            assert_eq!(&*Comm::from(octets), text);
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use flowtilla_proto::collector::Collector;
 use flowtilla_proto::ids::CollectorName;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
-use flowtilla_proto::policy::{CommandLine, Loopback, Policy, Scope};
+use flowtilla_proto::policy::{Buffer, CommandLine, Failover, Loopback, Policy, Scope};
 
 use crate::flow::record::CollectorSlot;
 
@@ -54,21 +54,20 @@ pub struct Metering {
 pub struct ExportTerms {
     /// What a collector sees of a loopback address.
     pub loopback: Loopback,
-    /// Whether each record carries its identity.
-    pub record_ids: bool,
-    /// Most records that wait for the collector.
-    pub queue_records: u64,
-    /// Most octets that wait for the collector.
-    pub queue_octets: u64,
+    /// When to change over; `None`: each collector is fed by itself.
+    pub failover: Option<Failover>,
 }
 
-/// One collector that is fed. A change of the collector or of the terms means to stop and to start anew.
+/// One stream of records with a cursor of its own: to a collector, or to the first of several that is in reach. A change
+/// of collectors or terms means to stop and to start anew, from where the cursor stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exporting {
+    /// The collector's name, or that of all together.
+    pub name: CollectorName,
     /// Its place in [`CollectorSet`](crate::flow::record::CollectorSet)s, kept as long as it is fed.
     pub slot: CollectorSlot,
-    /// Which collector.
-    pub collector: Collector,
+    /// Which collectors, the preferred one first; more than one only with failover.
+    pub collectors: Vec<Collector>,
     /// On which terms.
     pub terms: ExportTerms,
 }
@@ -79,6 +78,7 @@ pub struct InForce {
     capture: Option<CapturePlan>,
     metering: Option<Metering>,
     naming: Option<CommandLine>,
+    buffer: Option<Buffer>,
     collectors: BTreeMap<CollectorName, Exporting>,
 }
 
@@ -165,6 +165,12 @@ impl InForce {
         self.naming
     }
 
+    /// What may wait on disk; `None` before the first policy.
+    #[must_use]
+    pub fn buffer(&self) -> Option<Buffer> {
+        self.buffer
+    }
+
     /// Who is fed, by name.
     pub fn collectors(&self) -> impl Iterator<Item = &Exporting> {
         self.collectors.values()
@@ -174,14 +180,15 @@ impl InForce {
     pub fn apply(&mut self, step: &Step) {
         match step {
             Step::DetachCapture => self.capture = None,
-            Step::StopCollector(name) => {
+            Step::StopCollector(name) | Step::ForgetCollector(name) => {
                 self.collectors.remove(name);
             }
             Step::UpdateMetering(metering) => self.metering = Some(*metering),
             Step::UpdateNaming(command_line) => self.naming = Some(*command_line),
+            Step::UpdateBuffer(buffer) => self.buffer = Some(*buffer),
             Step::StartCollector(exporting) => {
                 self.collectors
-                    .insert(exporting.collector.name.clone(), exporting.as_ref().clone());
+                    .insert(exporting.name.clone(), exporting.as_ref().clone());
             }
             Step::AttachCapture(capture) => self.capture = Some(capture.clone()),
         }

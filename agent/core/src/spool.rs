@@ -4,6 +4,8 @@
 //! [`Value::last`]. Between two values sequences may be missing: what was lost has a number too.
 //! Does no IO: `flowtilla-agent` keeps the values.
 
+pub mod value;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 

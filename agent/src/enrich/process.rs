@@ -7,7 +7,7 @@
 use std::io;
 
 use flowtilla_agent_core::enrich::{ParentFacts, ProcessFacts};
-use flowtilla_agent_core::owner::ProcessKey;
+use flowtilla_agent_core::owner::{Comm, ProcessKey};
 use flowtilla_agent_core::time::KernelTime;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
@@ -150,7 +150,7 @@ fn read_once(proc: &Proc, users: &mut Users, folder: &ProcessFolder, stat: &Stat
         executable: folder.executable(),
         arguments: arguments(&cmdline),
         cut,
-        comm: lossy(&stat.comm),
+        comm: Comm::from(&stat.comm[..]),
         uid: folder.uid()?,
         scope: users.scope(proc, folder),
         parent: parent(proc, users, stat.parent_pid),
@@ -167,7 +167,7 @@ fn parent(proc: &Proc, users: &mut Users, pid: u32) -> Option<ParentFacts> {
     Some(ParentFacts {
         pid,
         executable: folder.executable(),
-        comm: lossy(&stat.comm),
+        comm: Comm::from(&stat.comm[..]),
         uid: folder.uid()?,
         scope: users.scope(proc, &folder),
     })

@@ -112,7 +112,7 @@ impl Running {
             curve_server_key: setup.server_key.map(str::to_owned),
             window_octets: Some(setup.window_octets),
             records_per_second: Some(1_000_000),
-            on_restart: setup.on_restart.into(),
+            on_collector_restart: setup.on_restart.into(),
             ..wire::Collector::default()
         };
         let options = ExporterOptions {

@@ -36,6 +36,7 @@ fn absent_fields_have_the_documented_defaults() {
     assert_eq!(collector.window_octets, 4 * 1024 * 1024);
     assert_eq!(collector.records_per_second, 20_000);
     assert_eq!(collector.on_restart, OnCollectorRestart::Replay);
+    assert!(!collector.record_ids);
 }
 
 #[test]
@@ -164,7 +165,7 @@ fn enums_take_their_members_and_refuse_other_numbers() {
     let with = |header_version, on_restart| {
         Collector::try_from(wire::Collector {
             header_version,
-            on_restart,
+            on_collector_restart: on_restart,
             ..sent()
         })
         .map(|collector| (collector.header, collector.on_restart))
@@ -176,7 +177,7 @@ fn enums_take_their_members_and_refuse_other_numbers() {
     assert_eq!(
         with(4, 9).expect_err("unknown numbers"),
         "headerVersion: \"4\" is not known to this version; write 1, 2 or 3\n\
-         onRestart: \"9\" is not known to this version; write replay or skip"
+         onCollectorRestart: \"9\" is not known to this version; write replay or skip"
     );
 }
 
@@ -189,7 +190,8 @@ fn every_mistake_is_told_at_once() {
         header_version: 9,
         window_octets: Some(1),
         records_per_second: Some(0),
-        on_restart: 9,
+        on_collector_restart: 9,
+        record_ids: None,
     });
     let paths: Vec<&str> = refused
         .lines()
@@ -204,7 +206,7 @@ fn every_mistake_is_told_at_once() {
             "headerVersion",
             "windowOctets",
             "recordsPerSecond",
-            "onRestart"
+            "onCollectorRestart"
         ]
     );
 }

@@ -51,11 +51,16 @@ fn an_empty_policy_has_the_documented_defaults() {
     assert_eq!(policy.capture.active_timeout, Duration::from_secs(10));
     assert_eq!(policy.capture.idle_timeout, Duration::from_secs(15));
     assert_eq!(policy.enrich.command_line, CommandLine::Redacted);
-    assert!(policy.export.collectors.is_empty() && !policy.export.record_ids);
+    assert!(policy.export.collectors.is_empty() && policy.export.mode == Mode::Mirror);
     assert_eq!(policy.export.loopback, Loopback::HostAddress);
     assert_eq!(
-        (policy.limits.queue_records, policy.limits.queue_octets),
-        (65_536, 64 << 20)
+        policy.buffer,
+        Buffer {
+            octets_max: 1 << 30,
+            age_max: Duration::from_secs(7 * 24 * 3600),
+            free_octets_min: 256 << 20,
+            sync_interval: Duration::from_millis(500),
+        }
     );
 }
 
@@ -81,7 +86,7 @@ fn one_protocol_may_be_off_but_not_both() {
 #[test]
 fn numbers_are_taken_at_their_bounds_and_refused_beyond() {
     type Set = fn(&mut wire::Policy, u64);
-    let fields: [(&str, Set, &RangeInclusive<u64>); 5] = [
+    let fields: [(&str, Set, &RangeInclusive<u64>); 7] = [
         (
             "capture.maxFlows",
             |sent, n| sent.capture.get_or_insert_default().max_flows = Some(n),
@@ -98,14 +103,24 @@ fn numbers_are_taken_at_their_bounds_and_refused_beyond() {
             &IDLE_TIMEOUT_MS,
         ),
         (
-            "limits.queueRecords",
-            |sent, n| sent.limits.get_or_insert_default().queue_records = Some(n),
-            &QUEUE_RECORDS,
+            "buffer.octetsMax",
+            |sent, n| sent.buffer.get_or_insert_default().octets_max = Some(n),
+            &BUFFER_OCTETS,
         ),
         (
-            "limits.queueOctets",
-            |sent, n| sent.limits.get_or_insert_default().queue_octets = Some(n),
-            &QUEUE_OCTETS,
+            "buffer.ageMaxMs",
+            |sent, n| sent.buffer.get_or_insert_default().age_max_ms = Some(n),
+            &BUFFER_AGE_MS,
+        ),
+        (
+            "buffer.freeOctetsMin",
+            |sent, n| sent.buffer.get_or_insert_default().free_octets_min = Some(n),
+            &BUFFER_FREE_OCTETS,
+        ),
+        (
+            "buffer.syncIntervalMs",
+            |sent, n| sent.buffer.get_or_insert_default().sync_interval_ms = Some(n),
+            &SYNC_INTERVAL_MS,
         ),
     ];
     for (path, set, range) in fields {
@@ -303,6 +318,37 @@ fn collectors_keep_their_order_and_none_is_there_twice() {
 }
 
 #[test]
+fn failover_needs_two_collectors_and_a_mirror_no_times() {
+    let with = |mode: wire::Mode, names: &[&str], fail_after_ms| {
+        parse(wire::Policy {
+            export: Some(wire::Export {
+                collectors: names.iter().map(|&name| name.to_owned()).collect(),
+                mode: mode.into(),
+                fail_after_ms,
+                ..wire::Export::default()
+            }),
+            ..wire::Policy::default()
+        })
+        .map(|policy| policy.export.mode)
+    };
+    assert_eq!(
+        with(wire::Mode::Failover, &["a", "b"], Some(5_000)),
+        Ok(Mode::Failover(Failover {
+            fail_after: Duration::from_secs(5),
+            fail_back_after: Duration::from_secs(60),
+        }))
+    );
+    assert_eq!(
+        with(wire::Mode::Failover, &["a"], None).expect_err("one collector"),
+        "export.mode: \"failover\" has nothing to change over to; name at least two collectors, or write mirror"
+    );
+    assert_eq!(
+        with(wire::Mode::Mirror, &["a", "b"], Some(5_000)).expect_err("a time of the other mode"),
+        "export.failAfterMs: \"5000 ms\" means nothing to a mirror; leave it out, or write mode: failover"
+    );
+}
+
+#[test]
 fn every_mistake_of_every_section_is_told_at_once() {
     let refused = parse(wire::Policy {
         capture: Some(wire::Capture {
@@ -315,9 +361,10 @@ fn every_mistake_of_every_section_is_told_at_once() {
             collectors: vec!["A".into()],
             ..wire::Export::default()
         }),
-        limits: Some(wire::Limits {
-            queue_records: Some(0),
-            queue_octets: Some(0),
+        buffer: Some(wire::Buffer {
+            octets_max: Some(0),
+            age_max_ms: Some(0),
+            ..wire::Buffer::default()
         }),
     })
     .expect_err("all of it");
@@ -332,8 +379,8 @@ fn every_mistake_of_every_section_is_told_at_once() {
             "capture.idleTimeoutMs",
             "enrich.commandLine",
             "export.collectors[0]",
-            "limits.queueRecords",
-            "limits.queueOctets"
+            "buffer.octetsMax",
+            "buffer.ageMaxMs"
         ]
     );
 }

@@ -3,7 +3,7 @@
 //! The core puts an [`Ask`] into its queue; whoever drives it looks, without ever waiting for a process, and hands an
 //! [`Answer`] back. Absent is an answer too.
 
-use crate::owner::ProcessKey;
+use crate::owner::{Comm, ProcessKey};
 
 /// Whose list of users and groups a process sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,7 +65,7 @@ pub struct ProcessFacts {
     /// Whether arguments were cut.
     pub cut: bool,
     /// Command name.
-    pub comm: String,
+    pub comm: Comm,
     /// Real user id, as the kernel side tells it too.
     pub uid: u32,
     /// Whose users and groups it sees.
@@ -82,7 +82,7 @@ pub struct ParentFacts {
     /// Path of the file it runs.
     pub executable: Option<String>,
     /// Command name.
-    pub comm: String,
+    pub comm: Comm,
     /// Real user id, as the kernel side tells it too.
     pub uid: u32,
     /// Whose users and groups it sees.

@@ -9,7 +9,7 @@ use flowtilla_abi::EXEC_PATH_MAX;
 
 use super::ask::{ParentFacts, ProcessFacts, Scope};
 use super::redact::redact;
-use crate::owner::{Names, ProcessKey};
+use crate::owner::{Comm, Names, ProcessKey};
 
 /// Longest command line in a record, in octets; what is longer ends in `…`.
 ///
@@ -33,7 +33,7 @@ pub enum CommandLineMode {
 #[derive(Debug, Default)]
 pub(super) struct Program {
     pub(super) executable: Option<String>,
-    pub(super) comm: String,
+    pub(super) comm: Comm,
     /// Each ended by NUL, so that one allocation holds all; empty: not known or not wanted.
     arguments: Box<str>,
     cut: bool,
@@ -167,13 +167,13 @@ impl Program {
         path: Option<&str>,
         arguments: &[String],
         cut: bool,
-        comm: &str,
+        comm: Comm,
         before: Option<&Self>,
         mode: CommandLineMode,
     ) -> Self {
         Self {
             executable: path.and_then(|path| executable(path, arguments, before)),
-            comm: comm.to_owned(),
+            comm,
             arguments: packed(arguments, mode),
             cut,
             line: OnceLock::new(),
@@ -263,7 +263,7 @@ mod tests {
             Some(path),
             &arguments,
             false,
-            "comm",
+            "comm".into(),
             before,
             CommandLineMode::Redacted,
         )
@@ -311,7 +311,7 @@ mod tests {
     fn the_mode_decides_what_a_command_line_tells() {
         let run = |mode| {
             let arguments = ["curl", "--password", "x1"].map(String::from);
-            let program = Program::executed(Some("/bin/curl"), &arguments, false, "curl", None, mode);
+            let program = Program::executed(Some("/bin/curl"), &arguments, false, "curl".into(), None, mode);
             program.command_line(mode).map(str::to_owned)
         };
         assert_eq!(run(CommandLineMode::None), None);
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn a_long_command_line_ends_in_an_ellipsis_on_a_character() {
         let arguments = ["ü".repeat(COMMAND_LINE_OCTETS_MAX)];
-        let program = Program::executed(None, &arguments, false, "", None, CommandLineMode::Full);
+        let program = Program::executed(None, &arguments, false, "".into(), None, CommandLineMode::Full);
         let line = program
             .command_line(CommandLineMode::Full)
             .expect("it has arguments");

@@ -135,7 +135,7 @@ fn the_newest_exec_counts() {
 fn a_pid_that_comes_again_is_another_process() {
     let mut host = Host::default();
     let first = process(11, 0);
-    let mut second = first.clone();
+    let mut second = first;
     second.key.start = KernelTime(999);
     host.naming.learn(&exec(&first, 1, "/usr/bin/curl", &["curl"]));
 
@@ -470,7 +470,7 @@ proptest! {
                     let parent = &truth[who % count];
                     if !parent.alive { continue }
                     let pid = u32::try_from(count + 1).expect("it is small");
-                    let comm = parent.process.comm.clone();
+                    let comm = parent.process.comm;
                     let child = Process { comm, ..process(pid, 0).child_of(parent.process.key.pid) };
                     let seen = fork(&parent.process, pid);
                     let ran = vec![parent.runs().clone()];
@@ -481,7 +481,7 @@ proptest! {
                     let one = &mut truth[who % count];
                     if !one.alive { continue }
                     one.ran.push(format!("/bin/tool{what}"));
-                    one.process.comm = format!("tool{what}");
+                    one.process.comm = format!("tool{what}").into();
                     let seen = exec(&one.process, one.process.parent_pid, one.runs(), &[one.runs()]);
                     host.tell(&seen, up, lost);
                 }
@@ -663,7 +663,7 @@ fn exec(process: &Process, parent: u32, path: &str, arguments: &[&str]) -> NameO
     NameObservation::Exec {
         process: Process {
             parent_pid: parent,
-            ..process.clone()
+            ..*process
         },
         parent_start: key(parent).start,
         path: Some(path.into()),
@@ -674,7 +674,7 @@ fn exec(process: &Process, parent: u32, path: &str, arguments: &[&str]) -> NameO
 
 fn fork(parent: &Process, child: u32) -> NameObservation {
     NameObservation::Fork {
-        parent: parent.clone(),
+        parent: *parent,
         child: key(child),
     }
 }
@@ -712,7 +712,7 @@ fn record(process: &Process) -> FlowRecord {
         initiator: party(Owner::unknown(Unknown::Remote)),
         responder: party(Owner {
             confidence: Confidence::Exact,
-            process: Some(process.clone()),
+            process: Some(*process),
             names: None,
         }),
         initiator_seen: true,

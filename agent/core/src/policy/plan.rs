@@ -8,8 +8,9 @@
 
 use std::collections::BTreeMap;
 
+use flowtilla_proto::collector::Collector;
 use flowtilla_proto::ids::CollectorName;
-use flowtilla_proto::policy::{COLLECTORS_MAX, CommandLine, Policy};
+use flowtilla_proto::policy::{Buffer, COLLECTORS_MAX, CommandLine, Mode, Policy};
 
 use super::{CapturePlan, ExportTerms, Exporting, InForce, Metering, Wanted};
 use crate::flow::record::CollectorSlot;
@@ -19,12 +20,16 @@ use crate::flow::record::CollectorSlot;
 pub enum Step {
     /// Takes every program out of the kernel; the table ends its flows.
     DetachCapture,
-    /// Stops feeding a collector; what waits for it is counted as lost.
+    /// Stops feeding a collector, which goes on from its cursor in a later step.
     StopCollector(CollectorName),
+    /// Stops feeding a collector for good: its cursor goes, and what waits for it with it.
+    ForgetCollector(CollectorName),
     /// Sets how flows are cut.
     UpdateMetering(Metering),
     /// Sets how much of command lines leaves the host.
     UpdateNaming(CommandLine),
+    /// Sets what may wait on disk.
+    UpdateBuffer(Buffer),
     /// Begins to feed a collector.
     StartCollector(Box<Exporting>),
     /// Puts the programs into the kernel. Nothing is attached before this step.
@@ -54,6 +59,9 @@ pub fn plan(in_force: &InForce, wanted: &Wanted) -> Vec<Step> {
         if in_force.naming != Some(naming) {
             steps.push(Step::UpdateNaming(naming));
         }
+        if in_force.buffer != Some(policy.buffer) {
+            steps.push(Step::UpdateBuffer(policy.buffer));
+        }
     }
     steps.extend(started);
     if let Some(capture) = capture.filter(|_| changed) {
@@ -62,38 +70,64 @@ pub fn plan(in_force: &InForce, wanted: &Wanted) -> Vec<Step> {
     steps
 }
 
-/// Collectors that stop, and those that start. One that changes does both, and keeps its slot.
+/// Streams that stop, and those that start. One that changes does both, and keeps its slot and its cursor.
 fn plan_collectors(in_force: &InForce, wanted: &Wanted) -> (Vec<Step>, Vec<Step>) {
-    let terms = wanted.policy.as_ref().map(terms_of);
-    let asked: BTreeMap<&CollectorName, _> = wanted
-        .collectors
-        .iter()
-        .map(|collector| (&collector.name, collector))
-        .collect();
+    let asked = streams_of(wanted);
     let kept = |held: &Exporting| {
-        Some(held.terms) == terms && asked.get(&held.collector.name) == Some(&&held.collector)
+        asked
+            .get(&held.name)
+            .is_some_and(|(collectors, terms)| (collectors, terms) == (&held.collectors, &held.terms))
     };
     let removed = in_force
         .collectors()
         .filter(|held| !kept(held))
-        .map(|held| Step::StopCollector(held.collector.name.clone()))
+        .map(|held| match asked.contains_key(&held.name) {
+            true => Step::StopCollector(held.name.clone()),
+            false => Step::ForgetCollector(held.name.clone()),
+        })
         .collect();
 
     let mut free = free_slots(in_force);
     let mut started = Vec::new();
-    for collector in &wanted.collectors {
-        let held = in_force.collectors.get(&collector.name);
+    for (name, (collectors, terms)) in &asked {
+        let held = in_force.collectors.get(name);
         if held.is_some_and(kept) {
             continue;
         }
         let slot = held.map(|held| held.slot).or_else(|| free.next());
         started.push(Step::StartCollector(Box::new(Exporting {
+            name: name.clone(),
             slot: slot.expect("twice as many slots as collectors: those in force and those wanted"),
-            collector: collector.clone(),
-            terms: terms.expect("collectors are wanted by a policy only"),
+            collectors: collectors.clone(),
+            terms: *terms,
         })));
     }
     (removed, started)
+}
+
+/// Who is to be fed by which name: each collector, or all of them as one.
+fn streams_of(wanted: &Wanted) -> BTreeMap<CollectorName, (Vec<Collector>, ExportTerms)> {
+    let Some(policy) = &wanted.policy else {
+        return BTreeMap::new();
+    };
+    let loopback = policy.export.loopback;
+    match policy.export.mode {
+        Mode::Mirror => {
+            let terms = ExportTerms {
+                loopback,
+                failover: None,
+            };
+            let each = |collector: &Collector| (collector.name.clone(), (vec![collector.clone()], terms));
+            wanted.collectors.iter().map(each).collect()
+        }
+        Mode::Failover(failover) => {
+            let terms = ExportTerms {
+                loopback,
+                failover: Some(failover),
+            };
+            BTreeMap::from([(CollectorName::failover(), (wanted.collectors.clone(), terms))])
+        }
+    }
 }
 
 /// Slots for collectors that come, the lowest first. Those of collectors that go are not among them: records that wait
@@ -122,15 +156,6 @@ fn metering_of(policy: &Policy) -> Metering {
         active_timeout: policy.capture.active_timeout,
         idle_timeout: policy.capture.idle_timeout,
         max_flows: policy.capture.max_flows,
-    }
-}
-
-fn terms_of(policy: &Policy) -> ExportTerms {
-    ExportTerms {
-        loopback: policy.export.loopback,
-        record_ids: policy.export.record_ids,
-        queue_records: policy.limits.queue_records,
-        queue_octets: policy.limits.queue_octets,
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -12,8 +13,8 @@ use flowtilla_agent_core::policy::Wanted;
 use flowtilla_proto::collector::Collector;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
 use flowtilla_proto::policy::{
-    ACTIVE_TIMEOUT_EXPORTING_MS_MAX, ACTIVE_TIMEOUT_MS_DEFAULT, IDLE_TIMEOUT_MS_DEFAULT, MAX_FLOWS_DEFAULT,
-    Policy, QUEUE_RECORDS_DEFAULT,
+    ACTIVE_TIMEOUT_EXPORTING_MS_MAX, ACTIVE_TIMEOUT_MS_DEFAULT, BUFFER_OCTETS_DEFAULT,
+    IDLE_TIMEOUT_MS_DEFAULT, MAX_FLOWS_DEFAULT, Policy,
 };
 use flowtilla_proto::wire;
 
@@ -69,9 +70,17 @@ pub(crate) struct UpArgs {
     #[arg(long, value_enum)]
     pub(crate) loopback: Option<Loopback>,
 
-    #[arg(long, value_name = "N", value_parser = parse_number,
-          help = format!("Most records that wait for each ntopng [default: {QUEUE_RECORDS_DEFAULT}]"))]
-    pub(crate) queue_records: Option<u64>,
+    /// Feeds the first --ntopng that is in reach, in their order, instead of each of them.
+    #[arg(long)]
+    pub(crate) failover: bool,
+
+    /// Directory that keeps what no ntopng has yet, and what was counted, from run to run [default: a temporary one,
+    /// gone at the end].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help = buffer_help())]
+    pub(crate) buffer: Option<u64>,
 
     /// Exports each record's identity (boot id, cookie, part) with it.
     #[arg(long)]
@@ -129,6 +138,7 @@ impl UpArgs {
                 name: collector_name(n),
                 endpoint: endpoint.clone(),
                 curve_server_key: key,
+                record_ids: Some(self.record_ids),
                 ..wire::Collector::default()
             };
             match Collector::try_from(sent) {
@@ -170,6 +180,11 @@ impl UpArgs {
             Some(Loopback::Omit) => wire::Loopback::Omit,
             Some(Loopback::AsIs) => wire::Loopback::AsIs,
         };
+        let mode = if self.failover {
+            wire::Mode::Failover
+        } else {
+            wire::Mode::Mirror
+        };
         wire::Policy {
             capture: Some(wire::Capture {
                 tcp: None,
@@ -185,11 +200,12 @@ impl UpArgs {
             export: Some(wire::Export {
                 collectors: (0..self.ntopng.len()).map(collector_name).collect(),
                 loopback: loopback.into(),
-                record_ids: Some(self.record_ids),
+                mode: mode.into(),
+                ..wire::Export::default()
             }),
-            limits: Some(wire::Limits {
-                queue_records: self.queue_records,
-                queue_octets: None,
+            buffer: Some(wire::Buffer {
+                octets_max: self.buffer,
+                ..wire::Buffer::default()
             }),
         }
     }
@@ -241,9 +257,9 @@ fn flag(path: &str) -> Option<&'static str> {
         ("capture.idleTimeoutMs", "--idle-timeout"),
         ("enrich.commandLine", "--command-line"),
         ("export.loopback", "--loopback"),
-        ("export.recordIds", "--record-ids"),
+        ("export.mode", "--failover"),
         ("export.collectors", "--ntopng"),
-        ("limits.queueRecords", "--queue-records"),
+        ("buffer.octetsMax", "--buffer"),
         ("endpoint", "--ntopng"),
         ("curveServerKey", "--curve-key"),
     ];
@@ -272,6 +288,13 @@ fn idle_help() -> String {
     )
 }
 
+fn buffer_help() -> String {
+    format!(
+        "Most octets that wait on disk, such as 512MiB; beyond it the oldest go [default: {} GiB]",
+        BUFFER_OCTETS_DEFAULT >> 30
+    )
+}
+
 fn parse_scope(text: &str) -> Result<wire::Scope, String> {
     let part = match text.split_once('=') {
         Some(("cgroup", path)) => wire::scope::Part::Cgroup(path.to_owned()),
@@ -288,6 +311,27 @@ fn parse_number(text: &str) -> Result<u64, String> {
         _ if digits && !text.is_empty() => Err("is too large; write a smaller number".into()),
         _ => Err("is not a number; write digits only, such as 65536".into()),
     }
+}
+
+/// Octets of `1048576`, `512MiB`, `2 GiB`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let refused = || "is not a size; write octets, or a number with KiB, MiB, GiB or TiB".to_owned();
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let shift = match unit.trim_start() {
+        "" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return Err(refused()),
+    };
+    if number.is_empty() {
+        return Err(refused());
+    }
+    let too_large = || "is too large; write a smaller size".to_owned();
+    let number: u64 = number.parse().map_err(|_| too_large())?;
+    number.checked_mul(1 << shift).ok_or_else(too_large)
 }
 
 /// Milliseconds of `10`, `10s`, `500 ms`, `2m`, `1h`; without a unit it is seconds.

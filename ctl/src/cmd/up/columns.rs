@@ -207,7 +207,7 @@ impl Column {
         match self {
             Self::Time => clock(record.end),
             Self::Process => harmless(&ends.both(row::process)),
-            Self::Pid => ends.both(row::pid),
+            Self::Pid => ends.both(row::pid).into_owned(),
             Self::User => harmless(&ends.both(row::user)),
             Self::Container => harmless(&ends.both(row::container)),
             Self::Proto => row::protocol(record).to_owned(),

@@ -4,7 +4,10 @@
 //! that usual values stand below one another. UP and DOWN are octets since the flow's last record, so that sums are
 //! right; RTT_US is µs. LOCAL is the initiator when both ends are on this host; REMOTE_PROCESS tells the other then. New columns are added at the end only.
 
-use flowtilla_agent_core::flow::record::FlowRecord;
+use std::fmt::{Display, Write as _};
+use std::iter::repeat_n;
+
+use flowtilla_agent_core::flow::record::{FlowRecord, Party};
 
 use super::row::{self, confidence, socket};
 use crate::output::{rfc3339, width, word};
@@ -32,47 +35,85 @@ const COLUMNS: [(&str, usize); 17] = [
 
 /// The line of names, with its end.
 pub(crate) fn heading() -> String {
-    line(COLUMNS.map(|(name, _)| name.to_owned()))
+    let mut text = String::new();
+    let mut line = Line::new(&mut text);
+    COLUMNS.iter().for_each(|(name, _)| line.cell(name));
+    line.end();
+    text
 }
 
-/// The line of a record, with its end.
-pub(crate) fn render(record: &FlowRecord) -> String {
+/// Appends the line of a record, with its end.
+pub(crate) fn render(record: &FlowRecord, text: &mut String) {
     let ends = row::ends(record);
     let (up, down) = ends.octets(&record.delta);
-    let number = |n: Option<u64>| n.map_or_else(String::new, |n| n.to_string());
-    line([
-        rfc3339(record.end),
-        row::process(&ends.near.owner),
-        row::pid(&ends.near.owner),
-        row::user(&ends.near.owner),
-        row::container(&ends.near.owner),
-        row::protocol(record).to_owned(),
-        socket(ends.near.endpoint),
-        if ends.outward { "->" } else { "<-" }.to_owned(),
-        socket(ends.far.endpoint),
-        up.to_string(),
-        down.to_string(),
-        number(record.tcp.and_then(|tcp| tcp.rtt_us).map(u64::from)),
-        number(row::retransmits(record)),
-        row::state(record).to_owned(),
-        confidence(ends.near.owner.confidence).to_owned(),
-        row::process(&ends.far.owner),
-        row::pid(&ends.far.owner),
-    ])
+    let (near, far) = (ends.near, ends.far);
+    let mut line = Line::new(text);
+    line.cell(rfc3339(record.end));
+    line.cell(row::process(&near.owner));
+    line.number(pid(near));
+    line.cell(row::user(&near.owner));
+    line.cell(row::container(&near.owner));
+    line.cell(row::protocol(record));
+    line.cell(socket(near.endpoint));
+    line.cell(if ends.outward { "->" } else { "<-" });
+    line.cell(socket(far.endpoint));
+    line.number(Some(up));
+    line.number(Some(down));
+    line.number(record.tcp.and_then(|tcp| tcp.rtt_us).map(u64::from));
+    line.number(row::retransmits(record));
+    line.cell(row::state(record));
+    line.cell(confidence(near.owner.confidence));
+    line.cell(row::process(&far.owner));
+    line.number(pid(far));
+    line.end();
 }
 
-fn line(cells: [String; COLUMNS.len()]) -> String {
-    let mut line = String::new();
-    for (cell, (_, least)) in cells.iter().zip(COLUMNS) {
-        let cell = word(cell);
-        let padding = " ".repeat(least.saturating_sub(width(&cell)));
-        line.push_str(&cell);
-        line.push_str(&padding);
-        line.push(' ');
+fn pid(party: &Party) -> Option<u64> {
+    party.owner.process.map(|process| u64::from(process.key.pid))
+}
+
+/// A line being written at the end of a text, a cell a column.
+struct Line<'a> {
+    text: &'a mut String,
+    column: usize,
+}
+
+impl<'a> Line<'a> {
+    fn new(text: &'a mut String) -> Self {
+        Self { text, column: 0 }
     }
-    line.truncate(line.trim_end().len());
-    line.push('\n');
-    line
+
+    fn number(&mut self, n: Option<u64>) {
+        match n {
+            Some(n) => self.cell(n),
+            None => self.cell(""),
+        }
+    }
+
+    fn cell(&mut self, cell: impl Display) {
+        let from = self.text.len();
+        let _ = write!(self.text, "{cell}"); // Writing to a String cannot fail.
+        let written = &self.text[from..];
+        let plain = |octet: u8| octet.is_ascii_graphic() && octet != b'\\';
+        let wide = if !written.is_empty() && written.bytes().all(plain) {
+            written.len()
+        } else {
+            let word = word(written);
+            self.text.truncate(from);
+            self.text.push_str(&word);
+            width(&word)
+        };
+        let least = COLUMNS[self.column].1;
+        self.column += 1;
+        if self.column < COLUMNS.len() {
+            self.text.extend(repeat_n(' ', least.saturating_sub(wide) + 1));
+        }
+    }
+
+    fn end(self) {
+        debug_assert_eq!(self.column, COLUMNS.len());
+        self.text.push('\n');
+    }
 }
 
 #[cfg(test)]
@@ -84,7 +125,7 @@ mod tests {
     fn lines_are_pinned() {
         let mut text = heading();
         for record in samples::all() {
-            text.push_str(&render(&record));
+            render(&record, &mut text);
         }
         samples::assert_pinned("lines.txt", &text);
     }
@@ -92,17 +133,16 @@ mod tests {
     #[test]
     fn every_line_has_one_word_a_column() {
         for record in samples::all() {
-            assert_eq!(
-                render(&record).split_whitespace().count(),
-                COLUMNS.len(),
-                "{record:?}"
-            );
+            let mut line = String::new();
+            render(&record, &mut line);
+            assert_eq!(line.split_whitespace().count(), COLUMNS.len(), "{record:?}");
         }
     }
 
     #[test]
     fn a_harmful_name_stays_one_harmless_word() {
-        let line = render(&samples::harmful());
+        let mut line = String::new();
+        render(&samples::harmful(), &mut line);
         assert_eq!(line.matches('\n').count(), 1);
         assert!(line.trim_end().chars().all(|c| !c.is_control()), "{line:?}");
         assert!(line.contains("a\\x20b\\u{1b}[31m\\n"), "{line:?}");

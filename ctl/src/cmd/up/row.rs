@@ -3,6 +3,7 @@
 //! The end that is told about is the one on this host; when both are, the initiator. `up` is what left it, `down` what
 //! came to it. Names are as processes chose them; whoever prints them makes them harmless.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Party, Protocol, Traffic};
@@ -45,10 +46,10 @@ impl Ends<'_> {
     }
 
     /// A cell of the near end, and of the far end as well when that is on this host and says something else.
-    pub(crate) fn both(&self, cell: fn(&Owner) -> String) -> String {
+    pub(crate) fn both(&self, cell: fn(&Owner) -> Cow<'_, str>) -> Cow<'_, str> {
         let (near, far) = (cell(&self.near.owner), cell(&self.far.owner));
         match (near.is_empty(), far.is_empty()) {
-            (false, false) if near != far => format!("{near}{}{far}", self.arrow()),
+            (false, false) if near != far => format!("{near}{}{far}", self.arrow()).into(),
             (true, _) => far,
             _ => near,
         }
@@ -61,38 +62,38 @@ impl Ends<'_> {
 }
 
 /// The executable's name without its folder, or the command name.
-pub(crate) fn process(owner: &Owner) -> String {
+pub(crate) fn process(owner: &Owner) -> Cow<'_, str> {
     match owner.program() {
-        None if owner.confidence == Confidence::Unknown(Unknown::Kernel) => "[kernel]".into(),
+        None if owner.confidence == Confidence::Unknown(Unknown::Kernel) => "[kernel]",
         program => program
             .and_then(|path| path.rsplit('/').next())
-            .unwrap_or_default()
-            .to_owned(),
+            .unwrap_or_default(),
     }
+    .into()
 }
 
 /// Process id.
-pub(crate) fn pid(owner: &Owner) -> String {
-    owner
-        .process
-        .as_ref()
-        .map_or_else(String::new, |process| process.key.pid.to_string())
+pub(crate) fn pid(owner: &Owner) -> Cow<'_, str> {
+    match &owner.process {
+        Some(process) => process.key.pid.to_string().into(),
+        None => "".into(),
+    }
 }
 
 /// User name, or user id where the name is not known.
-pub(crate) fn user(owner: &Owner) -> String {
-    let name = owner.names.as_ref().and_then(|names| names.user.clone());
-    let id = || owner.process.as_ref().map(|process| process.uid.to_string());
-    name.or_else(id).unwrap_or_default()
+pub(crate) fn user(owner: &Owner) -> Cow<'_, str> {
+    let name = owner.names.as_ref().and_then(|names| names.user.as_deref());
+    let id = || Some(owner.process?.uid.to_string().into());
+    name.map(Cow::Borrowed).or_else(id).unwrap_or_default()
 }
 
 /// Container name, or the beginning of its id.
-pub(crate) fn container(owner: &Owner) -> String {
-    let container = owner.names.as_ref().and_then(|names| names.container.as_ref());
-    container.map_or_else(String::new, |container| {
-        let id = || container.id.chars().take(CONTAINER_ID_SHOWN).collect();
-        container.name.clone().unwrap_or_else(id)
-    })
+pub(crate) fn container(owner: &Owner) -> Cow<'_, str> {
+    let Some(container) = owner.names.as_ref().and_then(|names| names.container.as_ref()) else {
+        return "".into();
+    };
+    let short = || container.id.get(..CONTAINER_ID_SHOWN).unwrap_or(&container.id);
+    container.name.as_deref().unwrap_or_else(short).into()
 }
 
 /// `tcp`, `udp`.
@@ -141,8 +142,8 @@ pub(crate) fn retransmits(record: &FlowRecord) -> Option<u64> {
 }
 
 /// `192.0.2.1:80`, `[2001:db8::1]:80`.
-pub(crate) fn socket(endpoint: Endpoint) -> String {
-    SocketAddr::new(endpoint.address, endpoint.port).to_string()
+pub(crate) fn socket(endpoint: Endpoint) -> SocketAddr {
+    SocketAddr::new(endpoint.address, endpoint.port)
 }
 
 /// How sure the attribution is, or why there is none.

@@ -288,13 +288,7 @@ fn owner(executable: &str, pid: u32, user: &str, container: Option<&str>) -> Own
             uid: 1000,
             gid: 1000,
             cgroup_id: 5_005,
-            comm: executable
-                .rsplit('/')
-                .next()
-                .unwrap_or_default()
-                .chars()
-                .take(15)
-                .collect(),
+            comm: executable.rsplit('/').next().unwrap_or_default().into(),
         }),
         names: Some(Arc::new(Names {
             executable: Some(executable.into()),

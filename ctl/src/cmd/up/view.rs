@@ -27,7 +27,7 @@ const REDRAW: Duration = Duration::from_millis(500);
 /// Time between two prints of the laws.
 const STATS: Duration = Duration::from_secs(10);
 /// Records that are written at a time.
-const BATCH_MAX: usize = 256;
+const BATCH_MAX: usize = 1_024;
 
 /// Where records are shown.
 pub(crate) enum View {
@@ -36,7 +36,9 @@ pub(crate) enum View {
     /// A line each.
     Stream {
         out: Box<dyn Write + Send>,
-        render: fn(&FlowRecord) -> String,
+        /// Reused from batch to batch.
+        text: String,
+        render: fn(&FlowRecord, &mut String),
     },
 }
 
@@ -64,11 +66,15 @@ impl View {
     fn stream(
         mut out: Box<dyn Write + Send>,
         heading: Option<String>,
-        render: fn(&FlowRecord) -> String,
+        render: fn(&FlowRecord, &mut String),
     ) -> io::Result<Self> {
         out.write_all(heading.unwrap_or_default().as_bytes())?;
         out.flush()?;
-        Ok(Self::Stream { out, render })
+        Ok(Self::Stream {
+            out,
+            text: String::new(),
+            render,
+        })
     }
 
     /// Shows records until their channel closes.
@@ -108,8 +114,9 @@ impl View {
                 batch.drain(..).for_each(|record| screened.table.record(record));
                 Ok(())
             }
-            Self::Stream { out, render } => {
-                let text: String = batch.drain(..).map(|record| render(&record)).collect();
+            Self::Stream { out, text, render } => {
+                text.clear();
+                batch.drain(..).for_each(|record| render(&record, text));
                 block_in_place(|| {
                     out.write_all(text.as_bytes())?;
                     out.flush()

@@ -38,7 +38,7 @@ fn cost_in_memory() {
     let before = resident_octets();
     let mut table = large_table();
     for n in 1..=FLOWS {
-        table.observe(&Observation::Tcp(Box::new(at(n, 1))));
+        table.observe(&Observation::Tcp(at(n, 1)));
     }
     let octets = (resident_octets() - before) / FLOWS;
     println!("{octets} octets of memory a TCP flow");
@@ -49,7 +49,7 @@ fn cost_in_memory() {
 #[ignore = "prints times: run alone, in release"]
 fn cost_of_an_observation() {
     let mut table = large_table();
-    let tcp = |seen| Observation::Tcp(Box::new(seen));
+    let tcp = |seen| Observation::Tcp(seen);
     feed(&mut table, "opens (TCP)", (1..=FLOWS).map(|n| tcp(at(n, 1))));
     drive(&mut table, 1000);
     feed(
@@ -88,7 +88,7 @@ fn cost_of_an_observation() {
         );
         seen.tuple.remote.port = u16::try_from(n % 60_000 + 1).expect("a port");
         seen.counters.first = ms(12_000);
-        Observation::Udp(Box::new(seen))
+        Observation::Udp(seen)
     };
     feed(
         &mut table,
@@ -161,7 +161,7 @@ fn drive(table: &mut FlowTable, until_ms: u64) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
-fn watch(work: impl FnOnce()) -> Duration {
+pub(super) fn watch(work: impl FnOnce()) -> Duration {
     let begin = Instant::now();
     work();
     begin.elapsed()

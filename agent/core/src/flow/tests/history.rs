@@ -58,7 +58,7 @@ struct World {
 }
 
 enum Flying {
-    Tcp(usize, Box<TcpObservation>),
+    Tcp(usize, TcpObservation),
     UdpEnded(usize),
     Other(Observation),
 }
@@ -94,7 +94,7 @@ fn run(seed: u64) {
     if world.rng.bool() {
         world.close_all();
         world.advance(60_000);
-        let left: Vec<_> = world.table.entries.iter().collect();
+        let left: Vec<_> = world.table.flows.iter().collect();
         assert!(left.is_empty(), "all sockets are closed: {left:#?}");
     }
     world.advance(2 * DELAY_MAX_MS);
@@ -234,9 +234,9 @@ impl World {
         let mut seen = self.tcp[index].truth.clone().at(self.now);
         seen.sight = sight;
         while self.rng.u8(0..4) == 0 {
-            self.send(Flying::Tcp(index, Box::new(seen.clone())));
+            self.send(Flying::Tcp(index, seen.clone()));
         }
-        self.send(Flying::Tcp(index, Box::new(seen)));
+        self.send(Flying::Tcp(index, seen));
     }
 
     fn send(&mut self, flying: Flying) {

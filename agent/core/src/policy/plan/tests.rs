@@ -21,7 +21,10 @@ fn from_nothing_sinks_come_before_their_source() {
         ..Choice::default()
     });
     let kinds = kinds(&plan(&InForce::default(), &wanted));
-    assert_eq!(kinds, ["metering", "naming", "start c0", "start c1", "attach"]);
+    assert_eq!(
+        kinds,
+        ["metering", "naming", "buffer", "start c0", "start c1", "attach"]
+    );
 }
 
 #[test]
@@ -32,7 +35,7 @@ fn to_nothing_the_source_goes_before_its_sinks() {
     });
     let mut in_force = reached(&all);
     let steps = plan(&in_force, &Wanted::nothing());
-    assert_eq!(kinds(&steps), ["detach", "stop c0", "stop c1"]);
+    assert_eq!(kinds(&steps), ["detach", "forget c0", "forget c1"]);
     execute(&mut in_force, &steps);
     assert_eq!(plan(&in_force, &Wanted::nothing()), []);
 }
@@ -70,7 +73,7 @@ fn a_change_touches_only_what_changed() {
                 collectors: vec![(1, 1)],
                 ..before.clone()
             },
-            vec!["stop c0"],
+            vec!["forget c0"],
         ),
         (
             Choice {
@@ -95,10 +98,24 @@ fn a_change_touches_only_what_changed() {
         ),
         (
             Choice {
-                record_ids: true,
+                as_is: true,
                 ..before.clone()
             },
             vec!["stop c0", "stop c1", "start c0", "start c1"],
+        ),
+        (
+            Choice {
+                sync_ms: 100,
+                ..before.clone()
+            },
+            vec!["buffer"],
+        ),
+        (
+            Choice {
+                failover: true,
+                ..before.clone()
+            },
+            vec!["forget c0", "forget c1", "start failover"],
         ),
     ] {
         let in_force = reached(&wanted(&before));
@@ -120,11 +137,11 @@ fn a_collector_that_changes_keeps_its_slot_and_one_that_goes_leaves_its_slot_unu
     let slots: Vec<(String, u8)> = plan(&in_force, &second)
         .iter()
         .filter_map(|step| match step {
-            Step::StartCollector(exporting) => Some((exporting.collector.name.to_string(), exporting.slot.0)),
+            Step::StartCollector(exporting) => Some((exporting.name.to_string(), exporting.slot.0)),
             _ => None,
         })
         .collect();
-    assert_eq!(slots, [("c2".to_owned(), 2), ("c1".to_owned(), 1)]);
+    assert_eq!(slots, [("c1".to_owned(), 1), ("c2".to_owned(), 2)]);
 }
 
 #[test]
@@ -180,7 +197,10 @@ struct Choice {
     scope: Option<u8>,
     idle_s: u64,
     command_line: i32,
-    record_ids: bool,
+    as_is: bool,
+    sync_ms: u64,
+    /// Only with two collectors or more.
+    failover: bool,
     /// Number and version of each collector.
     collectors: Vec<(u8, u16)>,
 }
@@ -192,7 +212,9 @@ impl Default for Choice {
             scope: None,
             idle_s: 15,
             command_line: 2,
-            record_ids: false,
+            as_is: false,
+            sync_ms: 500,
+            failover: false,
             collectors: vec![(0, 1)],
         }
     }
@@ -208,15 +230,19 @@ fn choices() -> impl Strategy<Value = Choice> {
         10_u64..12,
         1..=3,
         any::<bool>(),
+        500_u64..502,
+        any::<bool>(),
         collectors,
     )
         .prop_map(
-            |(udp, scope, idle_s, command_line, record_ids, collectors)| Choice {
+            |(udp, scope, idle_s, command_line, as_is, sync_ms, failover, collectors)| Choice {
                 udp,
                 scope,
                 idle_s,
                 command_line,
-                record_ids,
+                as_is,
+                sync_ms,
+                failover: failover && collectors.len() > 1,
                 collectors,
             },
         )
@@ -238,10 +264,24 @@ fn policy(choice: &Choice) -> Policy {
         }),
         export: Some(wire::Export {
             collectors: choice.collectors.iter().map(|(n, _)| format!("c{n}")).collect(),
-            record_ids: Some(choice.record_ids),
+            loopback: if choice.as_is {
+                wire::Loopback::AsIs
+            } else {
+                wire::Loopback::HostAddress
+            }
+            .into(),
+            mode: if choice.failover {
+                wire::Mode::Failover
+            } else {
+                wire::Mode::Mirror
+            }
+            .into(),
             ..wire::Export::default()
         }),
-        limits: None,
+        buffer: Some(wire::Buffer {
+            sync_interval_ms: Some(choice.sync_ms),
+            ..wire::Buffer::default()
+        }),
     })
     .expect("the choice is sound")
 }
@@ -279,17 +319,15 @@ fn execute(in_force: &mut InForce, steps: &[Step]) {
         match step {
             Step::DetachCapture => assert!(in_force.capture().is_some(), "nothing is attached"),
             Step::AttachCapture(_) => assert!(in_force.capture().is_none(), "attached twice"),
-            Step::StopCollector(name) => {
+            Step::StopCollector(name) | Step::ForgetCollector(name) => {
                 assert!(
-                    in_force.collectors().any(|held| held.collector.name == *name),
+                    in_force.collectors().any(|held| held.name == *name),
                     "it is not fed"
                 );
             }
             Step::StartCollector(new) => {
                 assert!(
-                    in_force
-                        .collectors()
-                        .all(|held| held.collector.name != new.collector.name),
+                    in_force.collectors().all(|held| held.name != new.name),
                     "fed twice"
                 );
                 assert!(
@@ -297,7 +335,7 @@ fn execute(in_force: &mut InForce, steps: &[Step]) {
                     "one slot, two collectors"
                 );
             }
-            Step::UpdateMetering(_) | Step::UpdateNaming(_) => {}
+            Step::UpdateMetering(_) | Step::UpdateNaming(_) | Step::UpdateBuffer(_) => {}
         }
         in_force.apply(step);
         let once = in_force.clone();
@@ -311,11 +349,16 @@ fn assert_reached(in_force: &InForce, wanted: &Wanted) {
     if let Some(policy) = wanted.policy() {
         assert_eq!(in_force.metering(), Some(metering_of(policy)));
         assert_eq!(in_force.naming(), Some(policy.enrich.command_line));
-        assert!(in_force.collectors().all(|held| held.terms == terms_of(policy)));
+        assert_eq!(in_force.buffer(), Some(policy.buffer));
+        assert!(
+            in_force
+                .collectors()
+                .all(|held| held.terms.loopback == policy.export.loopback)
+        );
     }
     let fed: BTreeSet<String> = in_force
         .collectors()
-        .map(|held| format!("{:?}", held.collector))
+        .flat_map(|held| held.collectors.iter().map(|collector| format!("{collector:?}")))
         .collect();
     let asked: BTreeSet<String> = wanted
         .collectors()
@@ -332,9 +375,11 @@ fn kinds(steps: &[Step]) -> Vec<String> {
         .map(|step| match step {
             Step::DetachCapture => "detach".to_owned(),
             Step::StopCollector(name) => format!("stop {name}"),
+            Step::ForgetCollector(name) => format!("forget {name}"),
             Step::UpdateMetering(_) => "metering".to_owned(),
             Step::UpdateNaming(_) => "naming".to_owned(),
-            Step::StartCollector(exporting) => format!("start {}", exporting.collector.name),
+            Step::UpdateBuffer(_) => "buffer".to_owned(),
+            Step::StartCollector(exporting) => format!("start {}", exporting.name),
             Step::AttachCapture(_) => "attach".to_owned(),
         })
         .collect()

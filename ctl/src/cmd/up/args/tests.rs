@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::Parser;
-use flowtilla_proto::policy::{CommandLine, Loopback};
+use flowtilla_proto::policy::{CommandLine, Loopback, Mode};
 
 use super::*;
 
@@ -52,18 +52,17 @@ fn each_flag_sets_its_field() {
         "--idle-timeout=2m",
         "--max-flows=1000",
         "--loopback=asIs",
-        "--queue-records=500",
-        "--record-ids",
+        "--buffer=64MiB",
     ]);
     let scopes: Vec<String> = policy.capture.scopes.iter().map(ToString::to_string).collect();
     assert_eq!(scopes, ["cgroup=/a.slice", "netns=/run/netns/blue"]);
-    assert!(policy.capture.tcp && !policy.capture.udp && policy.export.record_ids);
+    assert!(policy.capture.tcp && !policy.capture.udp);
     assert_eq!(policy.enrich.command_line, CommandLine::Full);
     assert_eq!(policy.capture.active_timeout, Duration::from_millis(1500));
     assert_eq!(policy.capture.idle_timeout, Duration::from_secs(120));
     assert_eq!(
-        (policy.capture.max_flows, policy.limits.queue_records),
-        (1000, 500)
+        (policy.capture.max_flows, policy.buffer.octets_max),
+        (1000, 64 << 20)
     );
     assert_eq!(policy.export.loopback, Loopback::AsIs);
 }
@@ -100,6 +99,46 @@ fn each_ntopng_is_a_collector_and_one_key_serves_all_or_each_has_its_own() {
     );
     let each = told(&["--curve-key", KEY, "--curve-key", OTHER_KEY]);
     assert!(each[0].contains(KEY) && each[1].contains(OTHER_KEY), "{each:?}");
+}
+
+#[test]
+fn failover_and_identities_are_asked_for_by_flags() {
+    let two = ["--ntopng=tcp://192.0.2.1:5556", "--ntopng=tcp://[::1]:5557"];
+    let told = |more: &[&str]| wanted(&[&two[..], more].concat()).expect("the flags are sound");
+    let failover = told(&["--failover", "--record-ids"]);
+    let mode = failover.policy().expect("there is a policy").export.mode;
+    assert!(matches!(mode, Mode::Failover(_)), "{mode:?}");
+    assert!(failover.collectors().iter().all(|collector| collector.record_ids));
+    let mirror = told(&[]);
+    assert_eq!(
+        mirror.policy().expect("there is a policy").export.mode,
+        Mode::Mirror
+    );
+    assert!(!mirror.collectors().iter().any(|collector| collector.record_ids));
+}
+
+#[test]
+fn sizes_have_units() {
+    for (text, octets) in [
+        ("7", 7),
+        ("3KiB", 3 << 10),
+        ("512 MiB", 512 << 20),
+        ("2GiB", 2 << 30),
+        ("1TiB", 1 << 40),
+    ] {
+        assert_eq!(parse_size(text), Ok(octets));
+    }
+    for text in [
+        "",
+        "GiB",
+        "5GB",
+        "-1",
+        "1.5GiB",
+        "99999999999999999999",
+        "99999999TiB",
+    ] {
+        assert!(parse_size(text).is_err(), "{text}");
+    }
 }
 
 #[test]
@@ -178,8 +217,12 @@ fn what_the_parser_refuses_is_told_with_the_flag() {
             "--idle-timeout: \"0 ms\" is too small; write 1000 to ",
         ),
         (
-            &["--queue-records=1"],
-            "--queue-records: \"1 records\" is too small; write 100 to ",
+            &["--buffer=1"],
+            "--buffer: \"1 octets\" is too small; write 16777216 to ",
+        ),
+        (
+            &[to, "--failover"],
+            "--failover: \"failover\" has nothing to change over to; name at least two collectors, or write mirror",
         ),
         (
             &["--duration=0"],
