@@ -212,6 +212,12 @@ impl Collector {
         })
     }
 
+    /// Where reading stands: the last sequence of which it is known here what becomes of it.
+    #[must_use]
+    pub fn reading_after(&self) -> u64 {
+        self.window.passed()
+    }
+
     /// The records of one value, the first of them under the sequence `first`; those already passed are left out.
     /// `false`: the value does not hold the record that was asked for, or nobody wants it any more; it is not used.
     pub fn handle_values(&mut self, first: u64, records: &[FlowRecord], now: KernelTime) -> bool {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 
 use flowtilla_agent_core::loss::CollectorLaw;
-use flowtilla_agent_core::spool::Cursor;
+use flowtilla_agent_core::spool::{Cursor, Passed};
 
 use super::files::{self, Format, Layout, Mark};
 use super::lost::{LostCause, Losses};
@@ -167,6 +167,7 @@ pub(crate) fn begin_at(sequence: u64) -> Cursor {
         read: sequence,
         taken: sequence,
         law: CollectorLaw::default(),
+        at_risk: Passed::default(),
     }
 }
 
