@@ -228,7 +228,10 @@ impl Spool {
             losses: Mutex::new(std::mem::take(&mut files.losses)),
             cursors: Mutex::new(std::mem::take(&mut files.cursors)),
             checkpoints: Mutex::new(Checkpoints {
-                stored: files.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.sequence),
+                stored: files
+                    .checkpoint
+                    .as_ref()
+                    .map_or(0, |checkpoint| checkpoint.sequence),
                 at: clock::kernel_now().0,
                 ..Checkpoints::default()
             }),

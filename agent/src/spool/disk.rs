@@ -58,18 +58,16 @@ pub(crate) fn start(shared: &Arc<Shared>, store: Option<Store>) -> io::Result<Jo
         next_sync: 0,
         next_housekeeping: 0,
     };
-    thread::Builder::new()
-        .name("spool-disk".into())
-        .spawn(move || {
-            let done = disk.run(&receiver);
-            disk.store = None;
-            if disk.shared.stopping.load(Ordering::Acquire) && disk.shared.is_current(disk.generation) {
-                held(&disk.shared.lock).take();
-            }
-            if let Some((done, clean)) = done {
-                done(clean);
-            }
-        })
+    thread::Builder::new().name("spool-disk".into()).spawn(move || {
+        let done = disk.run(&receiver);
+        disk.store = None;
+        if disk.shared.stopping.load(Ordering::Acquire) && disk.shared.is_current(disk.generation) {
+            held(&disk.shared.lock).take();
+        }
+        if let Some((done, clean)) = done {
+            done(clean);
+        }
+    })
 }
 
 /// A pair of ends for commands.
@@ -87,7 +85,8 @@ impl Disk {
                 self.shared.busy_since.store(0, Ordering::Release);
             }
             let command = commands.recv_timeout(Duration::from_nanos(wait));
-            if self.shared.step(self.generation).is_err() || matches!(command, Err(RecvTimeoutError::Disconnected))
+            if self.shared.step(self.generation).is_err()
+                || matches!(command, Err(RecvTimeoutError::Disconnected))
             {
                 return None;
             }
@@ -197,7 +196,13 @@ impl Disk {
             let names = std::mem::take(&mut cursors.dirty);
             let dirty: Vec<_> = names
                 .into_iter()
-                .filter_map(|name| cursors.by_collector.get(&name).cloned().map(|cursor| (name, cursor)))
+                .filter_map(|name| {
+                    cursors
+                        .by_collector
+                        .get(&name)
+                        .cloned()
+                        .map(|cursor| (name, cursor))
+                })
                 .collect();
             (dirty, std::mem::take(&mut cursors.forgotten))
         };
@@ -295,9 +300,7 @@ impl Disk {
 
     fn close(&mut self) -> bool {
         let outcome = (|| {
-            while held(&self.shared.tail).durable() < held(&self.shared.tail).newest() {
-                self.sync()?;
-            }
+            while !self.sync()? {}
             self.keep_house()?;
             if let Some(store) = &mut self.store {
                 store.seal()?;
@@ -322,40 +325,38 @@ pub(crate) fn watch(
 ) -> io::Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
     let mut hung: Option<JoinHandle<()>> = None;
-    thread::Builder::new()
-        .name("spool-watch".into())
-        .spawn(move || {
-            while matches!(stop.recv_timeout(WATCH), Err(RecvTimeoutError::Timeout)) {
-                hung.take_if(|thread| thread.is_finished());
-                let busy_since = shared.busy_since.load(Ordering::Acquire);
-                let busy_for = clock::kernel_now().0.saturating_sub(busy_since);
-                let hangs = busy_since > 0 && busy_for > nanoseconds(HANG);
-                let ended = disk.as_ref().is_none_or(JoinHandle::is_finished);
-                if shared.stopping.load(Ordering::Acquire) || !(hangs || ended) {
-                    continue;
-                }
-                let why = if hangs {
-                    format!("the disk has not answered for {} s", busy_for / NANOSECONDS)
-                } else {
-                    "the disk thread ended".to_owned()
-                };
-                shared.enter_memory_only(&why);
-                // One thread that hangs is given up, not one after another.
-                if hung.is_some() && !ended {
-                    continue;
-                }
-                if !ended {
-                    hung = disk.take();
-                }
-                shared.generation.fetch_add(1, Ordering::AcqRel);
-                shared.busy_since.store(0, Ordering::Release);
-                match start(&shared, None) {
-                    Ok(thread) => disk = Some(thread),
-                    Err(error) => tracing::error!(%error, "no disk thread can be started"),
-                }
+    thread::Builder::new().name("spool-watch".into()).spawn(move || {
+        while matches!(stop.recv_timeout(WATCH), Err(RecvTimeoutError::Timeout)) {
+            hung.take_if(|thread| thread.is_finished());
+            let busy_since = shared.busy_since.load(Ordering::Acquire);
+            let busy_for = clock::kernel_now().0.saturating_sub(busy_since);
+            let hangs = busy_since > 0 && busy_for > nanoseconds(HANG);
+            let ended = disk.as_ref().is_none_or(JoinHandle::is_finished);
+            if shared.stopping.load(Ordering::Acquire) || !(hangs || ended) {
+                continue;
             }
-            drop(disk);
-        })
+            let why = if hangs {
+                format!("the disk has not answered for {} s", busy_for / NANOSECONDS)
+            } else {
+                "the disk thread ended".to_owned()
+            };
+            shared.enter_memory_only(&why);
+            // One thread that hangs is given up, not one after another.
+            if hung.is_some() && !ended {
+                continue;
+            }
+            if !ended {
+                hung = disk.take();
+            }
+            shared.generation.fetch_add(1, Ordering::AcqRel);
+            shared.busy_since.store(0, Ordering::Release);
+            match start(&shared, None) {
+                Ok(thread) => disk = Some(thread),
+                Err(error) => tracing::error!(%error, "no disk thread can be started"),
+            }
+        }
+        drop(disk);
+    })
 }
 
 fn chain(error: &StoreError) -> String {
@@ -371,4 +372,3 @@ fn chain(error: &StoreError) -> String {
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
-

@@ -131,10 +131,7 @@ impl Losses {
     /// The range that holds `sequence`.
     pub(crate) fn at(&self, sequence: u64) -> Option<LostRange> {
         let at = self.ranges.partition_point(|held| held.last < sequence);
-        self.ranges
-            .get(at)
-            .filter(|held| held.first <= sequence)
-            .copied()
+        self.ranges.get(at).filter(|held| held.first <= sequence).copied()
     }
 
     /// First sequence of the first range after `sequence`.

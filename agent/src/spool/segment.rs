@@ -234,7 +234,10 @@ impl Segment {
         }
     }
 
-    fn call<T>(&mut self, work: impl FnOnce(&sled::Db) -> Result<T, SegmentError>) -> Result<T, SegmentError> {
+    fn call<T>(
+        &mut self,
+        work: impl FnOnce(&sled::Db) -> Result<T, SegmentError>,
+    ) -> Result<T, SegmentError> {
         let Some(db) = &self.db else {
             return Err(SegmentError::Damaged("failed before".into()));
         };

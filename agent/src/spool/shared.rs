@@ -13,7 +13,7 @@ use flowtilla_agent_core::spool::Cursor;
 use tokio::sync::watch;
 
 use super::files::Layout;
-use super::lost::{LostCause, Losses};
+use super::lost::{Losses, LostCause};
 use super::store::{Reply, StoreError};
 use super::tail::{Found, Tail};
 use super::{Checkpoint, Read, SetAside, SpoolOptions, SpoolState, SpoolStatus};
@@ -103,11 +103,11 @@ impl Shared {
         tail.advance(sequence);
         let back = held(&self.losses).retract(before + 1, sequence, LostCause::SpoolUnwritable);
         drop(tail);
+        self.raise_readable(sequence);
         self.count(|status| {
             status.durable = sequence;
             status.unwritable = status.unwritable.saturating_sub(back);
         });
-        self.raise_readable(sequence);
     }
 
     pub(crate) fn raise_readable(&self, sequence: u64) {
@@ -212,7 +212,11 @@ impl Shared {
         if upto <= after {
             return Read::Nothing;
         }
-        tracing::error!(after, upto, "the disk does not answer; a reader goes on without it");
+        tracing::error!(
+            after,
+            upto,
+            "the disk does not answer; a reader goes on without it"
+        );
         Read::Lost {
             upto,
             cause: LostCause::SpoolUnwritable,

@@ -7,7 +7,7 @@ use flowtilla_agent_core::loss::CollectorLaw;
 use flowtilla_agent_core::spool::{Cursor, Passed};
 
 use super::files::{self, Format, Layout, Mark};
-use super::lost::{LostCause, Losses};
+use super::lost::{Losses, LostCause};
 use super::shared::{Cursors, Shared, held};
 use super::store::Store;
 use super::tail::Tail;

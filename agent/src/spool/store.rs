@@ -303,7 +303,9 @@ impl Store {
                 break;
             }
         }
-        let idle = i64::try_from(READ_IDLE.as_nanos()).unwrap_or(i64::MAX).cast_unsigned();
+        let idle = i64::try_from(READ_IDLE.as_nanos())
+            .unwrap_or(i64::MAX)
+            .cast_unsigned();
         if let Some((_, _, used)) = &self.reading
             && now.cast_unsigned().saturating_sub(*used) > idle
         {
@@ -363,7 +365,10 @@ impl Store {
             if found.error.is_some() {
                 self.reading = None;
             }
-            let passing = found.error.as_ref().is_some_and(|error| self.is_passing(first, error));
+            let passing = found
+                .error
+                .as_ref()
+                .is_some_and(|error| self.is_passing(first, error));
             match (found.values.first().map(|value| value.first), found.error) {
                 (Some(next), _) if next > from => {
                     return Ok(self.lose(from, next - 1, LostCause::SpoolDamaged));
@@ -461,10 +466,9 @@ impl Store {
     }
 
     fn last_of(&self, index: usize) -> u64 {
-        self.segments.get(index + 1).map_or_else(
-            || held(&self.shared.tail).durable(),
-            |next| next.first - 1,
-        )
+        self.segments
+            .get(index + 1)
+            .map_or_else(|| held(&self.shared.tail).durable(), |next| next.first - 1)
     }
 
     fn lose(&self, first: u64, last: u64, cause: LostCause) -> Reply {
