@@ -84,7 +84,7 @@ fn connection(n: u64, begin: u64) -> [Observation; 4] {
         let seen = seen
             .moved(100, 1000)
             .ended(at.after(Duration::from_micros(200)), left, 0);
-        Observation::Tcp(Box::new(seen))
+        Observation::Tcp(seen)
     };
     let pid = u32::try_from(n / 4 % 1000).expect("small") + 10;
     [
