@@ -157,7 +157,7 @@ pub(crate) fn status() -> AgentStatus {
     let mut drops = Drops::default();
     drops.add(DropPoint::NameRingFull, 7);
     let mut dropped = Drops::default();
-    dropped.add(DropPoint::QueueOverflow, 12);
+    dropped.add(DropPoint::SpoolDamaged, 12);
     AgentStatus {
         flows: 1_234,
         records: 56_789,
