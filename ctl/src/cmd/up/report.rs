@@ -255,7 +255,7 @@ mod tests {
             "{lines:?}"
         );
         assert!(
-            lines[2].starts_with("law 2 BROKEN (2 too many),") && lines[3].starts_with("law 2 holds,"),
+            lines[3].starts_with("law 2 BROKEN (2 too many),") && lines[4].starts_with("law 2 holds,"),
             "{lines:?}"
         );
     }
@@ -266,7 +266,7 @@ mod tests {
         status.collectors[1].law.made += 5;
         status.collectors[1].law.dropped.add(DropPoint::Withheld, 5);
         assert_eq!(lost(&status).len(), 2);
-        let line = &laws(&status)[3];
+        let line = &laws(&status)[4];
         assert!(
             line.starts_with("law 2 holds,") && line.ends_with("dropped 5 (of them 5 withheld on purpose)"),
             "{line}"
@@ -279,7 +279,10 @@ mod tests {
         status.collectors[1].state = CollectorState::Connecting {
             why: Some("\u{1b}[2J".into()),
         };
-        assert_eq!(collectors(&status)[1], "ntopng-2 not connected (\\u{1b}[2J)");
+        assert_eq!(
+            collectors(&status)[1],
+            "ntopng-2 not connected (\\u{1b}[2J), 1,000 records wait"
+        );
     }
 
     #[test]
