@@ -382,6 +382,7 @@ fn record(process: Process) -> FlowRecord {
         tcp: None,
         reason: EndReason::EndOfFlow,
         held_from: CollectorSet::default(),
+        baseline: None,
     }
 }
 
