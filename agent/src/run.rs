@@ -144,7 +144,10 @@ impl Agent {
         let status = watch::Sender::new(AgentStatus::default());
         let meter = Meter {
             commands: orders,
-            table: FlowTable::new(TableOptions::new(host.boot)),
+            table: FlowTable::new(TableOptions {
+                started: clock::kernel_now(),
+                ..TableOptions::new(host.boot)
+            }),
             naming,
             cgroup_root: lookups
                 .cgroup2_root()
