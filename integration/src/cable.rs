@@ -44,8 +44,13 @@ impl Cable {
             collector: NetNs::create("collector")?,
         };
         let far = cable.collector.path();
-        let far = far.file_name().context("a namespace has a name")?.to_string_lossy();
-        let link = ["link", "add", INTERFACE, "type", "veth", "peer", "name", INTERFACE, "netns", &far];
+        let far = far
+            .file_name()
+            .context("a namespace has a name")?
+            .to_string_lossy();
+        let link = [
+            "link", "add", INTERFACE, "type", "veth", "peer", "name", INTERFACE, "netns", &far,
+        ];
         cable.desk.run("ip", &link)?;
         for (host, address) in [(&cable.desk, DESK_V4), (&cable.collector, COLLECTOR_V4)] {
             host.run("ip", &["addr", "add", &format!("{address}/24"), "dev", INTERFACE])?;
@@ -67,6 +72,8 @@ impl Cable {
     /// # Errors
     /// When it was not pulled.
     pub fn put_back(&self) -> Result<()> {
-        self.collector.run("nft", &[&["delete"], &TABLE[..]].concat()).map(drop)
+        self.collector
+            .run("nft", &[&["delete"], &TABLE[..]].concat())
+            .map(drop)
     }
 }

@@ -47,7 +47,9 @@ impl Disk {
         let folder = tempfile::tempdir()?;
         let image = folder.path().join("image");
         File::create(&image)?.set_len(octets)?;
-        run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
+        run(Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-m", "0"])
+            .arg(&image))?;
         let at = folder.path().join("disk");
         std::fs::create_dir(&at)?;
         run(Command::new("mount")
@@ -110,8 +112,14 @@ impl Disk {
     /// # Errors
     /// When the kernel has no such switch.
     pub fn make_read_only(&self) -> Result<()> {
-        let device = run(Command::new("findmnt").args(["-n", "-o", "SOURCE", "--mountpoint"]).arg(self.path()))?;
-        let device = Path::new(device.trim()).file_name().context("a device has a name")?.to_owned();
+        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+        let at = self.path().to_string_lossy();
+        let of_this = mounts.lines().find_map(|line| {
+            let (device, rest) = line.split_once(' ')?;
+            (rest.split(' ').next() == Some(&*at)).then_some(device)
+        });
+        let device = of_this.and_then(|device| Path::new(device).file_name());
+        let device = device.context("the disk is not mounted")?;
         let switch = Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error");
         std::fs::write(&switch, "test").with_context(|| format!("write {}", switch.display()))
     }
@@ -158,7 +166,10 @@ mod tests {
         std::fs::write(&at, "before").expect("it is new");
         disk.fill(0).expect("it can be filled");
         let full = std::fs::write(disk.path().join("more"), vec![0; 1 << 20]);
-        assert_eq!(full.expect_err("it is full").kind(), std::io::ErrorKind::StorageFull);
+        assert_eq!(
+            full.expect_err("it is full").kind(),
+            std::io::ErrorKind::StorageFull
+        );
         disk.free().expect("it was filled");
         std::fs::write(disk.path().join("more"), "more").expect("there is room again");
         disk.make_read_only().expect("the kernel's own switch");

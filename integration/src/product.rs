@@ -4,7 +4,7 @@
 
 pub mod record;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -280,8 +280,14 @@ impl Ended {
     /// # Errors
     /// When the farewell does not tell it.
     pub fn law_2_of(&self, collector: &str, figure: &str) -> Result<u64> {
-        let law: Vec<String> = self.words.iter().filter(|line| line.contains(&format!("table to {collector},"))).cloned().collect();
-        number_after(&law, "law 2", figure).with_context(|| format!("no {figure} of {collector} in {:?}", self.words))
+        let law: Vec<String> = self
+            .words
+            .iter()
+            .filter(|line| line.contains(&format!("table to {collector},")))
+            .cloned()
+            .collect();
+        number_after(&law, "law 2", figure)
+            .with_context(|| format!("no {figure} of {collector} in {:?}", self.words))
     }
 
     /// What was lost at a drop point, in its units; 0 when the farewell does not name it.
@@ -339,6 +345,16 @@ pub fn resident_octets(pid: u32) -> Result<u64> {
 /// When it is not built.
 pub fn command() -> Result<Command> {
     Ok(Command::new(binary()?))
+}
+
+/// What `agentctl loss` says of a directory of state.
+///
+/// # Errors
+/// When it fails, or names a law that does not hold.
+pub fn loss(state: &Path) -> Result<String> {
+    let said = crate::process::run(command()?.arg("loss").arg(state))?;
+    ensure!(said.contains("holds") && !said.contains("BROKEN"), "{said}");
+    Ok(said)
 }
 
 /// The built `agentctl`.

@@ -26,8 +26,8 @@ use crate::wait::{self, PATIENCE};
 /// 24  seconds to add, i64
 /// ```
 const CODE: [u8; 24] = [
-    0xb8, 0xe4, 0, 0, 0, 0x0f, 0x05, 0x85, 0xff, 0x75, 0x0a, 0x48, 0x8b, 0x0d, 6, 0, 0, 0, 0x48, 0x01, 0x0e, 0xc3,
-    0x90, 0x90,
+    0xb8, 0xe4, 0, 0, 0, 0x0f, 0x05, 0x85, 0xff, 0x75, 0x0a, 0x48, 0x8b, 0x0d, 6, 0, 0, 0, 0x48, 0x01, 0x0e,
+    0xc3, 0x90, 0x90,
 ];
 /// Name that the loader has for the vDSO of every process.
 const LIBRARY: &str = "linux-vdso.so.1";
@@ -57,9 +57,16 @@ impl Skewed {
     pub fn new(pid: u32) -> Result<Self> {
         let (start, end) = vdso(&pid.to_string())?;
         let at = start + offset_in_vdso()?;
-        ensure!(at.is_multiple_of(8) && at + 32 <= end, "clock_gettime of the vDSO at {at:#x}");
+        ensure!(
+            at.is_multiple_of(8) && at + 32 <= end,
+            "clock_gettime of the vDSO at {at:#x}"
+        );
         let path = format!("/proc/{pid}/mem");
-        let memory = OpenOptions::new().read(true).write(true).open(&path).context(path)?;
+        let memory = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .context(path)?;
         // No thread may be within what is overwritten.
         let process = Pid::from_raw(i32::try_from(pid)?);
         kill(process, Signal::SIGSTOP)?;
@@ -88,7 +95,9 @@ impl Skewed {
     /// # Errors
     /// When it has ended.
     pub fn set(&self, seconds: i64) -> Result<()> {
-        Ok(self.memory.write_all_at(&seconds.to_le_bytes(), self.seconds_at)?)
+        Ok(self
+            .memory
+            .write_all_at(&seconds.to_le_bytes(), self.seconds_at)?)
     }
 }
 
@@ -97,7 +106,12 @@ fn outside(pid: u32, start: u64, end: u64) -> Result<bool> {
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let text = std::fs::read_to_string(task?.path().join("syscall"))?;
         // `running`, or `... SP PC`.
-        let Some(pc) = text.trim().rsplit(' ').next().and_then(|word| word.strip_prefix("0x")) else {
+        let Some(pc) = text
+            .trim()
+            .rsplit(' ')
+            .next()
+            .and_then(|word| word.strip_prefix("0x"))
+        else {
             return Ok(false);
         };
         if (start..end).contains(&u64::from_str_radix(pc, 16)?) {
@@ -110,7 +124,10 @@ fn outside(pid: u32, start: u64, end: u64) -> Result<bool> {
 /// Where a process has its vDSO.
 fn vdso(process: &str) -> Result<(u64, u64)> {
     let maps = std::fs::read_to_string(format!("/proc/{process}/maps"))?;
-    let line = maps.lines().find(|line| line.ends_with("[vdso]")).context("no vDSO")?;
+    let line = maps
+        .lines()
+        .find(|line| line.ends_with("[vdso]"))
+        .context("no vDSO")?;
     let range = line.split(' ').next().and_then(|range| range.split_once('-'));
     let (start, end) = range.context("no range")?;
     Ok((u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?))

@@ -302,7 +302,10 @@ fn clock_of_one_process_is_set_and_no_other() -> Result<()> {
     for seconds in [0, 3_600, -3_600, 0] {
         skewed.set(seconds)?;
         let ahead = now_of(&mut clock)? - now_of(&mut other)?;
-        ensure!((ahead - seconds).abs() <= 5, "{ahead} s ahead instead of {seconds}");
+        ensure!(
+            (ahead - seconds).abs() <= 5,
+            "{ahead} s ahead instead of {seconds}"
+        );
     }
     Ok(())
 }

@@ -167,12 +167,13 @@ impl<'a> Apart<'a> {
         }
         let mut process = Process::start(command)?;
         let lines = process.out().clone();
-        let endpoint = process.wait_for_line(lines, PATIENCE, "endpoint", |line| {
-            match serde_json::from_str(line) {
-                Ok(Line::Ready(endpoint)) => Some(endpoint),
-                _ => None,
-            }
-        })?;
+        let endpoint =
+            process.wait_for_line(lines, PATIENCE, "endpoint", |line| {
+                match serde_json::from_str(line) {
+                    Ok(Line::Ready(endpoint)) => Some(endpoint),
+                    _ => None,
+                }
+            })?;
         Ok((process, endpoint))
     }
 

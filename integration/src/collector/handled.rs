@@ -121,7 +121,11 @@ impl Identity {
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}-{}-{}-{}", self.boot, self.cookie, self.stream, self.part)
+        write!(
+            f,
+            "{:032x}-{}-{}-{}",
+            self.boot, self.cookie, self.stream, self.part
+        )
     }
 }
 
@@ -238,7 +242,10 @@ impl TryFrom<&Message> for Handled {
 
     fn try_from(message: &Message) -> Result<Self> {
         let records = match &message.payload {
-            Payload::Flows(records) => records.iter().map(HandledRecord::try_from).collect::<Result<_>>()?,
+            Payload::Flows(records) => records
+                .iter()
+                .map(HandledRecord::try_from)
+                .collect::<Result<_>>()?,
             Payload::Json(_) => Vec::new(),
         };
         Ok(Self {
@@ -275,7 +282,9 @@ impl Account {
                 }
             }
         }
-        if let (Some(records), Some(messages)) = (self.duplicates.last_mut(), self.duplicate_messages.last_mut()) {
+        if let (Some(records), Some(messages)) =
+            (self.duplicates.last_mut(), self.duplicate_messages.last_mut())
+        {
             *records += again;
             *messages += u64::from(again > 0);
         }
@@ -366,10 +375,7 @@ mod tests {
         let line = Line::Handled(message(3, 1));
         let text = serde_json::to_string(&line).expect("plain data");
         assert!(text.contains(&format!("[\"{ID}\",1,2,10,11]")), "{text}");
-        assert_eq!(
-            serde_json::from_str::<Line>(&text).expect("its own form"),
-            line
-        );
+        assert_eq!(serde_json::from_str::<Line>(&text).expect("its own form"), line);
         assert!(serde_json::from_str::<Line>(&text[..text.len() - 1]).is_err());
         assert!(format!("{ID}.1").parse::<Identity>().is_err());
     }
@@ -384,9 +390,21 @@ mod tests {
         account.check_itself().expect("the same record again");
         assert_eq!(account.duplicates, [0, 1]);
         account.take(message(3, 1));
-        assert!(account.check_itself().expect_err("2 is missing").to_string().contains("1 messages"));
+        assert!(
+            account
+                .check_itself()
+                .expect_err("2 is missing")
+                .to_string()
+                .contains("1 messages")
+        );
         account.missing = 0;
         account.take(message(4, 9));
-        assert!(account.check_itself().expect_err("other octets").to_string().contains("different"));
+        assert!(
+            account
+                .check_itself()
+                .expect_err("other octets")
+                .to_string()
+                .contains("different")
+        );
     }
 }

@@ -236,7 +236,11 @@ pub fn seconds(time: &str) -> Result<u64> {
         let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
         let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
         // Years begin in March here, so that the day of a leap year is their last.
-        let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+        let (year, month) = if month > 2 {
+            (year, month - 3)
+        } else {
+            (year - 1, month + 9)
+        };
         let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
         let since_epoch = days - 719_468;
         u64::try_from(((since_epoch * 24 + hour) * 60 + minute) * 60 + second).ok()
