@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use integration::traffic::{attempt, client, idle, load, server, spawn, steady, udp};
@@ -81,6 +82,9 @@ enum Command {
         /// Connections, two sockets each.
         #[arg(long)]
         connections: usize,
+        /// Time between two octets that each sends [default: none is sent].
+        #[arg(long)]
+        chat_every_ms: Option<u64>,
     },
     /// Prints the seconds of the wall clock for each line of standard input.
     Clock,
@@ -121,7 +125,11 @@ fn run() -> anyhow::Result<()> {
         Command::Attempt { to, count } => attempt::attempt(to, count),
         Command::Once { to, tag } => spawn::once(to, &tag),
         Command::Storm { to, rate, total } => spawn::storm(to, rate, total),
-        Command::Idle { listen, connections } => idle::idle(listen, connections),
+        Command::Idle {
+            listen,
+            connections,
+            chat_every_ms,
+        } => idle::idle(listen, connections, chat_every_ms.map(Duration::from_millis)),
         Command::Clock => {
             for _ in std::io::stdin().lines() {
                 // Read as the agent reads it.
