@@ -100,7 +100,9 @@ impl Capture {
     /// Every variant but [`CaptureError::Snap`]. What is optional and refused is told in [`Self::report`].
     pub fn attach(plan: &CapturePlan, max_flows: u32, cgroup_root: &Path) -> Result<Self, CaptureError> {
         let scopes = ScopeSet::resolve(&plan.scopes, cgroup_root)?;
-        attach::attach(plan, &scopes, max_flows, cgroup_root)
+        let attached = attach::attach(plan, &scopes, max_flows, cgroup_root);
+        give_back();
+        attached
     }
 
     /// What attached, what was refused, and what is missing because of it.
@@ -231,6 +233,15 @@ impl Capture {
         let mut drops = attach::kernel_drops(&self.ebpf);
         drops.set(DropPoint::DecodeFailed, self.decode_failed);
         drops
+    }
+}
+
+/// Gives memory that is free back to the system: the kernel's types, read for loading, are most of an idle agent's.
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) has no preconditions; it locks the allocator as any allocation does.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

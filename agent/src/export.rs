@@ -1,56 +1,61 @@
-//! Feeds one collector: connects, keeps the connection, moves records in and octets out, tells how it stands.
+//! Feeds one collector: connects, keeps the connection, moves records from the spool to it, tells how it stands.
 //!
-//! One task a collector, [`Exporter::run`]. Channels: records come through [`Intake`] (bounded, never waits: what finds
-//! it full is counted), announcements are read from a `watch`, status goes out through a `watch`. What is sent, resent
-//! and counted is decided by [`Collector`] of the core; this is its driver. Ends when every [`Intake`] is dropped and
-//! all is taken, or the grace period is over: what then waits is counted as [`DropPoint::ShutdownGrace`].
+//! One task a collector, [`Exporter::run`]. Channels: records are read from the spool through a [`Reader`] when they can
+//! be sent (the disk is the buffer), how far it can be read, announcements and the stop come through a `watch` each,
+//! status goes out through a `watch`, the cursor through the reader. What is read, sent, resent and counted is decided by
+//! [`Collector`] of the core; this is its driver. Ends when it is told to: as soon as all is taken, at once when it has no
+//! connection, at the latest after the grace period. What then waits is on disk and in the cursor; only a spool that ends
+//! with the process gives the collector the whole grace period to come back, and counts the rest as
+//! [`DropPoint::ShutdownGrace`].
 //!
 //! Order of a turn: time before input, the socket before records: a busy producer must not hold back acknowledgements.
+//! The cursor is saved at once when the collector restarted, before anything is sent to its successor: an agent that died
+//! meanwhile must not believe the old one.
 //! Source: design section 5.
 
 mod connect;
 mod health;
 mod link;
+mod source;
 
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use flowtilla_agent_core::backoff::Backoff;
-use flowtilla_agent_core::collector::window::{OnRestart, WindowLimits};
+use flowtilla_agent_core::collector::window::OnRestart;
 use flowtilla_agent_core::collector::{Collector, CollectorOptions, Progress};
 use flowtilla_agent_core::encode::header::{HeaderLayout, Topic};
-use flowtilla_agent_core::encode::tlv::TlvOptions;
+use flowtilla_agent_core::encode::tlv::{RECORDS_MAX, TlvOptions};
 use flowtilla_agent_core::encode::{event, listening};
-use flowtilla_agent_core::flow::record::{CollectorSlot, FlowRecord};
-use flowtilla_agent_core::loss::{CollectorLaw, DropPoint};
+use flowtilla_agent_core::flow::record::CollectorSlot;
+use flowtilla_agent_core::loss::DropPoint;
+use flowtilla_agent_core::spool::Cursor;
 use flowtilla_agent_core::time::KernelTime;
 use flowtilla_proto::collector::{self as policy, HeaderVersion, OnCollectorRestart};
 use flowtilla_proto::ids::SourceId;
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::clock;
+use crate::spool::Reader;
 use crate::status::{CollectorState, CollectorStatus};
 
 use connect::ConnectError;
 use link::{Heading, Link, LinkEnd};
+use source::Source;
 
 pub use connect::{ADDRESSES_MAX, CONNECT_TIMEOUT, SEND_BUFFER_OCTETS};
 pub use health::{DEAD_AFTER, PROBES_UNANSWERED_MAX};
 pub use link::HANDSHAKE_TIMEOUT;
 
-/// Records on their way into an exporter's own queue.
+/// Least time between two savings of a cursor.
 ///
-/// The exporter empties it at each turn, so it holds what is made within a turn. Half of it overflows when the table
-/// ends all flows at once; the queue behind it is what waits for a collector.
-pub const INTAKE_RECORDS_MAX: usize = 8_192;
-
-/// Records moved from the intake in one go.
-const ABSORB_RECORDS: usize = 512;
+/// An agent that is killed sends again what was taken since. Half of it writes a small file twice as often; double it, and
+/// twice as much comes twice.
+pub const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What one exporter is told at its start.
 #[derive(Clone, Debug)]
@@ -63,12 +68,10 @@ pub struct ExporterOptions {
     pub source_id: SourceId,
     /// How records are written for it.
     pub tlv: TlvOptions,
-    /// Most records that may wait for it.
-    pub queue_records_max: u64,
-    /// Most octets held for it, copies for its restart included: at most half of them.
-    pub queue_octets_max: u64,
     /// How long it may take to drain at the end.
     pub grace: Duration,
+    /// Whether the spool ends with the process, so that what waits at the end is lost.
+    pub ephemeral: bool,
     /// Seed of the delays between tries to connect; different on each agent.
     pub seed: u64,
 }
@@ -82,31 +85,18 @@ pub struct Announcements {
     pub listening: Option<listening::ListeningPorts>,
 }
 
-/// The way into an exporter. When the last one is dropped, the exporter drains and ends.
-#[derive(Clone, Debug)]
-pub struct Intake {
-    records: mpsc::Sender<Arc<FlowRecord>>,
-    overflow: Arc<AtomicU64>,
-}
-
-impl Intake {
-    /// Hands a record over, or counts it as [`DropPoint::QueueOverflow`]. Never waits.
-    pub fn offer(&self, record: Arc<FlowRecord>) {
-        if self.records.try_send(record).is_err() {
-            self.overflow.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
 /// Feeds one collector. See the module.
 pub struct Exporter {
     options: ExporterOptions,
     core: Collector,
-    records: mpsc::Receiver<Arc<FlowRecord>>,
-    overflow: Arc<AtomicU64>,
-    absorbed: Vec<Arc<FlowRecord>>,
-    /// Set when the input has ended: when to give up what waits.
-    give_up_at: Option<Instant>,
+    reader: Arc<Reader>,
+    source: Source,
+    readable: watch::Receiver<u64>,
+    stop: watch::Receiver<Option<u64>>,
+    /// Set when it is told to stop: the last sequence to wait for, and until when.
+    stopping: Option<(u64, KernelTime)>,
+    /// As saved last, and when.
+    saved: (Cursor, KernelTime),
     announcements: watch::Receiver<Announcements>,
     status: watch::Sender<CollectorStatus>,
     backoff: Backoff,
@@ -119,69 +109,69 @@ pub struct Exporter {
 /// The exporter is to end: drained, or out of time.
 struct Finished;
 
-/// Makes an exporter and the way into it. Nothing happens before [`Exporter::run`].
-#[must_use]
-pub fn exporter(
-    options: ExporterOptions,
-    announcements: watch::Receiver<Announcements>,
-) -> (Intake, Exporter) {
-    let (sender, records) = mpsc::channel(INTAKE_RECORDS_MAX);
-    let overflow = Arc::new(AtomicU64::new(0));
-    let core = Collector::new(&CollectorOptions {
-        slot: options.slot,
-        tlv: options.tlv,
-        limits: WindowLimits {
-            window_octets: options.collector.window_octets,
-            queue_records_max: options.queue_records_max,
-            queue_octets_max: options.queue_octets_max,
-            replay_octets_max: options.queue_octets_max / 2,
-        },
-        on_restart: match options.collector.on_restart {
-            OnCollectorRestart::Replay => OnRestart::Replay,
-            OnCollectorRestart::Skip => OnRestart::Skip,
-        },
-        records_per_second: options.collector.records_per_second,
-    });
-    let status = CollectorStatus {
-        name: options.collector.name.to_string(),
-        endpoint: options.collector.endpoint.to_string(),
-        state: CollectorState::Connecting { why: None },
-        law: CollectorLaw::default(),
-        messages: 0,
-        connects: 0,
-    };
-    let exporter = Exporter {
-        backoff: Backoff::new(options.seed),
-        options,
-        core,
-        records,
-        overflow: Arc::clone(&overflow),
-        absorbed: Vec::with_capacity(ABSORB_RECORDS),
-        give_up_at: None,
-        announcements,
-        status: watch::Sender::new(status),
-        connects: 0,
-        why: None,
-        client_secret: None,
-    };
-    (
-        Intake {
-            records: sender,
-            overflow,
-        },
-        exporter,
-    )
-}
-
 impl Exporter {
+    /// Makes an exporter that goes on from the reader's cursor. Nothing happens before [`Exporter::run`].
+    ///
+    /// `stop` tells it to end, with the last sequence that there is; say it when the spool has that sequence on disk, or
+    /// is about to. A sender that is gone means the same, with what can be read then.
+    #[must_use]
+    pub fn new(
+        options: ExporterOptions,
+        reader: Reader,
+        announcements: watch::Receiver<Announcements>,
+        stop: watch::Receiver<Option<u64>>,
+    ) -> Self {
+        let cursor = reader.cursor();
+        let mut core = Collector::new(
+            &CollectorOptions {
+                slot: options.slot,
+                tlv: options.tlv,
+                window_octets: options.collector.window_octets,
+                message_records_max: RECORDS_MAX,
+                on_restart: match options.collector.on_restart {
+                    OnCollectorRestart::Replay => OnRestart::Replay,
+                    OnCollectorRestart::Skip => OnRestart::Skip,
+                },
+                records_per_second: options.collector.records_per_second,
+            },
+            &cursor,
+        );
+        let mut readable = reader.readable();
+        core.handle_readable(*readable.borrow_and_update());
+        let status = CollectorStatus {
+            name: options.collector.name.to_string(),
+            endpoint: options.collector.endpoint.to_string(),
+            state: CollectorState::Connecting { why: None },
+            law: core.law(),
+            messages: 0,
+            connects: 0,
+        };
+        let reader = Arc::new(reader);
+        Self {
+            backoff: Backoff::new(options.seed),
+            options,
+            core,
+            source: Source::new(Arc::clone(&reader)),
+            reader,
+            readable,
+            stop,
+            stopping: None,
+            saved: (cursor, KernelTime(0)),
+            announcements,
+            status: watch::Sender::new(status),
+            connects: 0,
+            why: None,
+            client_secret: None,
+        }
+    }
+
     /// How it stands, from now on and after its end.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<CollectorStatus> {
         self.status.subscribe()
     }
 
-    /// Feeds the collector until the input ends and all is taken, or the grace period after it is over. Returns how it
-    /// stood in the end.
+    /// Feeds the collector until it is told to stop. Returns how it stood in the end.
     pub async fn run(mut self) -> CollectorStatus {
         while let Ok(end) = self.run_connection().await {
             self.handle_end(&end);
@@ -191,13 +181,18 @@ impl Exporter {
                 break;
             }
         }
-        self.core.give_up(DropPoint::ShutdownGrace);
-        self.count_overflow();
+        if self.options.ephemeral {
+            self.core.give_up(DropPoint::ShutdownGrace);
+        } else {
+            self.core.handle_disconnected();
+        }
+        self.save();
         self.publish();
         let status = self.status.borrow().clone();
         tracing::info!(
             collector = %status.name,
             taken = status.law.taken,
+            waiting = status.law.waiting,
             given_up = status.law.dropped.at(DropPoint::ShutdownGrace),
             "export ended"
         );
@@ -243,7 +238,7 @@ impl Exporter {
         link.handle_timeout(now)?;
         link.read(&mut self.core, now)?;
         let (announcements, source_id) = (&self.announcements, self.options.source_id);
-        let more = link.write(&mut self.core, now, |core, topic| {
+        let more = link.write(&mut self.core, &mut self.source, now, |core, topic| {
             announce(&announcements.borrow(), source_id, core, topic)
         })?;
         self.publish();
@@ -254,66 +249,85 @@ impl Exporter {
     async fn wait(&mut self, link: &mut Link, more: bool) -> Result<(), Finished> {
         self.check_finished()?;
         let now = clock::kernel_now();
-        let at = self
-            .core
-            .poll_timeout()
-            .filter(|_| link.is_writable())
-            .map_or(link.poll_timeout(), |at| at.min(link.poll_timeout()));
-        let give_up_at = self.give_up_at;
+        let core = self.core.poll_timeout().filter(|_| link.is_writable());
+        let at = core
+            .into_iter()
+            .chain(self.own_timeout())
+            .fold(link.poll_timeout(), KernelTime::min);
+        let due = more || at <= now;
         tokio::select! { biased;
-            () = until(give_up_at) => return Err(Finished),
-            () = sleep(at.since(now)) => {}
+            upto = told(&mut self.stop), if self.stopping.is_none() => self.handle_stop(upto),
+            () = sleep(at.since(now)), if !due => {}
             _ = link.ready() => {}
-            count = self.records.recv_many(&mut self.absorbed, ABSORB_RECORDS), if give_up_at.is_none() => {
-                self.absorb(count);
+            read = self.source.ready() => {
+                self.source.handle(read, self.core.reading_after(), &mut self.core, clock::kernel_now());
             }
-            () = tokio::task::yield_now(), if more => {}
+            Ok(()) = self.readable.changed() => self.handle_readable(),
+            () = tokio::task::yield_now(), if due => {}
         }
         Ok(())
     }
 
-    /// Waits for `work` while records keep coming in.
+    /// Waits for `work` while the world goes on.
     async fn attend<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Finished> {
         let mut work = pin!(work);
         loop {
             self.check_finished()?;
             self.publish();
-            let give_up_at = self.give_up_at;
+            let now = clock::kernel_now();
+            let at = self.own_timeout();
             tokio::select! { biased;
-                () = until(give_up_at) => return Err(Finished),
+                upto = told(&mut self.stop), if self.stopping.is_none() => self.handle_stop(upto),
+                () = sleep(at.unwrap_or_default().since(now)), if at.is_some() => {}
                 done = &mut work => return Ok(done),
-                count = self.records.recv_many(&mut self.absorbed, ABSORB_RECORDS), if give_up_at.is_none() => {
-                    self.absorb(count);
-                }
+                Ok(()) = self.readable.changed() => self.handle_readable(),
             }
         }
     }
 
-    /// Takes what the intake gave; 0 records mean that it is closed.
-    fn absorb(&mut self, count: usize) {
-        let now = clock::kernel_now();
-        for record in self.absorbed.drain(..) {
-            self.core.offer(&record, now);
-        }
-        self.count_overflow();
-        if count == 0 {
-            self.core.seal();
-            self.give_up_at = Some(Instant::from_std(clock::instant()) + self.options.grace);
-        }
+    fn handle_readable(&mut self) {
+        let newest = *self.readable.borrow_and_update();
+        self.core.handle_readable(newest);
     }
 
-    fn count_overflow(&mut self) {
-        let overflow = self.overflow.swap(0, Ordering::Relaxed);
-        if overflow > 0 {
-            self.core.count_dropped(DropPoint::QueueOverflow, overflow);
-        }
+    fn handle_stop(&mut self, upto: Option<u64>) {
+        self.handle_readable();
+        let upto = upto.unwrap_or(*self.readable.borrow());
+        self.stopping = Some((upto, clock::kernel_now().after(self.options.grace)));
+    }
+
+    /// When the driver itself has something to do: the end of the grace period, a cursor to save.
+    fn own_timeout(&self) -> Option<KernelTime> {
+        let give_up_at = self.stopping.map(|(_, at)| at);
+        let save_at = self.has_news().then(|| self.saved.1.after(SAVE_INTERVAL));
+        give_up_at.into_iter().chain(save_at).min()
     }
 
     fn check_finished(&self) -> Result<(), Finished> {
-        if self.give_up_at.is_some() && self.core.is_idle() {
+        let Some((upto, give_up_at)) = self.stopping else {
+            return Ok(());
+        };
+        let now = clock::kernel_now();
+        let unreachable = !self.options.ephemeral && self.core.progress(now) == Progress::Disconnected;
+        if self.core.cursor().taken >= upto || unreachable || give_up_at <= now {
             return Err(Finished);
         }
         Ok(())
+    }
+
+    /// Whether a mark moved since the cursor was saved. What is made moves all the time, and is known without it.
+    fn has_news(&self) -> bool {
+        let (saved, cursor) = (&self.saved.0, self.core.cursor());
+        (saved.read, saved.taken) != (cursor.read, cursor.taken)
+    }
+
+    /// Keeps the cursor, if there is news.
+    fn save(&mut self) {
+        if self.has_news() {
+            let cursor = self.core.cursor();
+            self.reader.save(cursor.clone());
+            self.saved = (cursor, clock::kernel_now());
+        }
     }
 
     fn security(&mut self) -> Result<flowtilla_agent_core::zmtp::Security, ConnectError> {
@@ -328,8 +342,10 @@ impl Exporter {
         if self.core.progress(KernelTime(0)) != Progress::Disconnected {
             self.backoff.handle_success();
         }
+        self.source.forget();
         if end.restarted {
             self.core.handle_restarted();
+            self.save();
         } else {
             self.core.handle_disconnected();
         }
@@ -342,9 +358,11 @@ impl Exporter {
         self.publish();
     }
 
-    /// Tells how it stands, when that changed.
+    /// Tells how it stands, when that changed, and saves the cursor when it is time.
     fn publish(&mut self) {
-        self.count_overflow();
+        if self.saved.1.after(SAVE_INTERVAL) <= clock::kernel_now() {
+            self.save();
+        }
         let state = match self.core.progress(clock::kernel_now()) {
             Progress::Disconnected => CollectorState::Connecting {
                 why: self.why.clone(),
@@ -411,9 +429,7 @@ fn announce(known: &Announcements, source_id: SourceId, core: &Collector, topic:
     }
 }
 
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
+/// Waits for the stop, and gives the last sequence if it was said.
+async fn told(stop: &mut watch::Receiver<Option<u64>>) -> Option<u64> {
+    stop.wait_for(Option::is_some).await.ok().and_then(|upto| *upto)
 }

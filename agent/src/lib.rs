@@ -7,4 +7,5 @@ pub mod export;
 pub mod host;
 mod meter;
 pub mod run;
+pub mod spool;
 pub mod status;

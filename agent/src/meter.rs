@@ -1,8 +1,8 @@
 //! The meter: one thread that turns what the kernel shows into named records and hands them on.
 //!
-//! In: commands of [`crate::run`] (bounded channel), the capture's rings and maps, time. Out: records to each sink
-//! (bounded, never waited for; what does not fit is counted), status once a second. Owns capture, table and naming; no
-//! lock is shared. A turn: socket events, name events, due counters, timeouts, records, names for them, sinks. The order
+//! In: commands of [`crate::run`] (bounded channel), the capture's rings and maps, time. Out: values of records to the
+//! spool (which never waits), records to the view (bounded, what does not fit is counted), status once a second. Owns capture, table and naming; no
+//! lock is shared. A turn: socket events, name events, due counters, timeouts, records, names for them, the spool. The order
 //! matters: whoever holds a socket that was drained executed before, so its name events are drained after the sockets and
 //! before any record is named.
 
@@ -20,14 +20,14 @@ use flowtilla_agent_core::loss::{DropPoint, Drops, KernelLaw};
 use flowtilla_agent_core::observe::Cookie;
 use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
 use flowtilla_agent_core::policy::CapturePlan;
+use flowtilla_agent_core::spool::value::{Builder, Pushed};
 use flowtilla_agent_core::time::KernelTime;
-use flowtilla_proto::ids::CollectorName;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::capture::{Capture, CaptureError};
 use crate::clock;
 use crate::enrich::Beside;
-use crate::export::Intake;
+use crate::spool::Spool;
 use crate::status::{AgentStatus, AttachReport, Coverage};
 
 /// Pause between turns.
@@ -35,6 +35,10 @@ use crate::status::{AgentStatus, AttachReport, Coverage};
 /// The first line of a flow comes at most this much later than its first record is due; half of it costs twice the
 /// wake-ups of an idle host, double it and the rings must hold twice as much.
 const TURN: Duration = Duration::from_millis(200);
+/// Pause after a turn that found more than [`BUSY_EVENTS`]: the rings hold less than it seems then.
+const BUSY_TURN: Duration = Duration::from_millis(50);
+/// A quarter of what the flow ring holds.
+const BUSY_EVENTS: usize = 4_096;
 /// Pause between walks of the UDP maps and between reports of status.
 const SECOND: Duration = Duration::from_secs(1);
 /// Least pause between walks of the open files; a walk that took long waits [`FILE_WALK_SHARE`] times as long.
@@ -79,10 +83,6 @@ pub(crate) enum Command {
     Metering(TableOptions),
     /// Change how command lines are told.
     Naming(CommandLineMode),
-    /// Hand records to one more collector.
-    AddSink(CollectorName, Intake),
-    /// Stop handing records to a collector.
-    RemoveSink(CollectorName),
     /// End all flows, hand on their records, and end.
     Stop(oneshot::Sender<()>),
 }
@@ -99,8 +99,44 @@ pub(crate) struct Meter {
     pub(crate) status: watch::Sender<AgentStatus>,
     pub(crate) listening: watch::Sender<Option<ListeningPorts>>,
     pub(crate) capture: Option<Capture>,
-    pub(crate) sinks: Vec<(CollectorName, Intake)>,
+    pub(crate) spooling: Spooling,
     pub(crate) state: Turns,
+}
+
+/// Records on their way into the spool.
+pub(crate) struct Spooling {
+    spool: Arc<Spool>,
+    builder: Builder,
+    /// Sequence of the next value's first record.
+    next: u64,
+}
+
+impl Spooling {
+    pub(crate) fn new(spool: Arc<Spool>, next: u64) -> Self {
+        Self {
+            spool,
+            builder: Builder::default(),
+            next,
+        }
+    }
+
+    /// Adds a record; `false`: no value can hold it.
+    fn add(&mut self, record: &FlowRecord) -> bool {
+        let mut pushed = self.builder.push(record);
+        if pushed == Pushed::Full {
+            self.seal();
+            pushed = self.builder.push(record);
+        }
+        pushed == Pushed::Added
+    }
+
+    /// Hands everything to the spool.
+    fn seal(&mut self) {
+        while let Some(value) = self.builder.seal(self.next) {
+            self.next = value.last() + 1;
+            self.spool.append(value);
+        }
+    }
 }
 
 /// What the meter remembers from turn to turn.
@@ -111,6 +147,8 @@ pub(crate) struct Turns {
     next_second: KernelTime,
     next_file_walk: KernelTime,
     names_lost: u64,
+    /// Socket events of the last drain.
+    events: usize,
     inherited: bool,
     records: u64,
     coverage: Coverage,
@@ -122,7 +160,12 @@ impl Meter {
     /// Runs until it is told to stop, or nobody can tell it any more.
     pub(crate) fn run(mut self) {
         loop {
-            match self.commands.recv_timeout(TURN) {
+            let pause = if self.state.events > BUSY_EVENTS {
+                BUSY_TURN
+            } else {
+                TURN
+            };
+            match self.commands.recv_timeout(pause) {
                 Ok(Command::Stop(done)) => {
                     self.detach();
                     let _ = done.send(());
@@ -154,8 +197,6 @@ impl Meter {
             }
             Command::Metering(options) => self.table.set_options(options),
             Command::Naming(mode) => self.naming.set_command_line(mode),
-            Command::AddSink(name, intake) => self.sinks.push((name, intake)),
-            Command::RemoveSink(name) => self.sinks.retain(|(held, _)| *held != name),
             Command::Stop(_) => {}
         }
     }
@@ -170,6 +211,7 @@ impl Meter {
         }
         self.table.end_all(now);
         self.deliver(now, Patience::None, &mut { LOOK_UP_WAIT_LAST });
+        self.spooling.seal();
         self.tell();
     }
 
@@ -215,6 +257,7 @@ impl Meter {
                 break;
             }
         }
+        self.spooling.seal();
         if let Some(capture) = &mut self.capture {
             while let Some(forget) = self.table.poll_forget() {
                 let table = &mut self.table;
@@ -223,13 +266,12 @@ impl Meter {
         }
         if second {
             self.tell();
-            if !self.sinks.is_empty() {
-                self.tell_listening();
-            }
+            self.tell_listening();
         }
     }
 
     fn drain(&mut self) {
+        self.state.events = 0;
         let Some(capture) = &mut self.capture else { return };
         let (naming, table, inherited) = (&mut self.naming, &mut self.table, &mut self.state.inherited);
         loop {
@@ -237,6 +279,7 @@ impl Meter {
                 *inherited |= is_inherited(&seen);
                 table.observe(&seen);
             });
+            self.state.events += taken.as_ref().copied().unwrap_or_default();
             match taken {
                 Ok(crate::capture::DRAIN_MAX) => {}
                 Ok(_) => break,
@@ -297,12 +340,11 @@ impl Meter {
                 count(&mut self.state.coverage, &record.responder.owner);
             }
         }
-        let record = Arc::new(record);
-        for (_, intake) in &self.sinks {
-            intake.offer(Arc::clone(&record));
+        if !self.spooling.add(&record) {
+            self.state.past.add(DropPoint::RecordTooLarge, 1);
         }
         if let Some(view) = &self.view
-            && view.try_send(record).is_err()
+            && view.try_send(Arc::new(record)).is_err()
             && !view.is_closed()
         {
             self.state.past.add(DropPoint::ViewOverflow, 1);
@@ -384,13 +426,14 @@ mod tests {
 
     use super::*;
     use crate::enrich::Lookups;
+    use crate::spool::SpoolOptions;
 
     /// More processes than one turn may ask /proc about.
     const FLOWS: u64 = 3_000;
 
     #[test]
     fn a_stop_hands_on_every_record_with_or_without_names() {
-        let (mut meter, mut records, _commands) = meter();
+        let (mut meter, mut records, _kept) = meter();
         (1..=FLOWS).for_each(|cookie| meter.table.observe(&open(cookie)));
 
         meter.detach();
@@ -401,7 +444,7 @@ mod tests {
 
     #[test]
     fn a_turn_leaves_no_record_that_is_due() {
-        let (mut meter, mut records, _commands) = meter();
+        let (mut meter, mut records, _kept) = meter();
         let flows = 3 * flowtilla_agent_core::flow::RECORDS_WAITING_MAX as u64;
         (1..=flows).for_each(|cookie| meter.table.observe(&open(cookie)));
         let now = clock::kernel_now().after(Duration::from_secs(5));
@@ -422,9 +465,17 @@ mod tests {
         count
     }
 
-    type Made = (Meter, mpsc::Receiver<Arc<FlowRecord>>, Commands);
+    /// The last are what must live as long.
+    type Made = (
+        Meter,
+        mpsc::Receiver<Arc<FlowRecord>>,
+        (Commands, tempfile::TempDir),
+    );
 
     fn meter() -> Made {
+        let directory = tempfile::tempdir().expect("a directory");
+        let options = SpoolOptions::in_directory(directory.path().join("spool"));
+        let (spool, opened) = Spool::open(options).expect("a spool");
         let (commands, orders) = std::sync::mpsc::sync_channel(1);
         let (view, records) = mpsc::channel(65_536);
         let meter = Meter {
@@ -437,10 +488,10 @@ mod tests {
             status: watch::Sender::new(AgentStatus::default()),
             listening: watch::Sender::new(None),
             capture: None,
-            sinks: Vec::new(),
+            spooling: Spooling::new(Arc::new(spool), opened.next),
             state: Turns::default(),
         };
-        (meter, records, commands)
+        (meter, records, (commands, directory))
     }
 
     /// An open connection of a process of its own, which /proc does not know.

@@ -1,13 +1,13 @@
 //! All wiring: builds the parts, executes the plan's steps, and ends everything in order.
 //!
 //! Threads and tasks: the meter (a thread), an exporter a collector (a task each), one task that keeps the announcements
-//! and the collectors' part of the status fresh. Stop: the kernel side is detached, all flows end, the meter drops its
-//! intakes, exporters drain for the grace period and end, the view's channel closes.
+//! and the collectors' part of the status fresh. Stop: the kernel side is detached, all flows end, the meter seals its
+//! last value, exporters drain up to it for the grace period and end, the spool closes, the view's channel closes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle as Thread;
 use std::time::Duration;
@@ -28,9 +28,10 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::CaptureError;
 use crate::clock;
 use crate::enrich::{Beside, LookupError, Lookups};
-use crate::export::{Announcements, ExporterOptions, exporter};
+use crate::export::{self, Announcements, ExporterOptions};
 use crate::host::Host;
-use crate::meter::{Command, Commands, Meter, Turns};
+use crate::meter::{Command, Commands, Meter, Spooling, Turns};
+use crate::spool::{Spool, SpoolError, SpoolOptions};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
 
 /// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
@@ -40,6 +41,8 @@ const CGROUP_ROOT_USUAL: &str = "/sys/fs/cgroup";
 const COMMANDS_MAX: usize = 16;
 /// How long exporters may drain at the end.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long the spool may take to sync at the end.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// How often the collectors' part of the status and the announcements are made fresh.
 const REFRESH: Duration = Duration::from_secs(1);
 
@@ -49,6 +52,8 @@ pub struct Options {
     pub wanted: Wanted,
     /// Records that wait for whoever watches them; more are counted as `ViewOverflow`.
     pub view_records_max: usize,
+    /// Where the spool is kept between runs; `None`: in a temporary directory, which goes with the agent.
+    pub state: Option<PathBuf>,
 }
 
 /// Why an agent does not start.
@@ -77,6 +82,12 @@ pub enum StartError {
     /// A thread.
     #[error("starting a thread")]
     Thread(#[source] io::Error),
+    /// The spool.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// No place for a spool that ends with the agent.
+    #[error("a temporary directory for the spool")]
+    Temporary(#[source] io::Error),
     /// The meter ended by itself.
     #[error("the meter thread ended; its last log line says why")]
     MeterGone,
@@ -95,11 +106,15 @@ pub struct Agent {
     stop: CancellationToken,
     host: Host,
     attached: AttachReport,
+    spool: Arc<Spool>,
+    /// Where the spool is when it ends with the agent.
+    temporary: Option<tempfile::TempDir>,
     _lock: Option<File>,
 }
 
 struct Exporter {
     task: JoinHandle<CollectorStatus>,
+    stop: watch::Sender<Option<u64>>,
 }
 
 impl Agent {
@@ -116,6 +131,16 @@ impl Agent {
         for (id, path) in lookups.existing_cgroups() {
             naming.learn(&NameObservation::Cgroup { id, path });
         }
+        let temporary = match options.state {
+            Some(_) => None,
+            None => Some(tempfile::tempdir().map_err(StartError::Temporary)?),
+        };
+        let state = temporary.as_ref().map(|kept| kept.path().to_owned());
+        let state = options.state.or(state).unwrap_or_default();
+        let opened =
+            tokio::task::spawn_blocking(move || Spool::open(SpoolOptions::in_directory(state.join("spool"))));
+        let (spool, opened) = opened.await.map_err(|_| StartError::MeterGone)??;
+        let spool = Arc::new(spool);
         let (commands, orders) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
         let (view, records) = mpsc::channel(options.view_records_max.max(1));
         let status = watch::Sender::new(AgentStatus::default());
@@ -132,7 +157,7 @@ impl Agent {
             status: status.clone(),
             listening: watch::Sender::new(None),
             capture: None,
-            sinks: Vec::new(),
+            spooling: Spooling::new(Arc::clone(&spool), opened.next),
             state: Turns::default(),
         };
         let listening = meter.listening.subscribe();
@@ -166,6 +191,8 @@ impl Agent {
             stop,
             host,
             attached: AttachReport::default(),
+            spool,
+            temporary,
             _lock: lock,
         };
         match agent.apply(&options.wanted).await {
@@ -211,8 +238,11 @@ impl Agent {
                 detached.await.map_err(|_| StartError::MeterGone)
             }
             Step::StopCollector(name) | Step::ForgetCollector(name) => {
-                self.tell(Command::RemoveSink(name.clone()))?;
-                self.exporters.remove(name);
+                if let Some(exporter) = self.exporters.remove(name) {
+                    // Its successor goes on from the cursor that it leaves.
+                    exporter.stop.send_replace(Some(0));
+                    let _ = exporter.task.await;
+                }
                 self.collectors
                     .send_modify(|all| all.retain(|one| one.borrow().name != name.as_str()));
                 Ok(())
@@ -226,7 +256,10 @@ impl Agent {
                 CommandLine::Full => CommandLineMode::Full,
             })),
             Step::UpdateBuffer(_) => Ok(()),
-            Step::StartCollector(exporting) => self.start_collector(exporting),
+            Step::StartCollector(exporting) => {
+                self.start_collector(exporting);
+                Ok(())
+            }
             Step::AttachCapture(capture) => {
                 let (reply, attached) = oneshot::channel();
                 let max_flows = self
@@ -241,7 +274,7 @@ impl Agent {
         }
     }
 
-    fn start_collector(&mut self, exporting: &Exporting) -> Result<(), StartError> {
+    fn start_collector(&mut self, exporting: &Exporting) {
         let metering = self.in_force.metering();
         self.announcements.send_modify(|all| {
             let seconds =
@@ -266,22 +299,22 @@ impl Agent {
                 exporter_address: self.host.v4(),
                 record_ids: exporting.collectors[0].record_ids,
             },
-            queue_records_max: 65_536,
-            queue_octets_max: 64 << 20,
             grace: GRACE,
+            ephemeral: self.temporary.is_some(),
             seed: u64::from(self.host.source_id.number()) ^ clock::kernel_now().0,
         };
-        let (intake, exporter) = exporter(options, self.announcements.subscribe());
+        let (stop, stopped) = watch::channel(None);
+        let reader = self.spool.reader(&exporting.name);
+        let exporter = export::Exporter::new(options, reader, self.announcements.subscribe(), stopped);
         let status = exporter.status();
         self.collectors.send_modify(|all| all.push(status));
-        let name = exporting.name.clone();
         self.exporters.insert(
-            name.clone(),
+            exporting.name.clone(),
             Exporter {
                 task: tokio::spawn(exporter.run()),
+                stop,
             },
         );
-        self.tell(Command::AddSink(name, intake))
     }
 
     fn tell(&self, command: Command) -> Result<(), StartError> {
@@ -297,11 +330,20 @@ impl Agent {
         if let Some(meter) = self.meter.take() {
             let _ = tokio::task::spawn_blocking(move || meter.join()).await;
         }
+        let newest = self.spool.newest();
+        for exporter in self.exporters.values() {
+            exporter.stop.send_replace(Some(newest));
+        }
         let mut ended = Vec::new();
         for (_, exporter) in std::mem::take(&mut self.exporters) {
             if let Ok(status) = exporter.task.await {
                 ended.push(status);
             }
+        }
+        let spool = Arc::clone(&self.spool);
+        let closed = tokio::task::spawn_blocking(move || spool.close(CLOSE_WAIT)).await;
+        if !matches!(closed, Ok(true)) && self.temporary.is_none() {
+            tracing::warn!("the spool did not close in time: what was not synced is lost");
         }
         self.stop.cancel();
         let _ = (&mut self.refresh).await;

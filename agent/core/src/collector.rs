@@ -1,11 +1,15 @@
-//! What one collector is to be sent, and when: the batch being filled, the [`window`], pace, PINGs, announcements.
+//! What one collector is to be sent, and when: the message being filled, the [`window`], pace, PINGs, announcements.
 //!
-//! In: records, time, and what happens on the connection. Out: [`Transmit`]s, in the order in which they go over the
-//! wire, and the moment to ask again. Does no IO and reads no clock; message headers and ZMTP are the driver's.
+//! In: how far the spool can be read, records out of it, time, and what happens on the connection. Out: what is to be
+//! read next, [`Transmit`]s in the order in which they go over the wire, the moment to ask again, and the [`Cursor`] to
+//! keep. Does no IO and reads no clock; message headers, ZMTP and the spool are the driver's.
 //!
-//! Invariants: message ids count by one from 1 on each connection, over all topics, given at the moment of sending;
-//! nothing is sent before the collector subscribed to it; a PING with the batch's sequence follows each batch, and one
-//! goes each second while anything is on the way, so that a dead host shows; law 2 holds after each call.
+//! Records of a value fill the open message; one value may make several messages, several values may share one. While
+//! more can be read it is filled up; at the head of the spool it goes after [`LINGER`].
+//! Invariants: nothing is read that could not be sent, so at most the messages of one value are held; message ids count
+//! by one from 1 on each connection, over all topics, given at the moment of sending; nothing is sent before the
+//! collector subscribed to it; a PING with the last sequence sent follows each message, and one goes each second while
+//! anything is on the way, so that a dead host shows; law 2 holds after each call.
 //! Source: design section 5.
 
 mod pace;
@@ -16,21 +20,36 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::encode::header::Topic;
-use crate::encode::tlv::{Batch, EncodedBatch, Push, RECORDS_MAX, TlvOptions};
+use crate::encode::tlv::{Batch, Push, RECORDS_MAX, TlvOptions};
 use crate::flow::record::{CollectorSlot, FlowRecord};
 use crate::loss::{CollectorLaw, DropPoint};
+use crate::spool::{Cursor, LostCause};
 use crate::time::KernelTime;
 
 use pace::Pace;
-use window::{OnRestart, Window, WindowLimits};
+use window::{Fate, OnRestart, Window};
 
-pub use pace::PACE_BURST;
+pub use pace::{
+    PACE_BURST, RATE_FLOOR_DIVISOR, RECOVERY_DIVISOR, ROUND_TRIP_FACTOR, ROUND_TRIP_SLOW_MAX,
+    ROUND_TRIP_SLOW_MIN,
+};
 
-/// How long a batch that is not full waits for more records.
+/// How long a message that is not full waits for more records at the head of the spool.
 ///
 /// Flows come in bursts of some milliseconds. Half of it makes twice the messages on a quiet host; double it, and what
 /// a terminal shows at once comes to ntopng visibly later.
 pub const LINGER: Duration = Duration::from_millis(100);
+
+/// Octets of values that are read at once.
+///
+/// Eight full values, some 1,000 records. Half of it asks the disk twice as often for a backlog; double it, and each
+/// collector holds that much more.
+pub const READ_OCTETS: usize = 64 * 1_024;
+
+/// Time before asking again for what should be readable and was not there.
+///
+/// A reader that lost a race with the disk has it at the next sync. Half of it only asks more.
+pub const READ_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// Time between two PINGs while something is on the way and nothing new goes out.
 ///
@@ -56,12 +75,23 @@ pub struct CollectorOptions {
     pub slot: CollectorSlot,
     /// How records are written for it.
     pub tlv: TlvOptions,
-    /// What may be held.
-    pub limits: WindowLimits,
-    /// What becomes of batches at risk.
+    /// Most octets sent and not known to be taken; a single message may always be.
+    pub window_octets: u64,
+    /// Most records in one message, at most [`RECORDS_MAX`]; 0 counts as 1. Smaller ones are for tests.
+    pub message_records_max: usize,
+    /// What becomes of records at risk.
     pub on_restart: OnRestart,
     /// Most records a second.
     pub records_per_second: u64,
+}
+
+/// What the driver is to read from the spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadWanted {
+    /// The value with the record after this sequence, and those behind it.
+    pub after: u64,
+    /// Most octets of values.
+    pub octets: usize,
 }
 
 /// Topics that a collector has subscribed to.
@@ -87,7 +117,7 @@ pub enum Transmit {
     },
     /// An announcement is due. The driver makes its payload and calls [`Collector::announce`] for its id, or lets it be.
     Announce(Topic),
-    /// A PING with this context: a sequence, big-endian.
+    /// A PING with this context: the last sequence sent before it, big-endian.
     Ping([u8; 8]),
 }
 
@@ -113,80 +143,120 @@ struct Connection {
     /// Sequence that the next PING carries at once; `None`: a PING is sent by time only.
     ping: Option<u64>,
     pinged_at: KernelTime,
+    /// The PING whose round trip is being measured.
+    probe: Option<(u64, KernelTime)>,
     progress_at: KernelTime,
     event_at: KernelTime,
     listening_at: KernelTime,
 }
 
+/// Whether something was asked of the spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    Idle,
+    Asked,
+    /// Nothing was there: from when on to ask again.
+    NothingUntil(KernelTime),
+}
+
 /// One collector. See the module.
 pub struct Collector {
     slot: CollectorSlot,
+    message_records_max: u64,
     open: Batch,
-    /// Records in `open`.
-    open_records: u64,
     /// When the first record came into `open`.
     open_since: KernelTime,
     window: Window,
+    reading: Reading,
     pace: Pace,
     connection: Option<Connection>,
     messages: u64,
 }
 
 impl Collector {
-    /// A collector without a connection.
+    /// A collector without a connection that goes on from `cursor`. What can be read is not known before
+    /// [`Self::handle_readable`].
     #[must_use]
-    pub fn new(options: &CollectorOptions) -> Self {
+    pub fn new(options: &CollectorOptions, cursor: &Cursor) -> Self {
         Self {
             slot: options.slot,
+            message_records_max: options.message_records_max.clamp(1, RECORDS_MAX) as u64,
             open: Batch::new(options.tlv),
-            open_records: 0,
             open_since: KernelTime(0),
-            window: Window::new(options.limits, options.on_restart),
+            window: Window::new(options.window_octets, options.on_restart, cursor),
+            reading: Reading::Idle,
             pace: Pace::new(options.records_per_second),
             connection: None,
             messages: 0,
         }
     }
 
-    /// Takes one record: into the batch being filled, or counted.
-    pub fn offer(&mut self, record: &FlowRecord, now: KernelTime) {
-        if record.held_from.contains(self.slot) {
-            return self.window.count_dropped(DropPoint::Withheld, 1);
-        }
-        let mut push = self.open.push(record);
-        if push == Push::Full {
-            self.seal();
-            push = self.open.push(record);
-        }
-        match push {
-            Push::Added => {
-                if self.open_records == 0 {
-                    self.open_since = now;
-                }
-                self.open_records += 1;
-                if self.open_records >= RECORDS_MAX as u64 {
-                    self.seal();
-                }
-            }
-            Push::Withheld => self.window.count_dropped(DropPoint::Withheld, 1),
-            // An empty batch never says Full: it says TooLarge.
-            Push::TooLarge | Push::Full => self.window.count_dropped(DropPoint::RecordTooLarge, 1),
+    /// The spool can be read up to this sequence. A smaller one than before is no news.
+    pub fn handle_readable(&mut self, newest: u64) {
+        self.window.handle_readable(newest);
+        if let Reading::NothingUntil(_) = self.reading {
+            self.reading = Reading::Idle;
         }
     }
 
-    /// Counts records made for this collector that were lost on the way to here.
-    pub fn count_dropped(&mut self, point: DropPoint, records: u64) {
-        self.window.count_dropped(point, records);
+    /// What to read next; answered by [`Self::handle_values`], [`Self::handle_lost`] or [`Self::handle_nothing`], and
+    /// asked only once before that. `None`: nothing before [`Self::poll_timeout`] or another input.
+    pub fn poll_read(&mut self, now: KernelTime) -> Option<ReadWanted> {
+        if !self.wants_flows() || !self.window.wants_more() || self.read_at()? > now {
+            return None;
+        }
+        self.reading = Reading::Asked;
+        Some(ReadWanted {
+            after: self.window.passed(),
+            octets: READ_OCTETS,
+        })
+    }
+
+    /// Where reading stands: the last sequence of which it is known here what becomes of it.
+    #[must_use]
+    pub fn reading_after(&self) -> u64 {
+        self.window.passed()
+    }
+
+    /// The records of one value, the first of them under the sequence `first`; those already passed are left out.
+    /// `false`: the value does not hold the record that was asked for, or nobody wants it any more; it is not used.
+    pub fn handle_values(&mut self, first: u64, records: &[FlowRecord], now: KernelTime) -> bool {
+        self.reading = Reading::Idle;
+        let known = usize::try_from((self.window.passed() + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+        if !self.wants_flows() || first > self.window.passed() + 1 || known >= records.len() {
+            return false;
+        }
+        for record in &records[known..] {
+            self.pass(record, now);
+        }
+        self.window.settle();
+        true
+    }
+
+    /// The records after what was passed up to `upto` are not there any more.
+    pub fn handle_lost(&mut self, upto: u64, cause: LostCause) {
+        self.reading = Reading::Idle;
+        if self.wants_flows() {
+            self.window.lose(upto, cause);
+            self.window.settle();
+        }
+    }
+
+    /// Nothing was there: asks again after [`READ_AGAIN_AFTER`], or when more can be read.
+    pub fn handle_nothing(&mut self, now: KernelTime) {
+        self.reading = Reading::NothingUntil(now.after(READ_AGAIN_AFTER));
     }
 
     /// A connection has its handshake done. `acknowledges`: the peer answers PINGs.
     pub fn handle_connected(&mut self, acknowledges: bool, now: KernelTime) {
-        self.window.handle_disconnected();
+        self.handle_disconnected();
+        self.pace.handle_connected();
         self.connection = Some(Connection {
             acknowledges,
             wanted: Wanted::default(),
             ping: None,
             pinged_at: now,
+            probe: None,
             progress_at: now,
             event_at: now,
             listening_at: now,
@@ -205,8 +275,13 @@ impl Collector {
         let (Some(connection), Ok(context)) = (&mut self.connection, <[u8; 8]>::try_from(context)) else {
             return;
         };
-        if connection.acknowledges && self.window.handle_taken(u64::from_be_bytes(context)) {
-            connection.progress_at = now;
+        let sequence = u64::from_be_bytes(context);
+        if !connection.acknowledges || !self.window.handle_taken(sequence) {
+            return;
+        }
+        connection.progress_at = now;
+        if let Some((_, at)) = connection.probe.take_if(|(probe, _)| *probe <= sequence) {
+            self.pace.handle_round_trip(now.since(at), now);
         }
     }
 
@@ -220,31 +295,22 @@ impl Collector {
         }
     }
 
-    /// The connection is over, and the collector's process may live on.
+    /// The connection is over, and the collector's process may live on. Answers to what was asked before are not used.
     pub fn handle_disconnected(&mut self) {
-        self.connection = None;
+        self.forget_connection();
         self.window.handle_disconnected();
     }
 
     /// The collector's process ended: it closed or reset the connection, or its host refuses a new one.
     pub fn handle_restarted(&mut self) {
-        self.connection = None;
+        self.forget_connection();
         self.window.handle_restarted();
     }
 
-    /// Gives up all that waits, counted at `point`.
+    /// Gives up all that waits, counted at `point`. For a spool that ends with the process.
     pub fn give_up(&mut self, point: DropPoint) {
-        self.connection = None;
-        self.seal();
+        self.forget_connection();
         self.window.give_up(point);
-    }
-
-    /// Closes the batch being filled, so that it need not wait for more.
-    pub fn seal(&mut self) {
-        self.open_records = 0;
-        if let Some(EncodedBatch { payload, records, .. }) = self.open.finish() {
-            self.window.queue(payload, records);
-        }
     }
 
     /// What goes out next; `None`: nothing before [`Self::poll_timeout`] or another input.
@@ -252,6 +318,7 @@ impl Collector {
         let connection = self.connection.as_mut()?;
         if let Some(sequence) = connection.ping.take() {
             connection.pinged_at = now;
+            connection.probe.get_or_insert((sequence, now));
             return Some(Transmit::Ping(sequence.to_be_bytes()));
         }
         if connection.wanted.events && connection.event_at <= now {
@@ -272,25 +339,24 @@ impl Collector {
         self.poll_flows(now)
     }
 
-    /// When to call [`Self::poll_transmit`] again if nothing else happens; `None`: never.
+    /// When to call [`Self::poll_transmit`] and [`Self::poll_read`] again if nothing else happens; `None`: never.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<KernelTime> {
         let connection = self.connection.as_ref()?;
         if connection.ping.is_some() {
             return Some(KernelTime(0));
         }
-        let flows = if !connection.wanted.flows {
-            None
-        } else if self.window.is_ready() {
-            Some(self.pace.ready_at())
-        } else if self.window.is_drained() && self.open_records > 0 {
-            Some(self.pace.ready_at().max(self.open_since.after(LINGER)))
-        } else {
-            None
-        };
+        let flows = connection.wanted.flows;
+        let ready = (flows && self.window.is_ready()).then(|| self.pace.ready_at());
+        let read = (flows && self.window.wants_more())
+            .then(|| self.read_at())
+            .flatten();
+        let linger = (flows && self.may_linger()).then(|| self.linger_until());
         let ping = connection.acknowledges && self.window.newest_on_the_way().is_some();
         [
-            flows,
+            ready,
+            read,
+            linger,
             ping.then(|| connection.pinged_at.after(PING_INTERVAL)),
             connection.wanted.events.then_some(connection.event_at),
             connection.wanted.listening.then_some(connection.listening_at),
@@ -331,19 +397,22 @@ impl Collector {
         }
     }
 
-    /// Whether no record waits.
+    /// Whether no record that can be read waits.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.law().waiting == 0
     }
 
-    /// Law 2.
+    /// Law 2: what was made is what can be read.
     #[must_use]
     pub fn law(&self) -> CollectorLaw {
-        let mut law = self.window.law();
-        law.made += self.open_records;
-        law.waiting += self.open_records;
-        law
+        self.window.law()
+    }
+
+    /// How far it has come, to be kept on disk.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        self.window.cursor()
     }
 
     /// Messages sent since the beginning, over all connections.
@@ -352,40 +421,104 @@ impl Collector {
         self.messages
     }
 
-    /// Octets of payload held; the batch being filled excluded.
+    /// Records a second that it is given now, at most.
+    #[must_use]
+    pub fn records_per_second(&self) -> u64 {
+        self.pace.rate()
+    }
+
+    /// Octets held: messages made and not sent, and the numbers of those that were sent; the message being filled, at
+    /// most one payload, excluded.
     #[must_use]
     pub fn held_octets(&self) -> u64 {
         self.window.held_octets()
     }
 
-    fn poll_flows(&mut self, now: KernelTime) -> Option<Transmit> {
-        let wanted = self
-            .connection
+    fn pass(&mut self, record: &FlowRecord, now: KernelTime) {
+        if record.held_from.contains(self.slot) {
+            return self.window.pass(Fate::Withheld);
+        }
+        let mut push = self.open.push(record);
+        if push == Push::Full {
+            self.seal();
+            push = self.open.push(record);
+        }
+        match push {
+            Push::Added => {
+                if self.window.open_records() == 0 {
+                    self.open_since = now;
+                }
+                self.window.pass(Fate::InMessage);
+                if self.window.open_records() >= self.message_records_max {
+                    self.seal();
+                }
+            }
+            Push::Withheld => self.window.pass(Fate::Withheld),
+            // An empty batch never says Full: it says TooLarge.
+            Push::TooLarge | Push::Full => self.window.pass(Fate::TooLarge),
+        }
+    }
+
+    /// Closes the message being filled.
+    fn seal(&mut self) {
+        if let Some(batch) = self.open.finish() {
+            self.window.seal(batch.payload);
+        }
+    }
+
+    fn forget_connection(&mut self) {
+        self.connection = None;
+        self.reading = Reading::Idle;
+        // Its records are read again.
+        drop(self.open.finish());
+    }
+
+    fn wants_flows(&self) -> bool {
+        self.connection
             .as_ref()
-            .is_some_and(|connection| connection.wanted.flows);
-        if !wanted || self.pace.ready_at() > now {
+            .is_some_and(|connection| connection.wanted.flows)
+    }
+
+    /// From when on to read; `None`: it was asked already.
+    fn read_at(&self) -> Option<KernelTime> {
+        match self.reading {
+            Reading::Idle => Some(self.pace.ready_at()),
+            Reading::Asked => None,
+            Reading::NothingUntil(at) => Some(self.pace.ready_at().max(at)),
+        }
+    }
+
+    /// Whether a message that is not full goes by time: nothing is there to fill it with.
+    fn may_linger(&self) -> bool {
+        let at_head = !self.window.has_unread() || matches!(self.reading, Reading::NothingUntil(_));
+        at_head && self.window.is_drained() && self.window.open_records() > 0
+    }
+
+    fn linger_until(&self) -> KernelTime {
+        self.pace.ready_at().max(self.open_since.after(LINGER))
+    }
+
+    fn poll_flows(&mut self, now: KernelTime) -> Option<Transmit> {
+        if !self.wants_flows() || self.pace.ready_at() > now {
             return None;
         }
-        if self.window.is_drained() && self.open_records > 0 && self.open_since.after(LINGER) <= now {
+        if self.may_linger() && self.linger_until() <= now {
             self.seal();
         }
-        let (message, batch) = {
-            let was_idle = self.window.newest_on_the_way().is_none();
-            let polled = self.window.poll_batch()?;
-            let connection = self.connection.as_mut().expect("asked above");
-            if was_idle {
-                connection.progress_at = now;
-            }
-            if connection.acknowledges {
-                connection.ping = Some(polled.1.sequence);
-            }
-            polled
-        };
+        let was_idle = self.window.newest_on_the_way().is_none();
+        let (message, outgoing) = self.window.poll_message()?;
+        let connection = self.connection.as_mut()?;
+        if was_idle {
+            connection.progress_at = now;
+        }
+        if connection.acknowledges {
+            connection.ping = Some(outgoing.last);
+        }
         self.messages += 1;
-        self.pace.handle_sent(batch.records, now);
+        self.pace.handle_sent(outgoing.records, now);
         Some(Transmit::Flows {
             id: message_id(message),
-            payload: batch.payload,
+            payload: outgoing.payload,
         })
     }
 }

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Invariants:
-//! - a flow is in `entries` exactly when its deadline is in `by_deadline`, and in `pairs` when it has both ports;
+//! - a flow in `flows` has a deadline that is in `deadlines`, and is in `pairs` when it has both ports;
 //! - the kernel's counters are cumulative: the table takes the greatest ever seen and makes deltas, so copies and
 //!   observations out of order change nothing;
 //! - `observed = reported + held + joined` after every call ([`FlowTable::law`]);
@@ -27,7 +27,9 @@
 //! Source: RFC 7011 §2 (flow), RFC 5102 §5.11 (timeouts), IPFIX element 136 (end reasons).
 
 mod counters;
+mod deadlines;
 mod entry;
+mod flows;
 mod key;
 mod ledger;
 mod listen;
@@ -35,30 +37,33 @@ mod owners;
 mod pair;
 mod past;
 pub mod record;
+mod report;
 mod sides;
+mod sockets;
 mod tcp;
 #[cfg(test)]
 mod tests;
 mod udp;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use foldhash::fast::FixedState;
 
 use crate::loss::KernelLaw;
 use crate::observe::{Cookie, Observation};
-use crate::owner::{Owner, Unknown};
-use crate::time::{KernelTime, WallOffset, WallTime};
+use crate::time::{KernelTime, WallOffset};
+use deadlines::Deadlines;
 use entry::{Flow, Kind, Step, Twin};
-use key::FlowKey;
+use flows::{Flows, Handle};
 use ledger::Ledger;
 pub use listen::Listening;
 use owners::Owners;
 use pair::PairIndex;
 pub use past::Forget;
 use past::{Past, PastTcp};
-use record::{BootId, CollectorSet, Counting, EndReason, FlowRecord, Party, Protocol, RecordId};
+use record::{BootId, EndReason, FlowRecord, Protocol};
+use sockets::TcpSockets;
 use udp::UdpSockets;
 
 /// Longest time from a flow's start to its first record, whatever the options say.
@@ -126,33 +131,24 @@ impl TableOptions {
     }
 }
 
-/// A record whose times are the kernel's.
-#[derive(Debug)]
-struct Draft {
-    record: FlowRecord,
-    start: KernelTime,
-    delta_start: KernelTime,
-    end: KernelTime,
-}
-
 /// All flows of this host that are going on.
 #[derive(Debug)]
 pub struct FlowTable {
     options: TableOptions,
-    entries: HashMap<FlowKey, Box<Flow>, FixedState>,
-    by_deadline: BTreeSet<(KernelTime, FlowKey)>,
+    flows: Flows,
+    deadlines: Deadlines,
     /// In order of arrival; flows that left are skipped.
-    by_age: VecDeque<FlowKey>,
+    by_age: VecDeque<Handle>,
     pairs: PairIndex,
+    tcp: TcpSockets,
     udp: UdpSockets,
-    /// TCP sockets whose flow in the table is not their first.
-    resumed: BTreeMap<Cookie, u32>,
     listeners: listen::Listeners,
     past: Past,
     owners: Owners,
     ledger: Ledger,
     due: VecDeque<Cookie>,
-    records: VecDeque<Box<Draft>>,
+    /// Their times are the kernel's until they are polled.
+    records: VecDeque<FlowRecord>,
     now: KernelTime,
     /// Set while all flows are being ended.
     ending: bool,
@@ -173,12 +169,12 @@ impl FlowTable {
         let hasher = FixedState::with_seed(seed(low) ^ seed(high).rotate_left(32));
         Self {
             options: options.within_bounds(),
-            entries: HashMap::with_hasher(hasher.clone()),
-            by_deadline: BTreeSet::new(),
+            flows: Flows::default(),
+            deadlines: Deadlines::default(),
             by_age: VecDeque::new(),
             pairs: PairIndex::new(&hasher),
+            tcp: TcpSockets::new(&hasher),
             udp: UdpSockets::default(),
-            resumed: BTreeMap::new(),
             listeners: listen::Listeners::new(&hasher),
             past: Past::new(&hasher),
             owners: Owners::new(&hasher),
@@ -195,12 +191,12 @@ impl FlowTable {
     pub fn set_options(&mut self, options: TableOptions) {
         let boot = self.options.boot;
         self.options = TableOptions { boot, ..options }.within_bounds();
-        while self.entries.len() > self.options.max_flows {
+        while self.flows.len() > self.options.max_flows {
             self.evict_oldest(self.now);
         }
-        let keys: Vec<_> = self.entries.keys().copied().collect();
-        for key in keys {
-            self.arm(key);
+        let all: Vec<_> = self.flows.iter().map(|(handle, _)| handle).collect();
+        for handle in all {
+            self.arm(handle);
         }
     }
 
@@ -217,24 +213,26 @@ impl FlowTable {
     /// Does what is due at `now`, as far as there is room for its records ([`RECORDS_WAITING_MAX`]).
     pub fn handle_timeout(&mut self, now: KernelTime) {
         self.now = self.now.max(now);
-        while self.records.len() < RECORDS_WAITING_MAX {
-            let Some(&(deadline, key)) = self.by_deadline.first() else {
-                break;
-            };
-            if deadline > now {
-                break;
+        while self.records.len() < RECORDS_WAITING_MAX
+            && let Some((deadline, handle)) = self.deadlines.pop(now)
+        {
+            let flow = self.flows.get_mut(handle);
+            if let Some(flow) = flow.filter(|flow| flow.deadline == Some(deadline)) {
+                flow.deadline = None;
+                self.handle_deadline(handle, now);
             }
-            self.handle_deadline(key, now);
         }
+        self.tcp.expire(now);
         while let Some(cookie) = self.past.expire(now) {
             self.udp.bury(cookie, self.past.baseline_before > KernelTime(0));
         }
     }
 
-    /// When to call [`FlowTable::handle_timeout`] again; may lie in the past when records wait to be polled.
+    /// When to call [`FlowTable::handle_timeout`] again; may lie in the past when records wait to be polled, and before
+    /// there is anything to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<KernelTime> {
-        self.by_deadline.first().map(|&(deadline, _)| deadline)
+        self.deadlines.first()
     }
 
     /// Appends at most `max` TCP sockets whose counters are wanted: each once, the longest waiting first.
@@ -243,10 +241,19 @@ impl FlowTable {
         while room > 0
             && let Some(cookie) = self.due.pop_front()
         {
-            if !self.past.is_dead(cookie) && !self.past.has_left(cookie) {
+            if self.can_tell_more(cookie) {
                 out.push(cookie);
                 room -= 1;
             }
+        }
+    }
+
+    /// Whether the counters of a TCP socket may say what is not known: not once its end was told, nor when its flow left
+    /// a full table.
+    fn can_tell_more(&self, cookie: Cookie) -> bool {
+        match self.tcp.flow(cookie) {
+            Some(handle) => self.flows.get(handle).is_some_and(|flow| flow.ended.is_none()),
+            None => !self.tcp.is_dead(cookie) && !self.past.has_left(cookie),
         }
     }
 
@@ -259,18 +266,17 @@ impl FlowTable {
     pub fn poll_record(&mut self, offset: WallOffset) -> Option<FlowRecord> {
         while self.records.is_empty() && self.ending {
             match self.by_age.pop_front() {
-                Some(key) if self.entries.contains_key(&key) => {
-                    self.finish(key, self.now, EndReason::ForcedEnd)
+                Some(handle) if self.flows.contains(handle) => {
+                    self.finish(handle, self.now, EndReason::ForcedEnd)
                 }
                 Some(_) => {}
                 None => self.ending = false,
             }
         }
-        let draft = self.records.pop_front()?;
-        let mut record = draft.record;
-        record.start = offset.wall(draft.start);
-        record.delta_start = offset.wall(draft.delta_start);
-        record.end = offset.wall(draft.end);
+        let mut record = self.records.pop_front()?;
+        for time in [&mut record.start, &mut record.delta_start, &mut record.end] {
+            *time = offset.wall(KernelTime(time.0));
+        }
         Some(record)
     }
 
@@ -289,7 +295,7 @@ impl FlowTable {
     /// Flows in the table, silent twins included.
     #[must_use]
     pub fn flows(&self) -> usize {
-        self.entries.len()
+        self.flows.len()
     }
 
     /// Observations of TCP sockets whose last record had been made: copies, or later than [`SETTLE`] allows.
@@ -321,99 +327,94 @@ impl FlowTable {
     /// Asks for the counters of every TCP socket in the table, for last records that are whole.
     pub fn want_all(&mut self) {
         let tcp = self
-            .entries
+            .flows
             .iter()
             .filter(|(_, flow)| matches!(flow.kind, Kind::Tcp(_)));
-        self.due = tcp.map(|(key, _)| key.cookie).collect();
+        self.due = tcp.map(|(_, flow)| flow.key.cookie).collect();
     }
 
-    /// Puts a flow into all orders.
-    fn insert(&mut self, key: FlowKey, flow: Flow) {
-        if let Some(pair) = flow.pair_key() {
-            self.pairs.insert(pair, key);
+    /// Puts a flow into all orders but that of deadlines: [`FlowTable::arm`] does, once all that was seen is in.
+    fn insert(&mut self, flow: Flow) -> Handle {
+        let handle = self.flows.insert(flow);
+        self.pairs.insert(handle, &mut self.flows);
+        let flows = &self.flows;
+        while self.by_age.front().is_some_and(|&oldest| !flows.contains(oldest)) {
+            self.by_age.pop_front();
         }
-        self.by_age.push_back(key);
         if self.by_age.len() > 2 * self.options.max_flows {
-            let entries = &self.entries;
-            self.by_age
-                .retain(|held| entries.contains_key(held) || *held == key);
+            self.by_age.retain(|&held| flows.contains(held));
         }
-        self.entries.insert(key, Box::new(flow));
-        self.arm(key);
+        self.by_age.push_back(handle);
+        handle
     }
 
-    /// Brings a flow's place in `by_deadline` forward if its state asks for it; a later deadline is found when the
-    /// earlier one has passed, which saves moving each flow at each sight.
-    fn arm(&mut self, key: FlowKey) {
-        let Some(flow) = self.entries.get_mut(&key) else {
+    /// Gives a flow its place in `deadlines`, or an earlier one if its state asks for it; a later deadline is found when
+    /// the earlier one has passed, which saves moving each flow at each sight.
+    fn arm(&mut self, handle: Handle) {
+        let Some(flow) = self.flows.get_mut(handle) else {
             return;
         };
         let deadline = flow.next_deadline(&self.options);
-        if flow.deadline.is_some_and(|held| held <= deadline) {
-            return;
+        if flow.deadline.is_none_or(|held| held > deadline) {
+            flow.deadline = Some(deadline);
+            self.deadlines.insert(deadline, handle);
         }
-        if let Some(held) = flow.deadline.replace(deadline) {
-            self.by_deadline.remove(&(held, key));
-        }
-        self.by_deadline.insert((deadline, key));
     }
 
-    /// Does what one flow wants at its deadline, and gives it the next one.
-    fn handle_deadline(&mut self, key: FlowKey, now: KernelTime) {
-        let Some(flow) = self.entries.get_mut(&key) else {
+    /// Does what one flow wants at its deadline, which it no longer has, and gives it the next one.
+    fn handle_deadline(&mut self, handle: Handle, now: KernelTime) {
+        let Some(flow) = self.flows.get_mut(handle) else {
             return;
         };
-        if let Some(held) = flow.deadline.take() {
-            self.by_deadline.remove(&(held, key));
-        }
         match flow.step(now, &self.options) {
             Step::Wait => {}
             Step::Snap => {
                 flow.mark_asked(now);
-                self.want(key.cookie);
+                let cookie = flow.key.cookie;
+                self.want(cookie);
             }
             Step::Fresh => flow.asked = true,
-            Step::Record => self.handle_record_due(key, now),
-            Step::End => self.finish(key, now, EndReason::IdleTimeout),
+            Step::Record => self.handle_record_due(handle, now),
+            Step::End => return self.finish(handle, now, EndReason::IdleTimeout),
         }
-        self.arm(key);
+        self.arm(handle);
     }
 
-    fn handle_record_due(&mut self, key: FlowKey, now: KernelTime) {
-        if self.entries.get(&key).is_some_and(|flow| flow.twin == Twin::Open) {
-            self.seek_twin(key);
+    fn handle_record_due(&mut self, handle: Handle, now: KernelTime) {
+        if self.flows.get(handle).is_some_and(|flow| flow.twin == Twin::Open) {
+            self.seek_twin(handle);
         }
-        let Some(flow) = self.entries.get_mut(&key) else {
+        let Some(flow) = self.flows.get_mut(handle) else {
             return;
         };
         let speaks = flow.is_worth_a_record(now, &self.options);
         flow.schedule(now, &self.options);
         if speaks {
-            self.report(key, now, EndReason::ActiveTimeout);
+            self.report(handle, now, EndReason::ActiveTimeout);
         }
     }
 
     /// Makes the last record, if the flow speaks, and takes it out; `reason` counts when it has not ended by itself.
-    fn finish(&mut self, key: FlowKey, now: KernelTime, reason: EndReason) {
-        let Some(flow) = self.entries.get(&key) else {
+    fn finish(&mut self, handle: Handle, now: KernelTime, reason: EndReason) {
+        let Some(flow) = self.flows.get(handle) else {
             return;
         };
         if flow.twin == Twin::Open {
-            self.seek_twin(key);
+            self.seek_twin(handle);
         }
-        let Some(flow) = self.entries.get(&key) else {
+        let Some(flow) = self.flows.get(handle) else {
             return;
         };
         let reason = flow.ended.map_or(reason, |ended| ended.reason);
         if !flow.is_silent() {
-            self.report(key, now, reason);
+            self.report(handle, now, reason);
         }
-        self.remove(key, now);
+        self.remove(handle, now);
     }
 
     /// Ends the oldest flows until one more has room.
     fn make_room(&mut self, now: KernelTime) {
-        while self.entries.len() >= self.options.max_flows {
+        while self.flows.len() >= self.options.max_flows {
             self.evict_oldest(now);
         }
     }
@@ -423,7 +424,7 @@ impl FlowTable {
         let Some(oldest) = self.by_age.pop_front() else {
             return;
         };
-        let Some(flow) = self.entries.get(&oldest) else {
+        let Some(flow) = self.flows.get(oldest) else {
             return;
         };
         let (speaker, silent) = match flow.twin {
@@ -439,156 +440,70 @@ impl FlowTable {
     }
 
     /// Takes a silent flow out before its leader.
-    fn detach(&mut self, follower: FlowKey, now: KernelTime) {
-        let leader = match self.entries.get(&follower).map(|flow| flow.twin) {
+    fn detach(&mut self, follower: Handle, now: KernelTime) {
+        let leader = match self.flows.get(follower).map(|flow| flow.twin) {
             Some(Twin::Follows(leader)) => leader,
             _ => return,
         };
         self.remove(follower, now);
-        if let Some(flow) = self.entries.get_mut(&leader) {
+        if let Some(flow) = self.flows.get_mut(leader) {
             flow.twin = Twin::Alone;
         }
     }
 
     /// Takes a flow out of all orders, tells its twin, and keeps what must not be counted again.
-    fn remove(&mut self, key: FlowKey, now: KernelTime) {
-        let Some(flow) = self.entries.remove(&key) else {
+    fn remove(&mut self, handle: Handle, now: KernelTime) {
+        let Some(flow) = self.flows.get(handle) else {
             return;
         };
-        if let Some(deadline) = flow.deadline {
-            self.by_deadline.remove(&(deadline, key));
-        }
-        if let Some(pair) = flow.pair_key() {
-            self.pairs.remove(pair, key);
-        }
+        let cookie = flow.key.cookie;
         let end = flow.ended.map_or(flow.newest, |ended| ended.at);
-        match flow.twin {
+        let twin = flow.twin;
+        if matches!(twin, Twin::Open | Twin::Alone) && flow.peer.is_none() {
+            self.past.spoken.remember(flow, end);
+        }
+        let hanging = (flow.pair, flow.next_in_pair);
+        match flow.kind {
+            Kind::Udp(_) => self.keep_peer(handle),
+            Kind::Tcp(tcp) => {
+                self.tcp.remove(cookie);
+                if flow.ended.is_some() || self.ending {
+                    self.bury_tcp(cookie, now);
+                } else {
+                    let past = PastTcp {
+                        stream: flow.key.stream,
+                        opened: tcp.opened,
+                        seen: flow.seen,
+                        retransmits: tcp.retransmits,
+                        silent: matches!(twin, Twin::Orphan(_)),
+                    };
+                    self.past.keep_tcp(cookie, past, self.options.max_flows);
+                }
+            }
+        }
+        self.flows.remove(handle);
+        self.pairs.remove(handle, hanging, &mut self.flows);
+        if self.flows.len() == 0 {
+            self.deadlines.clear();
+        }
+        match twin {
             Twin::Leads(follower) => {
-                if let Some(twin) = self.entries.get_mut(&follower) {
+                if let Some(twin) = self.flows.get_mut(follower) {
                     twin.twin = Twin::Orphan(end);
                 }
             }
             Twin::Follows(leader) => {
-                if let Some(twin) = self.entries.get_mut(&leader) {
+                if let Some(twin) = self.flows.get_mut(leader) {
                     twin.twin = Twin::Alone;
                 }
             }
-            Twin::Open | Twin::Alone if flow.peer.is_none() => self.past.spoken.remember(&flow, end),
             Twin::Open | Twin::Alone | Twin::Orphan(_) => {}
         }
-        match flow.kind {
-            Kind::Udp(_) => self.keep_peer(key, &flow),
-            Kind::Tcp(tcp) => {
-                self.resumed.remove(&key.cookie);
-                if flow.ended.is_some() || self.ending {
-                    self.past.bury(key.cookie, now);
-                } else {
-                    let past = PastTcp {
-                        stream: key.stream,
-                        opened: tcp.opened,
-                        seen: flow.seen,
-                        retransmits: tcp.retransmits,
-                        silent: matches!(flow.twin, Twin::Orphan(_)),
-                    };
-                    self.past.keep_tcp(key.cookie, past, self.options.max_flows);
-                }
-            }
-        }
     }
 
-    /// Makes a record of what a flow did since the last one.
-    fn report(&mut self, key: FlowKey, now: KernelTime, reason: EndReason) {
-        let Some(flow) = self.entries.get(&key) else {
-            return;
-        };
-        let local_initiates = flow
-            .local_initiates
-            .or_else(|| flow.initiates())
-            .unwrap_or_else(|| self.infer_initiates(flow));
-        let owner = match flow.kind {
-            Kind::Udp(_) => self.udp.by_cookie.get(&key.cookie).map(|socket| &socket.owner),
-            Kind::Tcp(_) => None,
-        };
-        let local = Party {
-            endpoint: flow.tuple.local,
-            owner: Owner::clone(owner.unwrap_or(&flow.owner)),
-        };
-        let remote = Party {
-            endpoint: flow.tuple.remote,
-            owner: remote_owner(flow),
-        };
-        let (initiator, responder) = if local_initiates {
-            (local, remote)
-        } else {
-            (remote, local)
-        };
-        let delta = flow.unreported();
-        let end = end_of_span(flow, delta.is_zero(), reason);
-        let record = FlowRecord {
-            id: RecordId {
-                boot: self.options.boot,
-                cookie: key.cookie,
-                stream: key.stream,
-                part: flow.part + 1,
-            },
-            first: flow.part == 0,
-            protocol: flow.protocol(),
-            initiator,
-            responder,
-            initiator_seen: !flow.backfilled && flow.initiates().is_some(),
-            backfilled: flow.backfilled,
-            netns: flow.tuple.netns,
-            counting: Counting::Delta,
-            delta: delta.oriented(local_initiates),
-            total: flow.seen.minus(flow.base()).oriented(local_initiates),
-            start: WallTime(0),
-            delta_start: WallTime(0),
-            end: WallTime(0),
-            tcp: flow.figures(local_initiates),
-            reason,
-            held_from: CollectorSet::default(),
-        };
-        self.records.push_back(Box::new(Draft {
-            record,
-            start: flow.start,
-            delta_start: flow.reported_until,
-            end,
-        }));
-        self.ledger.report(delta);
-        if let Some(flow) = self.entries.get_mut(&key) {
-            flow.local_initiates = Some(local_initiates);
-            flow.mark_reported(now, end);
-            if flow.twin == Twin::Open {
-                flow.twin = Twin::Alone;
-            }
-        }
-    }
-
-    /// Who began a connection older than the agent: not the end that listens, else the one with the higher port.
-    fn infer_initiates(&self, flow: &Flow) -> bool {
-        let tuple = &flow.tuple;
-        !self.listeners.listens(tuple.netns, tuple.local.port) && tuple.local.port >= tuple.remote.port
-    }
-}
-
-/// End of the span that a record covers. An open TCP socket that was read and had nothing to tell is alive until then.
-fn end_of_span(flow: &Flow, silent: bool, reason: EndReason) -> KernelTime {
-    let end = match (flow.kind, flow.ended) {
-        (Kind::Tcp(_), Some(ended)) => ended.at,
-        (Kind::Tcp(_), None) if silent && reason == EndReason::ActiveTimeout => flow.read_at,
-        (Kind::Tcp(_) | Kind::Udp(_), _) => flow.newest,
-    };
-    end.max(flow.newest).max(flow.reported_until)
-}
-
-/// Who is at the end that this flow's socket is not.
-fn remote_owner(flow: &Flow) -> Owner {
-    let remote = flow.tuple.remote.address;
-    match &flow.peer {
-        Some(peer) => Owner::clone(&peer.owner),
-        None if remote.is_loopback() || remote == flow.tuple.local.address => {
-            Owner::unknown(Unknown::NotSeen)
-        }
-        None => Owner::unknown(Unknown::Remote),
+    /// A TCP socket without a flow ended.
+    fn bury_tcp(&mut self, cookie: Cookie, now: KernelTime) {
+        self.past.bury_tcp(cookie);
+        self.tcp.bury(cookie, now);
     }
 }

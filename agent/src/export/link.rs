@@ -2,7 +2,7 @@
 //!
 //! Moves octets between the socket and the ZMTP peer, and events between the peer and the collector's machine. Never
 //! waits for one direction: what cannot be written stays pending here, at most [`OUTPUT_OCTETS`] and one message, and
-//! nothing more is asked of the machine until it is gone. That is the back-pressure: the machine's queue fills instead.
+//! nothing more is asked of the machine until it is gone. That is the back-pressure: the machine then reads nothing more.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,6 +17,7 @@ use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
 use super::health::{Health, tcp_facts};
+use super::source::Source;
 
 /// Limit of greeting and handshake together. Some round-trips of the farthest line; the operator reads why at double.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,8 +31,14 @@ const OUTPUT_OCTETS: usize = 64 * 1024;
 /// Octets read at once. A collector sends little: subscriptions and PONGs.
 const READ_OCTETS: usize = 16 * 1024;
 
-/// Rounds of gathering and writing, or of reading, before other sources get their turn.
-const ROUNDS_MAX: usize = 16;
+/// Rounds of reading before other sources get their turn.
+const READ_ROUNDS_MAX: usize = 16;
+
+/// Rounds of gathering and writing before other sources get their turn: some 1,000 records, a few milliseconds.
+const WRITE_ROUNDS_MAX: usize = 4;
+
+/// Values decoded for one write. They fill it several times over, unless nothing in them is for this collector.
+const VALUES_MAX: usize = 16;
 
 /// How message headers are written.
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +137,7 @@ impl Link {
     /// Reads what has come and tells the machine.
     pub(super) fn read(&mut self, collector: &mut Collector, now: KernelTime) -> Result<(), LinkEnd> {
         let mut octets = [0; READ_OCTETS];
-        for _ in 0..ROUNDS_MAX {
+        for _ in 0..READ_ROUNDS_MAX {
             match self.stream.try_read(&mut octets) {
                 Ok(0) => return Err(self.closed(None)),
                 Ok(count) => {
@@ -146,17 +153,18 @@ impl Link {
         Ok(())
     }
 
-    /// Writes what is pending and what the machine has for now; `true`: there may be more at once. `announcement`
-    /// makes the payload of an announcement, or none.
+    /// Writes what is pending and what the machine has for now, reading from `source` as it wants; `true`: there may be
+    /// more at once. `announcement` makes the payload of an announcement, or none.
     pub(super) fn write(
         &mut self,
         collector: &mut Collector,
+        source: &mut Source,
         now: KernelTime,
         mut announcement: impl FnMut(&Collector, Topic) -> Option<Bytes>,
     ) -> Result<bool, LinkEnd> {
-        for _ in 0..ROUNDS_MAX {
+        for _ in 0..WRITE_ROUNDS_MAX {
             if self.pending.is_empty() {
-                self.gather(collector, now, &mut announcement);
+                self.gather(collector, source, now, &mut announcement);
             }
             if self.pending.is_empty() {
                 collector.handle_written(now);
@@ -179,9 +187,11 @@ impl Link {
     fn gather(
         &mut self,
         collector: &mut Collector,
+        source: &mut Source,
         now: KernelTime,
         announcement: &mut impl FnMut(&Collector, Topic) -> Option<Bytes>,
     ) {
+        let mut values = 0;
         while self.peer.output_octets() < OUTPUT_OCTETS {
             match collector.poll_transmit(now) {
                 Some(Transmit::Flows { id, payload }) => {
@@ -196,6 +206,7 @@ impl Link {
                     }
                 }
                 Some(Transmit::Ping(context)) => self.peer.ping(0, &context),
+                None if values < VALUES_MAX && source.feed(collector, now) => values += 1,
                 None => break,
             }
         }

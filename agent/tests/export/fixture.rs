@@ -1,10 +1,11 @@
 //! Records with numbers, an exporter under test, and what a collector got.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
-use flowtilla_agent::export::{Announcements, ExporterOptions, Intake, exporter};
+use flowtilla_agent::export::{Announcements, Exporter, ExporterOptions};
+use flowtilla_agent::spool::{Spool, SpoolOptions};
 use flowtilla_agent::status::{CollectorState, CollectorStatus};
 use flowtilla_agent_core::encode::event::EventFields;
 use flowtilla_agent_core::encode::header::{self, Header, Topic};
@@ -15,6 +16,7 @@ use flowtilla_agent_core::flow::record::{
 };
 use flowtilla_agent_core::observe::{Cookie, Endpoint, NetNs};
 use flowtilla_agent_core::owner::{Owner, Unknown};
+use flowtilla_agent_core::spool::value::{Builder, Pushed};
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::collector::Collector;
 use flowtilla_proto::ids::SourceId;
@@ -68,7 +70,8 @@ pub(crate) struct Setup {
     pub(crate) endpoint: String,
     pub(crate) server_key: Option<&'static str>,
     pub(crate) window_octets: u64,
-    pub(crate) queue_octets_max: u64,
+    /// Whether the spool ends with the exporter.
+    pub(crate) ephemeral: bool,
     pub(crate) grace: Duration,
     pub(crate) on_restart: wire::OnCollectorRestart,
 }
@@ -79,7 +82,7 @@ impl Setup {
             endpoint,
             server_key: None,
             window_octets: 4 << 20,
-            queue_octets_max: 256 << 20,
+            ephemeral: false,
             grace: PATIENCE,
             on_restart: wire::OnCollectorRestart::Replay,
         }
@@ -93,14 +96,27 @@ impl Setup {
 /// A running exporter.
 pub(crate) struct Running {
     pub(crate) runtime: Runtime,
-    pub(crate) intake: Option<Intake>,
     pub(crate) status: watch::Receiver<CollectorStatus>,
+    spool: Spool,
+    builder: Builder,
+    next: u64,
+    stop: watch::Sender<Option<u64>>,
     task: JoinHandle<CollectorStatus>,
     _announcements: watch::Sender<Announcements>,
+    _directory: Option<tempfile::TempDir>,
 }
 
 impl Running {
+    /// Over a new spool.
     pub(crate) fn start(setup: &Setup) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut running = Self::start_in(directory.path(), setup);
+        running._directory = Some(directory);
+        running
+    }
+
+    /// Over the spool in this directory.
+    pub(crate) fn start_in(directory: &Path, setup: &Setup) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -123,35 +139,55 @@ impl Running {
                 loopback: Loopback::Omit,
                 ..TlvOptions::default()
             },
-            queue_records_max: 4_000_000,
-            queue_octets_max: setup.queue_octets_max,
             grace: setup.grace,
+            ephemeral: setup.ephemeral,
             seed: 1,
         };
         let (announcements, announced) = watch::channel(announcements());
-        let (intake, exporter) = exporter(options, announced);
+        let (spool, opened) = Spool::open(SpoolOptions::in_directory(directory.join("spool"))).unwrap();
+        let (stop, stopped) = watch::channel(None);
+        let reader = spool.reader(&options.collector.name);
+        let exporter = Exporter::new(options, reader, announced, stopped);
         let status = exporter.status();
         let task = runtime.spawn(exporter.run());
         Self {
             runtime,
-            intake: Some(intake),
             status,
+            spool,
+            builder: Builder::default(),
+            next: opened.next,
+            stop,
             task,
             _announcements: announcements,
+            _directory: None,
         }
     }
 
-    /// Offers records in portions, each only when the one before is in the exporter's queue: none overflows.
+    /// Appends records, each portion when the disk has the one before: none falls out of memory.
     pub(crate) fn feed(&mut self, numbers: std::ops::Range<u32>) {
         let numbers: Vec<u32> = numbers.collect();
-        for portion in numbers.chunks(4_000) {
-            let made = self.status.borrow().law.made;
-            for &number in portion {
-                self.intake.as_ref().unwrap().offer(Arc::new(record(number)));
+        for portion in numbers.chunks(20_000) {
+            self.append(portion.iter().map(|&number| record(number)));
+        }
+    }
+
+    /// Appends records and waits until the exporter may read them.
+    pub(crate) fn append(&mut self, records: impl IntoIterator<Item = FlowRecord>) {
+        for record in records {
+            if self.builder.push(&record) == Pushed::Full {
+                self.seal();
+                assert_eq!(self.builder.push(&record), Pushed::Added);
             }
-            self.wait_for("records absorbed", |status| {
-                status.law.made == made + portion.len() as u64
-            });
+        }
+        self.seal();
+        let made = self.next - 1;
+        self.wait_for("records readable", |status| status.law.made >= made);
+    }
+
+    fn seal(&mut self) {
+        while let Some(value) = self.builder.seal(self.next) {
+            self.next = value.last() + 1;
+            self.spool.append(value);
         }
     }
 
@@ -193,17 +229,30 @@ impl Running {
         });
     }
 
-    /// Ends the input and waits for the exporter.
-    pub(crate) fn stop(mut self) -> CollectorStatus {
-        self.intake = None;
+    /// Ends the exporter, the spool after it, and checks that nothing waits.
+    pub(crate) fn stop(self) -> CollectorStatus {
+        let status = self.end();
+        assert_eq!(status.law.waiting, 0, "nothing waits at the end");
+        status
+    }
+
+    /// Ends the exporter, and the spool after it.
+    pub(crate) fn end(mut self) -> CollectorStatus {
+        self.stop.send_replace(Some(self.next - 1));
         let task = &mut self.task;
         let ended = self
             .runtime
             .block_on(async { tokio::time::timeout(PATIENCE * 2, task).await });
         let status = ended.expect("the exporter ends").expect("it does not panic");
         assert_eq!(status.law.missing(), 0, "law 2: {status:?}");
-        assert_eq!(status.law.waiting, 0, "nothing waits at the end");
+        assert!(self.spool.close(PATIENCE), "the spool closes");
         status
+    }
+
+    /// Ends all of it as a kill does: no stop, no close.
+    pub(crate) fn kill(self) {
+        self.task.abort();
+        drop(self.spool);
     }
 }
 
@@ -271,6 +320,14 @@ impl Got {
             Topic::Event => self.events += 1,
             Topic::ListeningPorts => self.listening += 1,
             _ => self.numbers.extend(numbers(payload)),
+        }
+    }
+
+    /// Numbers of the records of any message.
+    pub(crate) fn numbers_of(frames: &[Vec<u8>]) -> Vec<u32> {
+        match header::decode(&frames[0]).unwrap().topic {
+            Topic::Flow => numbers(&frames[1]),
+            _ => Vec::new(),
         }
     }
 

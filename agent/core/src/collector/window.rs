@@ -1,21 +1,26 @@
-//! What one collector has, may have, and is still to get: batches under sequence numbers, and two marks.
+//! What one collector has, may have, and is still to get: sequences and two marks, no payloads.
 //!
-//! In: sealed batches, and what happens on the connection. Out: the batch to send next. Reads no clock, keeps no
-//! message header. Sequences are u64 and never come again; a disk can take the place of the memory behind them.
+//! In: what becomes of the sequences one by one, sealed messages, and what happens on the connection. Out: the message to
+//! send next, and the [`Cursor`]. Reads no clock, keeps no message header. Whatever was sent is only numbers here: what is
+//! to be sent once more is read once more.
 //!
 //! ```text
-//!        read              taken            sent
-//!   ──────┤ at risk ─────────┤ on the way ────┤ unsent ───────►  sequence
-//!   gone   kept for a restart  kept for a break  to be sent
+//!        read              taken             sent     passed         newest
+//!   ──────┤ at risk ─────────┤ on the way ─────┤ sealed, open ┤ unread ──┤ ───►  sequence
+//!   gone   again at a restart  again at a break            in memory   on disk
 //! ```
 //! *taken*: the newest PONG: the collector's process has everything up to it. *read*: what lies [`READ_SLACK_MESSAGES`]
 //! of any kind before it on this connection: that process has handled it, because its queue is no longer than that.
 //! What earlier connections carried counts as read when this one is twice that far: such queues are read by turns;
 //! until then it holds back what came after it.
-//! A link that breaks puts what is on the way back before the unsent; a collector that restarted also what is at risk.
+//! A link that breaks goes back to *taken*, a collector that restarted to *read*. After a start nothing of this is known:
+//! a new process begins at the cursor's *taken*, and goes back to its *read* when the collector turns out to be gone.
 //!
-//! Invariants: `made = taken + waiting + Σ dropped` after each call; payloads held ≤ `queue_octets_max`, records waiting
-//! ≤ `queue_records_max`; at these bounds copies kept for a restart go first, then the oldest unsent batch, counted.
+//! What became of a record (sent, withheld, lost, too large) is noted with the message that passes it, enters the law
+//! when that message is taken, and leaves it when *taken* goes back: read twice, it still counts once.
+//! Invariants, after each call: `begin ≤ read ≤ taken ≤ passed ≤ newest`; `made = newest - begin`,
+//! `waiting = newest - taken`, `taken records + evicted + Σ dropped = taken - begin`; [`Cursor::at_risk`] is what became
+//! of the records after *read* up to *taken*.
 //! Source: design section 5; libzmq's receive queue of 1,000 messages (ZMQ_RCVHWM).
 
 use std::collections::VecDeque;
@@ -23,6 +28,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::loss::{CollectorLaw, DropPoint};
+use crate::spool::{Cursor, LostCause, Passed};
 
 /// Messages of any kind that a collector's process may have taken and not handled.
 ///
@@ -30,23 +36,10 @@ use crate::loss::{CollectorLaw, DropPoint};
 /// loop. Half of it loses up to 500 messages when a busy collector is killed; double it doubles what comes twice.
 pub const READ_SLACK_MESSAGES: u64 = 1_100;
 
-/// Octets that a held batch costs beside its payload, for the bounds.
-pub const BATCH_OVERHEAD_OCTETS: u64 = 64;
+/// Octets that a message costs beside its payload, for the bounds: its numbers, kept until it is read.
+pub const MESSAGE_OVERHEAD_OCTETS: u64 = 96;
 
-/// What may be held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WindowLimits {
-    /// Most octets sent and not known to be taken; a single batch may always be.
-    pub window_octets: u64,
-    /// Most records waiting: unsent, or sent and not known to be taken.
-    pub queue_records_max: u64,
-    /// Most octets of payload held for any purpose, [`BATCH_OVERHEAD_OCTETS`] a batch included.
-    pub queue_octets_max: u64,
-    /// Of these, most octets for a collector's restart.
-    pub replay_octets_max: u64,
-}
-
-/// What becomes of batches at risk when the collector restarted.
+/// What becomes of records at risk when the collector restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnRestart {
     /// They are sent again.
@@ -55,313 +48,409 @@ pub enum OnRestart {
     Skip,
 }
 
-/// A batch that goes out.
+/// What becomes of one record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is in the message being filled.
+    InMessage,
+    /// The policy keeps it from this collector.
+    Withheld,
+    /// No message can carry it.
+    TooLarge,
+}
+
+/// A message that goes out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outgoing {
-    /// Its sequence, from 1.
-    pub sequence: u64,
+    /// The last sequence that it completes.
+    pub last: u64,
     /// Records in it.
     pub records: u32,
     /// The payload.
     pub payload: Bytes,
 }
 
+struct Sealed {
+    last: u64,
+    passed: Passed,
+    payload: Bytes,
+}
+
 struct Sent {
-    sequence: u64,
-    records: u32,
-    /// Number of its message on this connection, from 1; `None`: it went over an earlier one.
-    message: Option<u64>,
-    /// `None`: at risk, and no longer held.
-    payload: Option<Bytes>,
+    last: u64,
+    /// Its number on this connection, from 1.
+    message: u64,
+    octets: u64,
+    /// What became of the records after the message before it up to `last`.
+    passed: Passed,
 }
 
 /// The window of one collector. See the module.
 pub struct Window {
-    limits: WindowLimits,
+    octets_max: u64,
     on_restart: OnRestart,
-    unsent: VecDeque<Outgoing>,
-    /// At risk, then on the way; ascending by sequence.
-    sent: VecDeque<Sent>,
-    newest: u64,
+    begin: u64,
+    read: u64,
     taken: u64,
+    passed: u64,
+    newest: u64,
+    /// What became of the records up to `taken`; `made` and `waiting` stay 0 here.
+    law: CollectorLaw,
+    /// Of these, what became of the records after `read`.
+    at_risk: Passed,
+    /// Of these again, what earlier connections carried.
+    earlier: Passed,
+    /// Where `earlier` ends; `read` when it is empty.
+    earlier_last: u64,
+    /// At risk, then on the way; all over this connection, ascending.
+    sent: VecDeque<Sent>,
+    sealed: VecDeque<Sealed>,
+    /// What becomes of the records after the last sealed message up to `passed`.
+    open: Passed,
     /// Messages of any kind sent on this connection.
     messages: u64,
-    /// Records at risk of earlier connections that are not even remembered by batch.
-    forgotten: u64,
     on_the_way_octets: u64,
-    at_risk_octets: u64,
-    unsent_octets: u64,
-    law: CollectorLaw,
 }
 
 impl Window {
-    /// An empty window without a connection.
+    /// A window without a connection that goes on from `cursor`. At most `octets_max` are on the way; a single message
+    /// always may.
     #[must_use]
-    pub fn new(limits: WindowLimits, on_restart: OnRestart) -> Self {
+    pub fn new(octets_max: u64, on_restart: OnRestart, cursor: &Cursor) -> Self {
+        let taken = cursor.taken.max(cursor.begin);
+        let read = cursor.read.clamp(cursor.begin, taken);
+        let at_risk = if read < taken {
+            cursor.at_risk
+        } else {
+            Passed::default()
+        };
         Self {
-            limits,
+            octets_max,
             on_restart,
-            unsent: VecDeque::new(),
+            begin: cursor.begin,
+            read,
+            taken,
+            passed: taken,
+            newest: taken,
+            law: CollectorLaw {
+                made: 0,
+                waiting: 0,
+                ..cursor.law
+            },
+            at_risk,
+            earlier: at_risk,
+            earlier_last: taken,
             sent: VecDeque::new(),
-            newest: 0,
-            taken: 0,
+            sealed: VecDeque::new(),
+            open: Passed::default(),
             messages: 0,
-            forgotten: 0,
             on_the_way_octets: 0,
-            at_risk_octets: 0,
-            unsent_octets: 0,
-            law: CollectorLaw::default(),
         }
     }
 
-    /// Queues a batch; at the bounds the oldest unsent one goes.
-    pub fn queue(&mut self, payload: Bytes, records: u32) {
-        self.newest += 1;
-        let batch = Outgoing {
-            sequence: self.newest,
-            records,
+    /// Sequences up to this one can be read. A smaller one than before is no news.
+    pub fn handle_readable(&mut self, newest: u64) {
+        self.newest = self.newest.max(newest);
+    }
+
+    /// The last sequence of which it is known here what becomes of it: reading goes on behind it.
+    #[must_use]
+    pub fn passed(&self) -> u64 {
+        self.passed
+    }
+
+    /// Whether something is unread.
+    #[must_use]
+    pub fn has_unread(&self) -> bool {
+        self.passed < self.newest
+    }
+
+    /// Whether reading more makes sense: something is unread, nothing sealed waits, and the window is not full.
+    #[must_use]
+    pub fn wants_more(&self) -> bool {
+        self.has_unread() && self.sealed.is_empty() && self.has_room(0)
+    }
+
+    /// The record after [`Self::passed`] becomes this.
+    pub fn pass(&mut self, fate: Fate) {
+        self.passed += 1;
+        self.newest = self.newest.max(self.passed);
+        match fate {
+            Fate::InMessage => self.open.taken += 1,
+            Fate::Withheld => self.open.withheld += 1,
+            Fate::TooLarge => self.open.too_large += 1,
+        }
+    }
+
+    /// The records after [`Self::passed`] up to `upto` are lost.
+    pub fn lose(&mut self, upto: u64, cause: LostCause) {
+        let records = upto.saturating_sub(self.passed);
+        self.passed += records;
+        self.newest = self.newest.max(self.passed);
+        match cause {
+            LostCause::Evicted => self.open.evicted += records,
+            LostCause::Damaged => self.open.damaged += records,
+            LostCause::Unwritable => self.open.unwritable += records,
+        }
+    }
+
+    /// Records in the message being filled.
+    #[must_use]
+    pub fn open_records(&self) -> u64 {
+        self.open.taken
+    }
+
+    /// The message being filled is this one; it completes everything up to [`Self::passed`].
+    pub fn seal(&mut self, payload: Bytes) {
+        self.sealed.push_back(Sealed {
+            last: self.passed,
+            passed: std::mem::take(&mut self.open),
             payload,
-        };
-        self.law.made += u64::from(records);
-        self.law.waiting += u64::from(records);
-        self.unsent_octets += cost(&batch.payload);
-        self.unsent.push_back(batch);
-        self.enforce_queue_bounds();
+        });
     }
 
-    /// Counts records that were made for this collector and are lost before they are in a batch.
-    pub fn count_dropped(&mut self, point: DropPoint, records: u64) {
-        self.law.made += records;
-        self.law.dropped.add(point, records);
+    /// Takes what has passed without a message when nothing before it is still to be taken.
+    pub fn settle(&mut self) {
+        let waits = self.open.taken > 0 || !self.sealed.is_empty() || self.newest_on_the_way().is_some();
+        if waits || self.passed == self.taken {
+            return;
+        }
+        let open = std::mem::take(&mut self.open);
+        enter(&mut self.law, &open);
+        self.taken = self.passed;
+        if self.sent.is_empty() && self.earlier_last == self.read {
+            self.read = self.passed;
+            self.earlier_last = self.passed;
+            return;
+        }
+        // It is read when what came before it is.
+        self.at_risk.add(&open);
+        match self.sent.back_mut() {
+            Some(sent) => {
+                sent.passed.add(&open);
+                sent.last = self.passed;
+            }
+            None => {
+                self.earlier.add(&open);
+                self.earlier_last = self.passed;
+            }
+        }
     }
 
-    /// Counts one message on this connection that is not a batch, and gives its number.
+    /// Counts one message on this connection that carries no records, and gives its number.
     pub fn count_message(&mut self) -> u64 {
         self.messages += 1;
         self.messages
     }
 
-    /// Takes the next batch to send, with the number of its message on this connection; `None`: nothing is unsent, or
-    /// the window is full.
-    pub fn poll_batch(&mut self) -> Option<(u64, Outgoing)> {
-        let octets = cost(&self.unsent.front()?.payload);
-        if !self.has_room(octets) {
+    /// Takes the next message to send, with its number on this connection; `None`: none is sealed, or the window is full.
+    pub fn poll_message(&mut self) -> Option<(u64, Outgoing)> {
+        if !self.is_ready() {
             return None;
         }
-        let batch = self.unsent.pop_front().expect("looked at above");
+        let Sealed {
+            last,
+            passed,
+            payload,
+        } = self.sealed.pop_front()?;
         let message = self.count_message();
-        self.unsent_octets -= octets;
+        let octets = cost(&payload);
         self.on_the_way_octets += octets;
         self.sent.push_back(Sent {
-            sequence: batch.sequence,
-            records: batch.records,
-            message: Some(message),
-            payload: Some(batch.payload.clone()),
+            last,
+            message,
+            octets,
+            passed,
         });
-        Some((message, batch))
+        let records = u32::try_from(passed.taken).expect("a message holds at most 100 records");
+        Some((
+            message,
+            Outgoing {
+                last,
+                records,
+                payload,
+            },
+        ))
     }
 
-    /// Whether [`Self::poll_batch`] would give a batch.
+    /// Whether [`Self::poll_message`] would give a message.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.unsent
+        self.sealed
             .front()
-            .is_some_and(|batch| self.has_room(cost(&batch.payload)))
+            .is_some_and(|sealed| self.has_room(cost(&sealed.payload)))
     }
 
-    /// Whether nothing is unsent.
+    /// Whether no message is sealed and unsent.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.unsent.is_empty()
+        self.sealed.is_empty()
     }
 
-    /// Sequence of the newest batch on the way.
+    /// The last sequence on the way.
     #[must_use]
     pub fn newest_on_the_way(&self) -> Option<u64> {
         self.sent
             .back()
-            .map(|sent| sent.sequence)
-            .filter(|&sequence| sequence > self.taken)
+            .map(|sent| sent.last)
+            .filter(|&last| last > self.taken)
     }
 
-    /// The collector has everything up to this sequence; whether that was news. A sequence that is not on the way over
-    /// this connection is ignored.
+    /// The collector has everything up to this sequence; whether that was news. A sequence that does not end a message
+    /// on the way over this connection is ignored.
     pub fn handle_taken(&mut self, sequence: u64) -> bool {
-        let Ok(index) = self.sent.binary_search_by_key(&sequence, |sent| sent.sequence) else {
-            return false;
-        };
-        let Some(message) = self.sent[index].message else {
-            return false;
-        };
         if sequence <= self.taken {
             return false;
         }
+        let Ok(index) = self.sent.binary_search_by_key(&sequence, |sent| sent.last) else {
+            return false;
+        };
         for sent in self.sent.range(..=index).rev() {
-            if sent.sequence <= self.taken {
+            if sent.last <= self.taken {
                 break;
             }
-            let octets = sent.payload.as_ref().map_or(0, cost);
-            self.on_the_way_octets -= octets;
-            self.at_risk_octets += octets;
-            self.law.waiting -= u64::from(sent.records);
-            self.law.taken += u64::from(sent.records);
+            self.on_the_way_octets -= sent.octets;
+            self.at_risk.add(&sent.passed);
+            enter(&mut self.law, &sent.passed);
         }
         self.taken = sequence;
+        let message = self.sent[index].message;
+        self.settle();
         self.advance_read(message);
-        self.enforce_replay_bound();
         true
     }
 
     /// The kernel has everything that was sent; all that can be known of a peer without PING. Whether that was news.
     pub fn handle_written(&mut self) -> bool {
         self.newest_on_the_way()
-            .is_some_and(|sequence| self.handle_taken(sequence))
+            .is_some_and(|last| self.handle_taken(last))
     }
 
-    /// The connection is over: what was on the way is to be sent again. Message numbers begin anew.
+    /// The connection is over: what comes after *taken* is to be read and sent again. Message numbers begin anew.
     pub fn handle_disconnected(&mut self) {
-        while let Some(sent) = self.sent.pop_back_if(|sent| sent.sequence > self.taken) {
-            let payload = sent.payload.expect("what is on the way is held");
-            self.on_the_way_octets -= cost(&payload);
-            self.put_back(sent.sequence, sent.records, payload);
-        }
-        self.sent.iter_mut().for_each(|sent| sent.message = None);
+        self.earlier = self.at_risk;
+        self.sent.clear();
+        self.sealed.clear();
+        self.open = Passed::default();
+        self.earlier_last = self.taken;
+        self.passed = self.taken;
         self.messages = 0;
-        self.merge_forgotten();
+        self.on_the_way_octets = 0;
     }
 
     /// The collector's process has ended, as far as one can see. Implies [`Self::handle_disconnected`]; a second call
     /// finds nothing at risk.
     pub fn handle_restarted(&mut self) {
         self.handle_disconnected();
-        let mut lost = std::mem::take(&mut self.forgotten);
-        while let Some(sent) = self.sent.pop_back() {
-            let records = u64::from(sent.records);
-            self.taken = self.taken.min(sent.sequence - 1);
-            match sent.payload {
-                Some(payload) => {
-                    self.at_risk_octets -= cost(&payload);
-                    if self.on_restart == OnRestart::Replay {
-                        self.law.taken -= records;
-                        self.law.waiting += records;
-                        self.put_back(sent.sequence, sent.records, payload);
-                    } else {
-                        lost += records;
-                    }
-                }
-                None => lost += records,
+        self.earlier = Passed::default();
+        let at_risk = std::mem::take(&mut self.at_risk);
+        match self.on_restart {
+            OnRestart::Replay => {
+                leave(&mut self.law, &at_risk);
+                self.taken = self.read;
+            }
+            OnRestart::Skip => {
+                self.law.taken = self.law.taken.saturating_sub(at_risk.taken);
+                self.law.dropped.add(DropPoint::CollectorRestarted, at_risk.taken);
+                self.read = self.taken;
             }
         }
-        self.law.taken -= lost;
-        self.law.dropped.add(DropPoint::CollectorRestarted, lost);
-        self.enforce_queue_bounds();
+        self.earlier_last = self.taken;
+        self.passed = self.taken;
     }
 
-    /// Gives up everything that waits, counted at `point`.
+    /// Gives up everything that waits, counted at `point`. For a spool that ends with the process: nobody reads it again.
     pub fn give_up(&mut self, point: DropPoint) {
         self.handle_disconnected();
-        self.unsent.clear();
-        self.unsent_octets = 0;
-        let waiting = std::mem::take(&mut self.law.waiting);
-        self.law.dropped.add(point, waiting);
+        self.law.dropped.add(point, self.newest - self.taken);
+        self.taken = self.newest;
+        self.passed = self.newest;
+        self.read = self.newest;
+        self.at_risk = Passed::default();
+        self.earlier = Passed::default();
+        self.earlier_last = self.newest;
     }
 
-    /// Law 2, as far as batches go.
+    /// Law 2.
     #[must_use]
     pub fn law(&self) -> CollectorLaw {
-        self.law
+        CollectorLaw {
+            made: self.newest - self.begin,
+            waiting: self.newest - self.taken,
+            ..self.law
+        }
     }
 
-    /// Octets held for any purpose, [`BATCH_OVERHEAD_OCTETS`] a batch included.
+    /// All of it that is kept.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        Cursor {
+            begin: self.begin,
+            read: self.read,
+            taken: self.taken,
+            law: self.law(),
+            at_risk: self.at_risk,
+        }
+    }
+
+    /// Octets held: sealed payloads, and [`MESSAGE_OVERHEAD_OCTETS`] for each message sealed or sent and not read.
     #[must_use]
     pub fn held_octets(&self) -> u64 {
-        self.unsent_octets + self.on_the_way_octets + self.at_risk_octets
-    }
-
-    /// Records that a restart of the collector would put at risk.
-    #[must_use]
-    pub fn at_risk_records(&self) -> u64 {
-        let known: u64 = self
-            .sent
-            .iter()
-            .take_while(|sent| sent.sequence <= self.taken)
-            .map(|sent| u64::from(sent.records))
-            .sum();
-        known + self.forgotten
+        let sealed: u64 = self.sealed.iter().map(|sealed| cost(&sealed.payload)).sum();
+        sealed + self.sent.len() as u64 * MESSAGE_OVERHEAD_OCTETS
     }
 
     fn has_room(&self, octets: u64) -> bool {
-        self.on_the_way_octets == 0 || self.on_the_way_octets + octets <= self.limits.window_octets
-    }
-
-    fn put_back(&mut self, sequence: u64, records: u32, payload: Bytes) {
-        self.unsent_octets += cost(&payload);
-        self.unsent.push_front(Outgoing {
-            sequence,
-            records,
-            payload,
-        });
+        self.on_the_way_octets == 0 || self.on_the_way_octets + octets <= self.octets_max
     }
 
     /// Lets go of what the collector has handled, `message` being the newest it has taken on this connection.
     fn advance_read(&mut self, message: u64) {
-        let own = message.saturating_sub(READ_SLACK_MESSAGES);
-        // Queues of earlier connections are read by turns with this one's: they are empty once as much of this one is
-        // handled as a queue holds.
-        let earlier = message >= 2 * READ_SLACK_MESSAGES;
-        if earlier {
-            self.forgotten = 0;
-        }
-        let is_read = |sent: &mut Sent| sent.message.map_or(earlier, |message| message <= own);
-        while let Some(sent) = self.sent.pop_front_if(is_read) {
-            self.at_risk_octets -= sent.payload.as_ref().map_or(0, cost);
-        }
-    }
-
-    fn enforce_replay_bound(&mut self) {
-        while self.at_risk_octets > self.limits.replay_octets_max && self.forget_oldest() {}
-    }
-
-    fn enforce_queue_bounds(&mut self) {
-        while self.law.waiting > self.limits.queue_records_max
-            || self.held_octets() > self.limits.queue_octets_max
-        {
-            if self.held_octets() > self.limits.queue_octets_max && self.forget_oldest() {
-                continue;
+        if self.earlier_last > self.read {
+            // Queues of earlier connections are read by turns with this one's: they are empty once as much of this one
+            // is handled as a queue holds.
+            if message < 2 * READ_SLACK_MESSAGES {
+                return;
             }
-            let Some(batch) = self.unsent.pop_front() else {
-                break;
-            };
-            self.unsent_octets -= cost(&batch.payload);
-            self.law.waiting -= u64::from(batch.records);
-            self.law
-                .dropped
-                .add(DropPoint::QueueOverflow, u64::from(batch.records));
+            self.read = self.earlier_last;
+            self.at_risk.remove(&std::mem::take(&mut self.earlier));
         }
-    }
-
-    /// Lets go of the oldest payload kept for a restart; `false`: there is none.
-    fn forget_oldest(&mut self) -> bool {
-        if self.at_risk_octets == 0 {
-            return false;
+        let is_read = |sent: &mut Sent| sent.message + READ_SLACK_MESSAGES <= message;
+        while let Some(sent) = self.sent.pop_front_if(is_read) {
+            self.read = sent.last;
+            self.at_risk.remove(&sent.passed);
         }
-        let Some(oldest) = self.sent.iter_mut().find(|sent| sent.payload.is_some()) else {
-            return false;
-        };
-        self.at_risk_octets -= oldest.payload.take().as_ref().map_or(0, cost);
-        self.merge_forgotten();
-        true
-    }
-
-    /// Batches of earlier connections whose payload is gone need no entry each.
-    fn merge_forgotten(&mut self) {
-        let is_hollow = |sent: &mut Sent| sent.message.is_none() && sent.payload.is_none();
-        while let Some(sent) = self.sent.pop_front_if(is_hollow) {
-            self.forgotten += u64::from(sent.records);
-        }
+        self.earlier_last = self.read;
     }
 }
 
 fn cost(payload: &Bytes) -> u64 {
-    payload.len() as u64 + BATCH_OVERHEAD_OCTETS
+    payload.len() as u64 + MESSAGE_OVERHEAD_OCTETS
+}
+
+fn places(passed: &Passed) -> [(DropPoint, u64); 4] {
+    [
+        (DropPoint::SpoolDamaged, passed.damaged),
+        (DropPoint::SpoolUnwritable, passed.unwritable),
+        (DropPoint::Withheld, passed.withheld),
+        (DropPoint::RecordTooLarge, passed.too_large),
+    ]
+}
+
+fn enter(law: &mut CollectorLaw, passed: &Passed) {
+    law.taken += passed.taken;
+    law.evicted += passed.evicted;
+    for (point, records) in places(passed) {
+        law.dropped.add(point, records);
+    }
+}
+
+/// A cursor from a disk may hold anything: counters stop at 0, and law 2 then says that it does not hold.
+fn leave(law: &mut CollectorLaw, passed: &Passed) {
+    law.taken = law.taken.saturating_sub(passed.taken);
+    law.evicted = law.evicted.saturating_sub(passed.evicted);
+    for (point, records) in places(passed) {
+        let counted = law.dropped.at(point);
+        law.dropped.set(point, counted.saturating_sub(records));
+    }
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::counters::{self, FlagFacts};
+use super::flows::Handle;
 use super::key::{FlowKey, PairKey};
 use super::ledger::Ledger;
 use super::sides::Sides;
@@ -23,9 +24,9 @@ pub(super) enum Twin {
     /// Ruled out, or gone: this flow speaks for itself.
     Alone,
     /// Found; this flow speaks for both.
-    Leads(FlowKey),
+    Leads(Handle),
     /// Found; the other one speaks, and all octets counted here count as joined.
-    Follows(FlowKey),
+    Follows(Handle),
     /// The one that spoke for both ended then; still silent.
     Orphan(KernelTime),
 }
@@ -107,11 +108,16 @@ pub(super) enum Step {
 
 #[derive(Debug)]
 pub(super) struct Flow {
+    pub(super) key: FlowKey,
     pub(super) tuple: Tuple,
+    /// What its twin would look for; `None`: it cannot have one.
+    pub(super) pair: Option<PairKey>,
+    /// The next flow with the same number in the table's pairs.
+    pub(super) next_in_pair: Option<Handle>,
     pub(super) twin: Twin,
     pub(super) kind: Kind,
     pub(super) owner: Arc<Owner>,
-    pub(super) peer: Option<Box<Peer>>,
+    pub(super) peer: Option<Peer>,
     /// Cumulative, each counter the greatest ever seen.
     pub(super) seen: Sides,
     /// As of the newest record; begins at the base. Equal to `seen` while silent.
@@ -122,7 +128,7 @@ pub(super) struct Flow {
     pub(super) newest: KernelTime,
     /// Newest sight.
     pub(super) read_at: KernelTime,
-    /// Key in the table's order of deadlines; `None`: not in it.
+    /// The deadline that holds among those in the table's order; `None`: none does.
     pub(super) deadline: Option<KernelTime>,
     /// When the next record is considered.
     pub(super) record_at: KernelTime,
@@ -141,8 +147,9 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    /// A flow that begins at `base` of the socket's counters, first seen at `at`.
+    /// A flow without a place among the pairs that begins at `base` of the socket's counters, first seen at `at`.
     pub(super) fn new(
+        key: FlowKey,
         tuple: Tuple,
         kind: Kind,
         owner: Arc<Owner>,
@@ -152,7 +159,10 @@ impl Flow {
     ) -> Self {
         let (start, at) = times;
         Self {
+            key,
             tuple,
+            pair: None,
+            next_in_pair: None,
             twin: Twin::Open,
             kind,
             owner,
@@ -185,10 +195,6 @@ impl Flow {
             Kind::Tcp(_) => Protocol::Tcp,
             Kind::Udp(_) => Protocol::Udp,
         }
-    }
-
-    pub(super) fn pair_key(&self) -> Option<PairKey> {
-        PairKey::of(self.protocol(), &self.tuple)
     }
 
     /// Whether another flow speaks, or spoke, for this one.

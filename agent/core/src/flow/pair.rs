@@ -1,12 +1,13 @@
 //! Finds the two sockets of one connection on this host and lets one speak for both.
 //!
 //! Twins' tuples mirror each other and their lives overlap; loopback addresses pair within one network namespace only
-//! ([`PairKey`]). When more than one could be meant, none is joined, and a join that no record has told yet is undone.
+//! ([`mirrors`]). When more than one could be meant, none is joined, and a join that no record has told yet is undone.
 //! The initiator leads, unless the other one has spoken already: a connection is never counted twice. What the silent
 //! one counts is the same octets again and goes to `joined` in the law.
 //!
 //! The last [`SPOKEN_MAX`] flows that ended alone are remembered, so that a twin that shows up after them stays silent.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -14,7 +15,9 @@ use foldhash::fast::FixedState;
 
 use super::FlowTable;
 use super::entry::{Flow, Kind, Peer, Twin};
-use super::key::{FlowKey, PairKey};
+use super::flows::{Flows, Handle};
+use super::key::{PairKey, mirrors};
+use crate::observe::Tuple;
 use crate::time::KernelTime;
 
 /// Most flows that ended alone and are remembered for a late twin.
@@ -23,60 +26,87 @@ use crate::time::KernelTime;
 /// Double it, and it costs another 1 MB.
 const SPOKEN_MAX: usize = 8192;
 
-/// Flows by what their twins would look for.
+/// Flows by the number of their pair: the newest one, from which the others hang.
 #[derive(Debug)]
-pub(super) struct PairIndex(HashMap<PairKey, Candidates, FixedState>);
-
-#[derive(Debug)]
-enum Candidates {
-    One(FlowKey),
-    Many(Vec<FlowKey>),
+pub(super) struct PairIndex {
+    newest: HashMap<u64, Handle, FixedState>,
+    hasher: FixedState,
 }
 
 impl PairIndex {
     pub(super) fn new(hasher: &FixedState) -> Self {
-        Self(HashMap::with_hasher(hasher.clone()))
+        Self {
+            newest: HashMap::with_hasher(hasher.clone()),
+            hasher: hasher.clone(),
+        }
     }
 
-    pub(super) fn insert(&mut self, pair: PairKey, key: FlowKey) {
-        self.0
-            .entry(pair)
-            .and_modify(|held| match held {
-                Candidates::One(first) => *held = Candidates::Many(vec![*first, key]),
-                Candidates::Many(keys) => keys.push(key),
-            })
-            .or_insert(Candidates::One(key));
+    /// Puts a flow in under its tuple.
+    pub(super) fn insert(&mut self, handle: Handle, flows: &mut Flows) {
+        let Some(flow) = flows.get_mut(handle) else { return };
+        flow.pair = PairKey::of(flow.protocol(), &flow.tuple, &self.hasher);
+        if let Some(pair) = flow.pair {
+            flow.next_in_pair = self.newest.insert(pair.number, handle);
+        }
     }
 
-    pub(super) fn remove(&mut self, pair: PairKey, key: FlowKey) {
-        match self.0.get_mut(&pair) {
-            Some(Candidates::Many(keys)) => {
-                keys.retain(|&held| held != key);
-                if let [last] = keys[..] {
-                    self.0.insert(pair, Candidates::One(last));
+    /// Takes a flow out that was put in; `flow` is no longer among `flows`, or will be put in again.
+    pub(super) fn remove(&mut self, handle: Handle, (pair, next): Hanging, flows: &mut Flows) {
+        let Some(pair) = pair else { return };
+        let Entry::Occupied(mut newest) = self.newest.entry(pair.number) else {
+            return;
+        };
+        if *newest.get() != handle {
+            let mut before = Some(*newest.get());
+            while let Some(flow) = before.and_then(|before| flows.get_mut(before)) {
+                if flow.next_in_pair == Some(handle) {
+                    flow.next_in_pair = next;
+                    return;
                 }
+                before = flow.next_in_pair;
             }
-            Some(Candidates::One(held)) if *held == key => {
-                self.0.remove(&pair);
-            }
-            Some(Candidates::One(_)) | None => {}
+        } else if let Some(next) = next {
+            newest.insert(next);
+        } else {
+            newest.remove();
         }
     }
 
-    fn at(&self, pair: PairKey) -> &[FlowKey] {
-        match self.0.get(&pair) {
-            None => &[],
-            Some(Candidates::One(key)) => std::slice::from_ref(key),
-            Some(Candidates::Many(keys)) => keys,
-        }
+    /// Flows at the other end of `one`'s connection whose lives overlap with its own.
+    fn twins<'a>(&self, one: &'a Flow, flows: &'a Flows) -> impl Iterator<Item = Handle> + 'a {
+        self.hanging(one, flows)
+            .filter(|(_, other)| mirrors(&one.tuple, &other.tuple) && other.meets(one))
+            .map(|(handle, _)| handle)
+    }
+
+    fn hanging<'a>(&self, one: &Flow, flows: &'a Flows) -> impl Iterator<Item = (Handle, &'a Flow)> + 'a {
+        let protocol = one.protocol();
+        let mut next = one.pair.and_then(|pair| self.newest.get(&pair.number)).copied();
+        std::iter::from_fn(move || {
+            let handle = next?;
+            let flow = flows.get(handle)?;
+            next = flow.next_in_pair;
+            Some((handle, flow))
+        })
+        .filter(move |(_, other)| other.protocol() == protocol)
     }
 }
 
-/// Flows that ended alone, by tuple, with their lives.
+/// Where a flow hangs among the pairs.
+pub(super) type Hanging = (Option<PairKey>, Option<Handle>);
+
+/// Flows that ended alone, with their lives.
 #[derive(Debug)]
 pub(super) struct Spoken {
-    lives: HashMap<PairKey, (KernelTime, KernelTime), FixedState>,
+    lives: HashMap<PairKey, Life, FixedState>,
     order: VecDeque<PairKey>,
+}
+
+#[derive(Debug)]
+struct Life {
+    tuple: Tuple,
+    start: KernelTime,
+    end: KernelTime,
 }
 
 impl Spoken {
@@ -89,8 +119,13 @@ impl Spoken {
 
     /// Remembers that `flow` spoke alone until `end`.
     pub(super) fn remember(&mut self, flow: &Flow, end: KernelTime) {
-        let Some(pair) = flow.pair_key() else { return };
-        if self.lives.insert(pair, (flow.start, end)).is_none() {
+        let Some(pair) = flow.pair else { return };
+        let life = Life {
+            tuple: flow.tuple,
+            start: flow.start,
+            end,
+        };
+        if self.lives.insert(pair, life).is_none() {
             self.order.push_back(pair);
         }
         if self.order.len() > SPOKEN_MAX
@@ -102,43 +137,46 @@ impl Spoken {
 
     /// When the one ended that spoke for `flow`'s connection.
     fn end_of_twin(&self, flow: &Flow) -> Option<KernelTime> {
-        let &(start, end) = self.lives.get(&flow.pair_key()?.mirror())?;
-        let overlap = flow.start <= end && flow.ended.is_none_or(|ended| ended.at >= start);
-        overlap.then_some(end)
+        let life = self.lives.get(&flow.pair?.mirror())?;
+        let overlap = flow.start <= life.end && flow.ended.is_none_or(|ended| ended.at >= life.start);
+        (overlap && mirrors(&life.tuple, &flow.tuple)).then_some(life.end)
     }
 }
 
 impl FlowTable {
     /// Joins the flow with its twin, if exactly one could be meant.
-    pub(super) fn seek_twin(&mut self, key: FlowKey) {
-        let Some(flow) = self.entries.get(&key) else {
+    pub(super) fn seek_twin(&mut self, handle: Handle) {
+        let Some(flow) = self.flows.get(handle) else {
             return;
         };
-        let Some(own) = flow.pair_key() else { return };
-        let meeting = |pair: PairKey, one: &Flow| -> Vec<FlowKey> {
-            let meets = |other: &FlowKey| self.entries.get(other).is_some_and(|other| other.meets(one));
-            self.pairs.at(pair).iter().copied().filter(meets).collect()
-        };
-        let twins = meeting(own.mirror(), flow);
-        let [twin] = twins[..] else {
-            if twins.is_empty() {
-                self.hush(key);
-            } else {
-                self.part_untold(&twins);
-            }
+        if flow.pair.is_none() {
             return;
+        }
+        let mut twins = self.pairs.twins(flow, &self.flows);
+        let Some(twin) = twins.next() else {
+            drop(twins);
+            return self.hush(handle);
         };
-        let rivals = meeting(own, &self.entries[&twin]);
-        if rivals.len() == 1 {
-            self.join(key, twin);
-        } else {
-            self.part_untold(&rivals);
+        if let Some(second) = twins.next() {
+            let twins: Vec<_> = [twin, second].into_iter().chain(twins).collect();
+            return self.part_untold(&twins);
+        }
+        drop(twins);
+        let mut rivals = self.pairs.twins(&self.flows[twin], &self.flows);
+        let first = rivals.next();
+        if let Some(second) = rivals.next() {
+            let rivals: Vec<_> = first.into_iter().chain([second]).chain(rivals).collect();
+            return self.part_untold(&rivals);
+        }
+        drop(rivals);
+        if first.is_some() {
+            self.join(handle, twin);
         }
     }
 
     /// Keeps a flow silent whose twin has spoken for it and left.
-    fn hush(&mut self, key: FlowKey) {
-        let Some(flow) = self.entries.get_mut(&key) else {
+    fn hush(&mut self, handle: Handle) {
+        let Some(flow) = self.flows.get_mut(handle) else {
             return;
         };
         if flow.twin == Twin::Open
@@ -151,8 +189,8 @@ impl FlowTable {
         }
     }
 
-    fn join(&mut self, a: FlowKey, b: FlowKey) {
-        let (first, second) = (&self.entries[&a], &self.entries[&b]);
+    fn join(&mut self, a: Handle, b: Handle) {
+        let (first, second) = (&self.flows[a], &self.flows[b]);
         let (leader, follower) = match (first.twin, second.twin) {
             (Twin::Open, Twin::Open) => {
                 if self.leads(first, second) {
@@ -165,7 +203,7 @@ impl FlowTable {
             (Twin::Open, Twin::Alone) | (Twin::Orphan(_), Twin::Open | Twin::Alone) => (b, a),
             _ => return,
         };
-        if let Some(flow) = self.entries.get_mut(&follower) {
+        if let Some(flow) = self.flows.get_mut(follower) {
             self.ledger.join(flow.unreported());
             if flow.is_silent() {
                 // What an earlier leader spoke for must not come back when this join is undone.
@@ -178,7 +216,7 @@ impl FlowTable {
             flow.reported = flow.seen;
             flow.twin = Twin::Follows(leader);
         }
-        if let Some(flow) = self.entries.get_mut(&leader) {
+        if let Some(flow) = self.flows.get_mut(leader) {
             flow.twin = Twin::Leads(follower);
         }
         self.tell_leader(follower);
@@ -195,8 +233,8 @@ impl FlowTable {
     }
 
     /// Gives the leader what its follower knows.
-    pub(super) fn tell_leader(&mut self, follower: FlowKey) {
-        let Some(flow) = self.entries.get(&follower) else {
+    pub(super) fn tell_leader(&mut self, follower: Handle) {
+        let Some(flow) = self.flows.get(follower) else {
             return;
         };
         let Twin::Follows(leader) = flow.twin else { return };
@@ -206,7 +244,7 @@ impl FlowTable {
             Kind::Tcp(tcp) => tcp.retransmits,
             Kind::Udp(_) => 0,
         };
-        let Some(flow) = self.entries.get_mut(&leader) else {
+        let Some(flow) = self.flows.get_mut(leader) else {
             return;
         };
         let retransmits_reported = match &flow.peer {
@@ -220,18 +258,15 @@ impl FlowTable {
             retransmits_reported,
             flags_sent,
         };
-        match &mut flow.peer {
-            Some(peer) => **peer = known,
-            None => flow.peer = Some(Box::new(known)),
-        }
+        flow.peer = Some(known);
         flow.hurry();
         self.arm(leader);
     }
 
     /// Undoes the joins of these flows that no record has told.
-    fn part_untold(&mut self, keys: &[FlowKey]) {
-        for &key in keys {
-            let Some(flow) = self.entries.get(&key) else {
+    fn part_untold(&mut self, flows: &[Handle]) {
+        for &key in flows {
+            let Some(flow) = self.flows.get(key) else {
                 continue;
             };
             let (leader, follower) = match flow.twin {
@@ -239,14 +274,14 @@ impl FlowTable {
                 Twin::Follows(leader) => (leader, key),
                 Twin::Open | Twin::Alone | Twin::Orphan(_) => continue,
             };
-            if self.entries.get(&leader).is_none_or(|flow| flow.part > 0) {
+            if self.flows.get(leader).is_none_or(|flow| flow.part > 0) {
                 continue;
             }
-            if let Some(flow) = self.entries.get_mut(&leader) {
+            if let Some(flow) = self.flows.get_mut(leader) {
                 flow.twin = Twin::Open;
                 flow.peer = None;
             }
-            if let Some(flow) = self.entries.get_mut(&follower) {
+            if let Some(flow) = self.flows.get_mut(follower) {
                 let base = flow.base();
                 self.ledger.part(flow.seen.minus(base));
                 flow.reported = base;
@@ -261,15 +296,22 @@ impl FlowTable {
 impl FlowTable {
     /// Twins name each other, and nobody else.
     pub(super) fn check_twins(&self) {
-        for (key, flow) in &self.entries {
+        let mut hanging = 0;
+        for (handle, flow) in self.flows.iter() {
             match flow.twin {
-                Twin::Leads(twin) => assert_eq!(self.entries[&twin].twin, Twin::Follows(*key)),
-                Twin::Follows(twin) => assert_eq!(self.entries[&twin].twin, Twin::Leads(*key)),
+                Twin::Leads(twin) => assert_eq!(self.flows[twin].twin, Twin::Follows(handle)),
+                Twin::Follows(twin) => assert_eq!(self.flows[twin].twin, Twin::Leads(handle)),
                 Twin::Open | Twin::Alone | Twin::Orphan(_) => {}
             }
-            if let Some(pair) = flow.pair_key() {
-                assert!(self.pairs.at(pair).contains(key), "{key:?} cannot be found");
+            if flow.pair.is_some() {
+                let found = self
+                    .pairs
+                    .hanging(flow, &self.flows)
+                    .any(|(other, _)| other == handle);
+                assert!(found, "{:?} cannot be found", flow.key);
+                hanging += 1;
             }
         }
+        assert!(self.pairs.newest.len() <= hanging, "pairs of no flow");
     }
 }

@@ -1,6 +1,5 @@
 //! What is remembered of flows that left the table, so that a socket seen again is never counted twice.
 //!
-//! - A TCP socket that ended is dead: cookies never come again, so whatever still arrives is a copy. For [`LINGER`].
 //! - A TCP flow that had to leave a full table goes on from the totals it reported when its socket is seen again.
 //! - A UDP peer that fell silent likewise, because the kernel's counters are cumulative. Its memory may go once the
 //!   kernel's own entry of the peer is deleted: [`Past::poll_forget`] asks for that, see [`Forget`].
@@ -8,7 +7,7 @@
 //! Bounded by the table's own bound, each kind. What had to be forgotten early moves `baseline_before` on: a flow that
 //! begins at or before it counts from its first sight, as one older than the agent.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use foldhash::fast::FixedState;
@@ -25,11 +24,11 @@ use crate::time::KernelTime;
 /// second keeps 10 MB of dead cookies.
 pub(super) const LINGER: Duration = Duration::from_secs(30);
 
-/// Most dead sockets and silent peers that linger; beyond it the oldest go early.
+/// Most dead TCP sockets, and as many dead UDP sockets and silent peers, that linger; beyond it the oldest go early.
 ///
 /// 4,000 ends a second for [`LINGER`]. Half of it lets copies from overloaded walks be taken for new sockets sooner;
 /// double it, and it may keep 20 MB.
-const LINGERING_MAX: usize = 131_072;
+pub(super) const LINGERING_MAX: usize = 131_072;
 
 /// An order to the capture: delete this entry of the kernel's peer map.
 ///
@@ -71,14 +70,12 @@ pub(super) struct PastPeer {
 
 #[derive(Debug)]
 enum Linger {
-    Tcp(Cookie),
     Udp(Cookie),
     Peer(PeerKey, u32),
 }
 
 #[derive(Debug)]
 pub(super) struct Past {
-    dead: HashSet<Cookie, FixedState>,
     evicted: BTreeMap<Cookie, PastTcp>,
     peers: BTreeMap<PeerKey, PastPeer>,
     forget: VecDeque<PeerKey>,
@@ -92,7 +89,6 @@ pub(super) struct Past {
 impl Past {
     pub(super) fn new(hasher: &FixedState) -> Self {
         Self {
-            dead: HashSet::with_hasher(hasher.clone()),
             evicted: BTreeMap::new(),
             peers: BTreeMap::new(),
             forget: VecDeque::new(),
@@ -104,20 +100,13 @@ impl Past {
     }
 
     /// A TCP socket ended.
-    pub(super) fn bury(&mut self, cookie: Cookie, now: KernelTime) {
+    pub(super) fn bury_tcp(&mut self, cookie: Cookie) {
         self.evicted.remove(&cookie);
-        if self.dead.insert(cookie) {
-            self.linger.push_back((now.after(LINGER), Linger::Tcp(cookie)));
-        }
     }
 
     /// A UDP socket ended; [`Past::expire`] tells when it may be forgotten.
     pub(super) fn bury_udp(&mut self, cookie: Cookie, now: KernelTime) {
         self.linger.push_back((now.after(LINGER), Linger::Udp(cookie)));
-    }
-
-    pub(super) fn is_dead(&self, cookie: Cookie) -> bool {
-        self.dead.contains(&cookie)
     }
 
     /// Keeps the totals of a TCP flow whose socket lives on.
@@ -210,9 +199,6 @@ impl Past {
     pub(super) fn expire(&mut self, now: KernelTime) -> Option<Cookie> {
         while self.linger.len() > LINGERING_MAX || self.linger.front().is_some_and(|&(at, _)| at <= now) {
             match self.linger.pop_front()?.1 {
-                Linger::Tcp(cookie) => {
-                    self.dead.remove(&cookie);
-                }
                 Linger::Udp(cookie) => return Some(cookie),
                 Linger::Peer(key, stream) => {
                     if self
@@ -232,6 +218,6 @@ impl Past {
 #[cfg(test)]
 impl Past {
     pub(super) fn is_empty(&self) -> bool {
-        self.dead.is_empty() && self.evicted.is_empty() && self.peers.is_empty() && self.linger.is_empty()
+        self.evicted.is_empty() && self.peers.is_empty() && self.linger.is_empty()
     }
 }

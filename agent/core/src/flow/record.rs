@@ -166,6 +166,18 @@ pub struct CollectorSlot(pub u8);
 pub struct CollectorSet(u64);
 
 impl CollectorSet {
+    /// The set as a word: bit n is slot n.
+    #[must_use]
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The set that [`CollectorSet::bits`] describes.
+    #[must_use]
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// Adds a collector.
     pub fn insert(&mut self, slot: CollectorSlot) {
         self.0 |= 1 << (slot.0 & 63);

@@ -4,6 +4,7 @@
 //! had ended the one before.
 
 use super::entry::{Flow, Kind, TcpFacts};
+use super::flows::Handle;
 use super::key::FlowKey;
 use super::{FlowTable, counters};
 use crate::flow::record::EndReason;
@@ -13,7 +14,7 @@ use crate::time::KernelTime;
 impl FlowTable {
     /// A socket entered the kernel's map: its counters are wanted at once.
     pub(super) fn opened(&mut self, cookie: Cookie) {
-        if !self.past.is_dead(cookie) {
+        if !self.tcp.is_dead(cookie) {
             self.want(cookie);
         }
     }
@@ -21,20 +22,21 @@ impl FlowTable {
     /// A socket is gone without an end that was told: what is known is all there is.
     pub(super) fn gone(&mut self, cookie: Cookie, at: KernelTime) {
         if self.listeners.remove(cookie) {
-            self.past.bury(cookie, at);
-        } else if let Some(key) = self.tcp_key(cookie) {
-            if let Some(flow) = self.entries.get_mut(&key) {
+            self.bury_tcp(cookie, at);
+        } else if let Some(handle) = self.tcp.flow(cookie) {
+            if let Some(flow) = self.flows.get_mut(handle) {
                 let end = flow.newest;
                 flow.end(end, at, EndReason::EndOfFlow);
             }
-            self.arm(key);
+            self.arm(handle);
         } else {
             self.end_udp_socket(cookie, at);
         }
     }
 
     pub(super) fn observe_tcp(&mut self, seen: &TcpObservation) {
-        if self.past.is_dead(seen.cookie) {
+        let known = self.tcp.flow(seen.cookie);
+        if known.is_none() && self.tcp.is_dead(seen.cookie) {
             self.late += 1;
             return;
         }
@@ -42,27 +44,13 @@ impl FlowTable {
             self.observe_listener(seen);
             return;
         }
-        let known = self.tcp_key(seen.cookie);
-        let key = match known {
-            Some(key) => key,
-            None => self.open_tcp(seen),
-        };
-        let moved = self.merge_tcp(key, seen);
+        let handle = known.unwrap_or_else(|| self.open_tcp(seen));
+        let moved = self.merge_tcp(handle, seen);
         if known.is_none() || moved {
-            self.seek_twin(key);
+            self.seek_twin(handle);
         }
-        self.tell_leader(key);
-        self.arm(key);
-    }
-
-    /// The flow of a TCP socket.
-    pub(super) fn tcp_key(&self, cookie: Cookie) -> Option<FlowKey> {
-        let first = FlowKey { cookie, stream: 0 };
-        if self.entries.contains_key(&first) {
-            return Some(first);
-        }
-        let &stream = self.resumed.get(&cookie)?;
-        Some(FlowKey { cookie, stream })
+        self.tell_leader(handle);
+        self.arm(handle);
     }
 
     fn observe_listener(&mut self, seen: &TcpObservation) {
@@ -72,11 +60,11 @@ impl FlowTable {
                 .add(seen.cookie, seen.tuple.local, seen.tuple.netns, owner);
         } else {
             self.listeners.remove(seen.cookie);
-            self.past.bury(seen.cookie, seen.at);
+            self.bury_tcp(seen.cookie, seen.at);
         }
     }
 
-    fn open_tcp(&mut self, seen: &TcpObservation) -> FlowKey {
+    fn open_tcp(&mut self, seen: &TcpObservation) -> Handle {
         self.make_room(seen.at);
         let first_sight = counters::tcp(seen, 0);
         let past = self.past.resume_tcp(seen.cookie);
@@ -95,7 +83,12 @@ impl FlowTable {
         };
         let start = if past.is_some() { seen.at } else { seen.start };
         let owner = self.owners.share(&seen.owner);
+        let key = FlowKey {
+            cookie: seen.cookie,
+            stream,
+        };
         let mut flow = Flow::new(
+            key,
             seen.tuple,
             Kind::Tcp(facts),
             owner,
@@ -109,20 +102,14 @@ impl FlowTable {
         {
             flow.twin = super::entry::Twin::Orphan(past.opened);
         }
-        let key = FlowKey {
-            cookie: seen.cookie,
-            stream,
-        };
-        if stream > 0 {
-            self.resumed.insert(seen.cookie, stream);
-        }
-        self.insert(key, flow);
-        key
+        let handle = self.insert(flow);
+        self.tcp.insert(seen.cookie, handle);
+        handle
     }
 
     /// Takes one sight in; tells whether the tuple changed.
-    fn merge_tcp(&mut self, key: FlowKey, seen: &TcpObservation) -> bool {
-        let Some(flow) = self.entries.get_mut(&key) else {
+    fn merge_tcp(&mut self, handle: Handle, seen: &TcpObservation) -> bool {
+        let Some(flow) = self.flows.get_mut(handle) else {
             return false;
         };
         let newer = seen.at >= flow.read_at;
@@ -148,12 +135,12 @@ impl FlowTable {
             flow.end(seen.end.unwrap_or(seen.at), seen.at, reason);
         }
         flow.hurry();
-        newer && self.retie(key, seen.tuple)
+        newer && self.retie(handle, seen.tuple)
     }
 
     /// Takes a tuple that got complete after the first sight (the port of a SYN's sender is bound late).
-    fn retie(&mut self, key: FlowKey, tuple: Tuple) -> bool {
-        let Some(flow) = self.entries.get_mut(&key) else {
+    fn retie(&mut self, handle: Handle, tuple: Tuple) -> bool {
+        let Some(flow) = self.flows.get_mut(handle) else {
             return false;
         };
         let complete = tuple.local.port != 0 && tuple.remote.port != 0;
@@ -161,15 +148,10 @@ impl FlowTable {
         if flow.tuple == tuple || !complete || fixed {
             return false;
         }
-        let before = flow.pair_key();
         flow.tuple = tuple;
-        let after = flow.pair_key();
-        if let Some(pair) = before {
-            self.pairs.remove(pair, key);
-        }
-        if let Some(pair) = after {
-            self.pairs.insert(pair, key);
-        }
+        let hanging = (flow.pair.take(), flow.next_in_pair.take());
+        self.pairs.remove(handle, hanging, &mut self.flows);
+        self.pairs.insert(handle, &mut self.flows);
         true
     }
 }

@@ -2,6 +2,7 @@
 
 mod cost;
 mod history;
+mod life;
 mod pairs;
 mod tcp;
 mod udp;

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::entry::{Flow, Kind, Twin, UdpFacts, rank};
+use super::flows::Handle;
 use super::key::{FlowKey, PeerKey};
 use super::past::PastPeer;
 use super::sides::Sides;
@@ -36,7 +37,7 @@ pub(super) struct UdpSocket {
 #[derive(Debug, Default)]
 pub(super) struct UdpSockets {
     pub(super) by_cookie: BTreeMap<Cookie, UdpSocket>,
-    pub(super) live: BTreeMap<PeerKey, u32>,
+    pub(super) live: BTreeMap<PeerKey, Handle>,
     /// Streams at or below this may have been used by a socket that had to be forgotten.
     stream_floor: u32,
 }
@@ -96,18 +97,13 @@ impl FlowTable {
             socket.ended = Some(at);
             self.past.bury_udp(cookie, at);
         }
-        let live: Vec<u32> = self
-            .udp
-            .live
-            .range(PeerKey::all_of(cookie))
-            .map(|(_, &stream)| stream)
-            .collect();
-        for stream in live {
-            let key = FlowKey { cookie, stream };
-            if let Some(flow) = self.entries.get_mut(&key) {
+        let live = self.udp.live.range(PeerKey::all_of(cookie));
+        let live: Vec<_> = live.map(|(_, &handle)| handle).collect();
+        for handle in live {
+            if let Some(flow) = self.flows.get_mut(handle) {
                 flow.end(at, at, EndReason::EndOfFlow);
             }
-            self.arm(key);
+            self.arm(handle);
         }
         self.past.ask_to_forget_all(cookie);
     }
@@ -153,20 +149,16 @@ impl FlowTable {
 
     fn observe_peer(&mut self, peer: PeerKey, seen: &UdpObservation) {
         let last = seen.counters.last;
-        if let Some(&stream) = self.udp.live.get(&peer) {
-            let key = FlowKey {
-                cookie: peer.cookie,
-                stream,
-            };
+        if let Some(&handle) = self.udp.live.get(&peer) {
             let speaks_again = self
-                .entries
-                .get(&key)
+                .flows
+                .get(handle)
                 .is_some_and(|flow| matches!(flow.twin, Twin::Orphan(end) if last > end.after(ORPHAN_GRACE)));
             if !speaks_again {
-                self.merge_peer(key, seen);
+                self.merge_peer(handle, seen);
                 return;
             }
-            self.remove(key, seen.at);
+            self.remove(handle, seen.at);
         }
         self.open_peer(peer, seen);
     }
@@ -197,25 +189,33 @@ impl FlowTable {
         let facts = UdpFacts { generation, first_in };
         let owner = Arc::clone(&socket.owner);
         let times = (start, seen.at);
-        let mut flow = Flow::new(seen.tuple, Kind::Udp(facts), owner, times, base, &self.options);
-        flow.backfilled = seen.backfilled;
-        if let Some(at) = ended {
-            flow.end(at.max(last), seen.at, EndReason::EndOfFlow);
-        }
         let key = FlowKey {
             cookie: peer.cookie,
             stream,
         };
-        self.insert(key, flow);
-        self.udp.live.insert(peer, stream);
-        self.merge_peer(key, seen);
-        self.seek_twin(key);
-        self.arm(key);
+        let mut flow = Flow::new(
+            key,
+            seen.tuple,
+            Kind::Udp(facts),
+            owner,
+            times,
+            base,
+            &self.options,
+        );
+        flow.backfilled = seen.backfilled;
+        if let Some(at) = ended {
+            flow.end(at.max(last), seen.at, EndReason::EndOfFlow);
+        }
+        let handle = self.insert(flow);
+        self.udp.live.insert(peer, handle);
+        self.merge_peer(handle, seen);
+        self.seek_twin(handle);
+        self.arm(handle);
     }
 
-    fn merge_peer(&mut self, key: FlowKey, seen: &UdpObservation) {
-        let socket = self.udp.by_cookie.get(&key.cookie);
-        let Some(flow) = self.entries.get_mut(&key) else {
+    fn merge_peer(&mut self, handle: Handle, seen: &UdpObservation) {
+        let socket = self.udp.by_cookie.get(&seen.cookie);
+        let Some(flow) = self.flows.get_mut(handle) else {
             return;
         };
         let carried = flow.carry();
@@ -242,25 +242,28 @@ impl FlowTable {
         }
         flow.read_at = flow.read_at.max(seen.at);
         flow.hurry();
-        self.tell_leader(key);
-        self.arm(key);
+        self.tell_leader(handle);
+        self.arm(handle);
     }
 
     /// Takes a UDP flow's totals over into the past.
-    pub(super) fn keep_peer(&mut self, key: FlowKey, flow: &Flow) {
+    pub(super) fn keep_peer(&mut self, handle: Handle) {
+        let Some(flow) = self.flows.get(handle) else {
+            return;
+        };
         let Kind::Udp(facts) = flow.kind else { return };
         let peer = PeerKey {
-            cookie: key.cookie,
+            cookie: flow.key.cookie,
             peer: flow.tuple.remote,
         };
-        self.udp.live.remove(&peer);
         let past = PastPeer {
-            stream: key.stream,
+            stream: flow.key.stream,
             counted: flow.seen.minus(flow.carry()),
             newest: flow.newest,
             generation: facts.generation,
             asked: false,
         };
+        self.udp.live.remove(&peer);
         self.past.keep_peer(peer, past, self.options.max_flows);
         if self.may_forget(&peer) {
             self.past.ask_to_forget(peer);

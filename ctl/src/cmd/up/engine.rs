@@ -42,6 +42,7 @@ pub(crate) async fn start(wanted: Wanted) -> anyhow::Result<Running> {
     let (agent, records) = Agent::start(Options {
         wanted,
         view_records_max: VIEW_RECORDS_MAX,
+        state: None,
     })
     .await?;
     Ok(Running {

@@ -161,7 +161,7 @@ fn drive(table: &mut FlowTable, until_ms: u64) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
-fn watch(work: impl FnOnce()) -> Duration {
+pub(super) fn watch(work: impl FnOnce()) -> Duration {
     let begin = Instant::now();
     work();
     begin.elapsed()

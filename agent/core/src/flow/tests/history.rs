@@ -94,7 +94,7 @@ fn run(seed: u64) {
     if world.rng.bool() {
         world.close_all();
         world.advance(60_000);
-        let left: Vec<_> = world.table.entries.iter().collect();
+        let left: Vec<_> = world.table.flows.iter().collect();
         assert!(left.is_empty(), "all sockets are closed: {left:#?}");
     }
     world.advance(2 * DELAY_MAX_MS);

@@ -143,6 +143,23 @@ fn ended_socket_is_not_read_again() {
 }
 
 #[test]
+fn socket_that_ended_while_it_waited_to_be_read_is_not_read() {
+    let mut table = table();
+    for cookie in 1..=2 {
+        table.observe(&Observation::Opened {
+            cookie: Cookie(cookie),
+            at: ms(0),
+        });
+    }
+    see_tcp(&mut table, &active(1).ended(ms(1), TcpState::LastAck, 0));
+    assert_eq!(due(&mut table), [2]);
+    see_tcp(&mut table, &active(2).at(ms(5)));
+    records_until(&mut table, ms(301));
+    see_tcp(&mut table, &active(2).ended(ms(302), TcpState::LastAck, 0));
+    assert_eq!(due(&mut table), [0_u64; 0]);
+}
+
+#[test]
 fn copies_and_older_sights_change_nothing() {
     let mut table = table();
     let newest = active(1).moved(100, 100).moved(100, 100).at(ms(20));

@@ -224,7 +224,7 @@ fn memory_of_an_ended_socket_goes_after_a_while() {
     assert_eq!(forgets(&mut table).len(), 1);
     records_until(&mut table, ms(40_000));
     assert!(table.udp.by_cookie.is_empty() && table.udp.live.is_empty());
-    assert!(table.past.is_empty());
+    assert!(table.past.is_empty() && table.tcp.is_empty());
 }
 
 #[test]

@@ -243,18 +243,19 @@ impl FlowTable {
         let law = self.law();
         assert!(law.holds(), "{law:?}");
         let (mut octets, mut packets) = (0, 0);
-        for (key, flow) in &self.entries {
+        let deadlines = self.deadlines.all();
+        for (handle, flow) in self.flows.iter() {
             let deadline = flow.deadline.expect("a flow in the table has a deadline");
             assert!(
-                self.by_deadline.contains(&(deadline, *key)),
-                "{key:?} is not in its place"
+                deadlines.contains(&(deadline, handle)),
+                "{:?} is not in its place",
+                flow.key
             );
             octets += flow.unreported().octets();
             packets += flow.unreported().packets();
         }
-        assert_eq!(self.by_deadline.len(), self.entries.len(), "deadlines of no flow");
         assert_eq!((law.held_octets, law.held_packets), (octets, packets), "held");
-        assert!(self.entries.len() <= self.options.max_flows);
+        assert!(self.flows.len() <= self.options.max_flows);
         self.check_twins();
     }
 }

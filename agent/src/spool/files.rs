@@ -1,0 +1,373 @@
+//! The small files beside the segments, and what is asked of the file system. The formats stand in [`super`].
+//!
+//! A file is replaced as a whole: written under another name, synced, renamed, and its directory synced. Only the mark
+//! is overwritten in place: it is one sector, and its checksum tells a torn one.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use flowtilla_agent_core::spool::Cursor;
+use rustix::fs::{FlockOperation, flock};
+
+use super::Checkpoint;
+
+/// What this version writes, and all that it reads.
+const FORMAT: &[u8] = b"flowtilla-spool 1\n";
+const MARK_MAGIC: &[u8; 4] = b"FTMK";
+const MARK_LEN: usize = 20;
+const CHECKPOINT_MAGIC: &[u8; 4] = b"FTCK";
+const CHECKPOINT_HEAD_LEN: usize = 24;
+/// Largest file that is read as a whole. A checkpoint of 65,536 flows takes a tenth of it.
+const FILE_OCTETS_MAX: u64 = 64 << 20;
+
+/// Names in the spool's directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    pub(crate) directory: PathBuf,
+}
+
+/// What `format` says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// Ours.
+    Known,
+    /// There is no spool yet.
+    Absent,
+    /// Another version, or nonsense.
+    Unknown(String),
+}
+
+impl Layout {
+    pub(crate) fn segments(&self) -> PathBuf {
+        self.directory.join("segments")
+    }
+
+    pub(crate) fn cursors(&self) -> PathBuf {
+        self.directory.join("cursors")
+    }
+
+    pub(crate) fn mark(&self) -> PathBuf {
+        self.directory.join("mark")
+    }
+
+    pub(crate) fn lost(&self) -> PathBuf {
+        self.directory.join("lost")
+    }
+
+    pub(crate) fn checkpoint(&self) -> PathBuf {
+        self.directory.join("checkpoint")
+    }
+
+    fn format(&self) -> PathBuf {
+        self.directory.join("format")
+    }
+
+    pub(crate) fn cursor(&self, collector: &str) -> PathBuf {
+        self.cursors().join(format!("{collector}.json"))
+    }
+
+    /// Makes what is missing, `format` last: a directory with it is whole.
+    pub(crate) fn make(&self) -> io::Result<()> {
+        for directory in [&self.directory, &self.segments(), &self.cursors()] {
+            make_directory(directory)?;
+        }
+        if self.read_format()? != Format::Known {
+            replace(&self.format(), FORMAT)?;
+        }
+        self.directory.parent().map_or(Ok(()), sync_directory)
+    }
+
+    pub(crate) fn read_format(&self) -> io::Result<Format> {
+        let octets = read(&self.format())?;
+        match octets.as_deref() {
+            Some(FORMAT) => Ok(Format::Known),
+            // A power cut while the very first file was written leaves an empty one, and no segment.
+            None | Some([]) if !self.segments().exists() || is_empty(&self.segments())? => Ok(Format::Absent),
+            None => Ok(Format::Unknown("none".into())),
+            Some(octets) => {
+                let head = octets.get(..64).unwrap_or(octets);
+                Ok(Format::Unknown(
+                    String::from_utf8_lossy(head).trim_end().to_owned(),
+                ))
+            }
+        }
+    }
+
+    /// Takes the lock that keeps a second process out; it goes with the file. `None`: another holds it.
+    ///
+    /// A directory that cannot be written is locked too, if the file is there.
+    pub(crate) fn lock(&self) -> io::Result<Option<File>> {
+        let path = self.directory.join("lock");
+        let file = open_for_writing(&path, false).or_else(|error| match File::open(&path) {
+            Ok(file) => Ok(file),
+            Err(_) => Err(error),
+        })?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Cursors by collector, and the names of those that cannot be read.
+    pub(crate) fn load_cursors(&self) -> io::Result<(BTreeMap<String, Cursor>, Vec<String>)> {
+        let (mut cursors, mut unreadable) = (BTreeMap::new(), Vec::new());
+        for path in entries(&self.cursors())? {
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .and_then(|name| name.strip_suffix(".json"));
+            let Some(name) = name.filter(|name| !name.is_empty()) else {
+                continue;
+            };
+            match read(&path)?.map(|octets| serde_json::from_slice(&octets)) {
+                Some(Ok(cursor)) => {
+                    cursors.insert(name.to_owned(), cursor);
+                }
+                _ => unreadable.push(name.to_owned()),
+            }
+        }
+        Ok((cursors, unreadable))
+    }
+
+    pub(crate) fn store_checkpoint(&self, checkpoint: &Checkpoint) -> io::Result<()> {
+        let mut octets = Vec::with_capacity(CHECKPOINT_HEAD_LEN + checkpoint.octets.len());
+        octets.extend_from_slice(CHECKPOINT_MAGIC);
+        octets.extend_from_slice(&checkpoint_sum(checkpoint.sequence, &checkpoint.octets).to_le_bytes());
+        octets.extend_from_slice(&checkpoint.sequence.to_le_bytes());
+        octets.extend_from_slice(&(checkpoint.octets.len() as u64).to_le_bytes());
+        octets.extend_from_slice(&checkpoint.octets);
+        replace(&self.checkpoint(), &octets)
+    }
+
+    /// The checkpoint; `None` when there is none; `InvalidData` when it is damaged.
+    pub(crate) fn load_checkpoint(&self) -> io::Result<Option<Checkpoint>> {
+        let Some(octets) = read(&self.checkpoint())? else {
+            return Ok(None);
+        };
+        decode_checkpoint(&octets)
+            .map(Some)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the checkpoint is damaged"))
+    }
+}
+
+fn decode_checkpoint(octets: &[u8]) -> Option<Checkpoint> {
+    let (head, octets) = octets.split_at_checked(CHECKPOINT_HEAD_LEN)?;
+    let (magic, head) = head.split_first_chunk::<4>()?;
+    let (sum, head) = head.split_first_chunk::<4>()?;
+    let (sequence, length) = head.split_first_chunk::<8>()?;
+    let sequence = u64::from_le_bytes(*sequence);
+    let length = u64::from_le_bytes(length.try_into().ok()?);
+    let whole = magic == CHECKPOINT_MAGIC
+        && length == octets.len() as u64
+        && u32::from_le_bytes(*sum) == checkpoint_sum(sequence, octets);
+    whole.then(|| Checkpoint {
+        sequence,
+        octets: Bytes::copy_from_slice(octets),
+    })
+}
+
+fn checkpoint_sum(sequence: u64, octets: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&sequence.to_le_bytes());
+    sum.update(octets);
+    sum.finalize()
+}
+
+/// The last sequence that any segment may hold, written before the values are.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    file: File,
+}
+
+impl Mark {
+    pub(crate) fn open(layout: &Layout) -> io::Result<Self> {
+        let path = layout.mark();
+        let fresh = !path.exists();
+        let file = open_for_writing(&path, false)?;
+        if fresh {
+            file.sync_all()?;
+            sync_directory(&layout.directory)?;
+        }
+        Ok(Self { file })
+    }
+
+    /// Writes and syncs it. `clean`: nothing is to come after it until the next start.
+    pub(crate) fn store(&self, last: u64, clean: bool) -> io::Result<()> {
+        let mut octets = [0; MARK_LEN];
+        octets[..4].copy_from_slice(MARK_MAGIC);
+        octets[4..12].copy_from_slice(&last.to_le_bytes());
+        octets[12] = u8::from(clean);
+        let sum = crc32fast::hash(&octets[..16]);
+        octets[16..].copy_from_slice(&sum.to_le_bytes());
+        self.file.write_all_at(&octets, 0)?;
+        self.file.sync_data()
+    }
+
+    /// The last sequence and whether the stop was clean; `None` when there is none or it is torn.
+    pub(crate) fn load(layout: &Layout) -> io::Result<Option<(u64, bool)>> {
+        Ok(read(&layout.mark())?.and_then(|octets| decode_mark(&octets)))
+    }
+}
+
+fn decode_mark(octets: &[u8]) -> Option<(u64, bool)> {
+    let octets: &[u8; MARK_LEN] = octets.try_into().ok()?;
+    let (head, sum) = octets.split_at(16);
+    let last = u64::from_le_bytes(head[4..12].try_into().ok()?);
+    let whole = head[..4] == *MARK_MAGIC && sum == crc32fast::hash(head).to_le_bytes();
+    whole.then_some((last, head[12] == 1))
+}
+
+/// Replaces a file as a whole.
+pub(crate) fn replace(path: &Path, octets: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let mut file = open_for_writing(&temporary, true)?;
+    file.write_all(octets)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Makes a directory for this user alone, and its parents, unless it is there. Its parent is synced.
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Paths in a directory; none when there is no directory.
+pub(crate) fn entries(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let listing = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listing => listing?,
+    };
+    listing.map(|entry| Ok(entry?.path())).collect()
+}
+
+fn is_empty(path: &Path) -> io::Result<bool> {
+    Ok(entries(path)?.is_empty())
+}
+
+/// Octets that a directory and what is in it take on the disk.
+pub(crate) fn allocated(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return 0;
+    };
+    let within = if metadata.is_dir() {
+        entries(path).unwrap_or_default()
+    } else {
+        Vec::new()
+    };
+    metadata.blocks() * 512 + within.iter().map(|path| allocated(path)).sum::<u64>()
+}
+
+/// Octets of the file system that are free for us, and all that it has.
+pub(crate) fn free(path: &Path) -> io::Result<(u64, u64)> {
+    let state = rustix::fs::statvfs(path)?;
+    Ok((
+        state.f_bavail.saturating_mul(state.f_frsize),
+        state.f_blocks.saturating_mul(state.f_frsize),
+    ))
+}
+
+/// A whole file; `None` when there is none.
+pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+        Ok(metadata) if metadata.len() > FILE_OCTETS_MAX => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "larger than any that is written",
+            ));
+        }
+        Ok(_) => {}
+    }
+    fs::read(path).map(Some)
+}
+
+fn open_for_writing(path: &Path, truncate: bool) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(truncate)
+        .mode(0o600)
+        .open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoint_comes_back_and_every_flipped_bit_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            directory: directory.path().to_owned(),
+        };
+        assert_eq!(layout.load_checkpoint().unwrap(), None);
+        let checkpoint = Checkpoint {
+            sequence: 77,
+            octets: Bytes::from_static(b"what was reported"),
+        };
+        layout.store_checkpoint(&checkpoint).unwrap();
+        assert_eq!(layout.load_checkpoint().unwrap(), Some(checkpoint));
+        let whole = fs::read(layout.checkpoint()).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_checkpoint(&flipped), None, "bit {bit}");
+        }
+        for length in 0..whole.len() {
+            assert_eq!(decode_checkpoint(&whole[..length]), None, "length {length}");
+        }
+    }
+
+    #[test]
+    fn mark_comes_back_and_a_torn_one_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            directory: directory.path().to_owned(),
+        };
+        let mark = Mark::open(&layout).unwrap();
+        assert_eq!(Mark::load(&layout).unwrap(), None);
+        mark.store(5, true).unwrap();
+        mark.store(1 << 40, false).unwrap();
+        assert_eq!(Mark::load(&layout).unwrap(), Some((1 << 40, false)));
+        let whole = fs::read(layout.mark()).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_mark(&flipped), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn another_format_is_told_by_its_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            directory: directory.path().join("spool"),
+        };
+        assert_eq!(layout.read_format().unwrap(), Format::Absent);
+        layout.make().unwrap();
+        assert_eq!(layout.read_format().unwrap(), Format::Known);
+        fs::write(layout.format(), "flowtilla-spool 0\n").unwrap();
+        assert_eq!(
+            layout.read_format().unwrap(),
+            Format::Unknown("flowtilla-spool 0".into())
+        );
+    }
+}
