@@ -154,7 +154,11 @@ fn a_segment_that_does_not_open_is_set_aside_and_the_rest_is_read() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     names.sort();
-    fs::write(segments.join(&names[1]).join("conf"), "segment_size: 1048576\nmore\n").unwrap();
+    fs::write(
+        segments.join(&names[1]).join("conf"),
+        "segment_size: 1048576\nmore\n",
+    )
+    .unwrap();
 
     let (spool, opened) = open(&options);
     assert_eq!(opened.set_aside, []);
