@@ -1,10 +1,12 @@
 //! The meter: one thread that turns what the kernel shows into named records and hands them on.
 //!
 //! In: commands of [`crate::run`] (bounded channel), the capture's rings and maps, time. Out: values of records to the
-//! spool (which never waits), records to the view (bounded, what does not fit is counted), status once a second. Owns capture, table and naming; no
-//! lock is shared. A turn: socket events, name events, due counters, timeouts, records, names for them, the spool. The order
-//! matters: whoever holds a socket that was drained executed before, so its name events are drained after the sockets and
+//! spool (which never waits), records to the view (bounded, what does not fit is counted), status once a second. Owns
+//! capture, table and naming. A turn: socket events, name events, due counters, timeouts, records, names for them, the
+//! spool. The order matters: whoever holds a socket that was drained executed before, so its name events are drained after the sockets and
 //! before any record is named.
+
+mod spooling;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -20,15 +22,15 @@ use flowtilla_agent_core::loss::{DropPoint, Drops, KernelLaw};
 use flowtilla_agent_core::observe::Cookie;
 use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
 use flowtilla_agent_core::policy::CapturePlan;
-use flowtilla_agent_core::spool::value::{Builder, Pushed};
 use flowtilla_agent_core::time::KernelTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::capture::{Capture, CaptureError};
 use crate::clock;
 use crate::enrich::Beside;
-use crate::spool::Spool;
 use crate::status::{AgentStatus, AttachReport, Coverage};
+
+pub(crate) use spooling::Spooling;
 
 /// Pause between turns.
 ///
@@ -83,6 +85,8 @@ pub(crate) enum Command {
     Metering(TableOptions),
     /// Change how command lines are told.
     Naming(CommandLineMode),
+    /// Write records to a spool, or to none.
+    Spool(Option<Box<Spooling>>),
     /// End all flows, hand on their records, and end.
     Stop(oneshot::Sender<()>),
 }
@@ -99,44 +103,8 @@ pub(crate) struct Meter {
     pub(crate) status: watch::Sender<AgentStatus>,
     pub(crate) listening: watch::Sender<Option<ListeningPorts>>,
     pub(crate) capture: Option<Capture>,
-    pub(crate) spooling: Spooling,
+    pub(crate) spooling: Option<Box<Spooling>>,
     pub(crate) state: Turns,
-}
-
-/// Records on their way into the spool.
-pub(crate) struct Spooling {
-    spool: Arc<Spool>,
-    builder: Builder,
-    /// Sequence of the next value's first record.
-    next: u64,
-}
-
-impl Spooling {
-    pub(crate) fn new(spool: Arc<Spool>, next: u64) -> Self {
-        Self {
-            spool,
-            builder: Builder::default(),
-            next,
-        }
-    }
-
-    /// Adds a record; `false`: no value can hold it.
-    fn add(&mut self, record: &FlowRecord) -> bool {
-        let mut pushed = self.builder.push(record);
-        if pushed == Pushed::Full {
-            self.seal();
-            pushed = self.builder.push(record);
-        }
-        pushed == Pushed::Added
-    }
-
-    /// Hands everything to the spool.
-    fn seal(&mut self) {
-        while let Some(value) = self.builder.seal(self.next) {
-            self.next = value.last() + 1;
-            self.spool.append(value);
-        }
-    }
 }
 
 /// What the meter remembers from turn to turn.
@@ -151,6 +119,8 @@ pub(crate) struct Turns {
     events: usize,
     inherited: bool,
     records: u64,
+    /// Records for the view.
+    shown: Vec<Arc<FlowRecord>>,
     coverage: Coverage,
     /// Losses of captures that are detached, and of the view.
     past: Drops,
@@ -197,6 +167,7 @@ impl Meter {
             }
             Command::Metering(options) => self.table.set_options(options),
             Command::Naming(mode) => self.naming.set_command_line(mode),
+            Command::Spool(spooling) => self.spooling = spooling,
             Command::Stop(_) => {}
         }
     }
@@ -211,7 +182,6 @@ impl Meter {
         }
         self.table.end_all(now);
         self.deliver(now, Patience::None, &mut { LOOK_UP_WAIT_LAST });
-        self.spooling.seal();
         self.tell();
     }
 
@@ -257,7 +227,6 @@ impl Meter {
                 break;
             }
         }
-        self.spooling.seal();
         if let Some(capture) = &mut self.capture {
             while let Some(forget) = self.table.poll_forget() {
                 let table = &mut self.table;
@@ -266,7 +235,9 @@ impl Meter {
         }
         if second {
             self.tell();
-            self.tell_listening();
+            if self.spooling.is_some() {
+                self.tell_listening();
+            }
         }
     }
 
@@ -326,28 +297,49 @@ impl Meter {
             let waits = patience == Patience::ForNames && now < deadline && !crowded;
             if named == NamingState::Waiting && waits {
                 self.state.waiting.push_front((record, deadline));
-                return;
+                break;
             }
-            self.hand_on(record);
+            self.count(&record);
+            if self
+                .spooling
+                .as_mut()
+                .is_some_and(|spooling| !spooling.add(&record))
+            {
+                self.state.past.add(DropPoint::RecordTooLarge, 1);
+            }
+            if self.view.is_some() {
+                self.state.shown.push(Arc::new(record));
+            }
+        }
+        if let Some(spooling) = &mut self.spooling {
+            spooling.seal();
+        }
+        self.show();
+    }
+
+    /// Hands what was made to the view, all at once: its reader is woken once.
+    fn show(&mut self) {
+        let Some(view) = &self.view else { return };
+        let wanted = self.state.shown.len();
+        let mut shown = self.state.shown.drain(..);
+        if let Ok(permits) = view.try_reserve_many(wanted.min(view.capacity())) {
+            permits
+                .zip(&mut shown)
+                .for_each(|(permit, record)| permit.send(record));
+        }
+        let overflow = shown.count() as u64;
+        if overflow > 0 && !view.is_closed() {
+            self.state.past.add(DropPoint::ViewOverflow, overflow);
         }
     }
 
-    fn hand_on(&mut self, record: FlowRecord) {
+    fn count(&mut self, record: &FlowRecord) {
         self.state.records += 1;
         if record.reason != EndReason::ActiveTimeout {
             count(&mut self.state.coverage, &record.initiator.owner);
             if !record.reason.is_failed_attempt() {
                 count(&mut self.state.coverage, &record.responder.owner);
             }
-        }
-        if !self.spooling.add(&record) {
-            self.state.past.add(DropPoint::RecordTooLarge, 1);
-        }
-        if let Some(view) = &self.view
-            && view.try_send(Arc::new(record)).is_err()
-            && !view.is_closed()
-        {
-            self.state.past.add(DropPoint::ViewOverflow, 1);
         }
     }
 
@@ -375,9 +367,11 @@ impl Meter {
         self.state.past.lossy().for_each(|(point, n)| drops.add(point, n));
         let law: KernelLaw = self.table.law();
         let (flows, records, coverage) = (self.table.flows() as u64, self.state.records, self.state.coverage);
+        let unnamed = self.state.waiting.len() as u64;
         self.status.send_modify(|status| {
             status.flows = flows;
             status.records = records;
+            status.unnamed = unnamed;
             status.drops = drops;
             status.kernel_law = law;
             status.coverage = coverage;
@@ -426,7 +420,7 @@ mod tests {
 
     use super::*;
     use crate::enrich::Lookups;
-    use crate::spool::SpoolOptions;
+    use crate::spool::{Spool, SpoolOptions};
 
     /// More processes than one turn may ask /proc about.
     const FLOWS: u64 = 3_000;
@@ -488,7 +482,7 @@ mod tests {
             status: watch::Sender::new(AgentStatus::default()),
             listening: watch::Sender::new(None),
             capture: None,
-            spooling: Spooling::new(Arc::new(spool), opened.next),
+            spooling: Some(Box::new(Spooling::new(Arc::new(spool), opened.next))),
             state: Turns::default(),
         };
         (meter, records, (commands, directory))

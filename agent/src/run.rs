@@ -31,7 +31,7 @@ use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{self, Announcements, ExporterOptions};
 use crate::host::Host;
 use crate::meter::{Command, Commands, Meter, Spooling, Turns};
-use crate::spool::{Spool, SpoolError, SpoolOptions};
+use crate::spool::{Opened, Spool, SpoolError, SpoolOptions, SpoolStatus};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
 
 /// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
@@ -101,15 +101,23 @@ pub struct Agent {
     exporters: BTreeMap<CollectorName, Exporter>,
     announcements: watch::Sender<Announcements>,
     collectors: watch::Sender<Vec<watch::Receiver<CollectorStatus>>>,
+    spools: watch::Sender<Option<watch::Receiver<SpoolStatus>>>,
     status: watch::Sender<AgentStatus>,
     refresh: JoinHandle<()>,
     stop: CancellationToken,
     host: Host,
     attached: AttachReport,
-    spool: Arc<Spool>,
-    /// Where the spool is when it ends with the agent.
-    temporary: Option<tempfile::TempDir>,
+    /// Where the spool is kept between runs.
+    state: Option<PathBuf>,
+    /// Opened for the first collector.
+    store: Option<Store>,
     _lock: Option<File>,
+}
+
+/// The spool, and where it is when it ends with the agent.
+struct Store {
+    spool: Arc<Spool>,
+    temporary: Option<tempfile::TempDir>,
 }
 
 struct Exporter {
@@ -131,16 +139,6 @@ impl Agent {
         for (id, path) in lookups.existing_cgroups() {
             naming.learn(&NameObservation::Cgroup { id, path });
         }
-        let temporary = match options.state {
-            Some(_) => None,
-            None => Some(tempfile::tempdir().map_err(StartError::Temporary)?),
-        };
-        let state = temporary.as_ref().map(|kept| kept.path().to_owned());
-        let state = options.state.or(state).unwrap_or_default();
-        let opened =
-            tokio::task::spawn_blocking(move || Spool::open(SpoolOptions::in_directory(state.join("spool"))));
-        let (spool, opened) = opened.await.map_err(|_| StartError::MeterGone)??;
-        let spool = Arc::new(spool);
         let (commands, orders) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
         let (view, records) = mpsc::channel(options.view_records_max.max(1));
         let status = watch::Sender::new(AgentStatus::default());
@@ -157,7 +155,7 @@ impl Agent {
             status: status.clone(),
             listening: watch::Sender::new(None),
             capture: None,
-            spooling: Spooling::new(Arc::clone(&spool), opened.next),
+            spooling: None,
             state: Turns::default(),
         };
         let listening = meter.listening.subscribe();
@@ -170,10 +168,12 @@ impl Agent {
             listening: None,
         });
         let collectors = watch::Sender::new(Vec::new());
+        let spools = watch::Sender::new(None);
         let stop = CancellationToken::new();
         let refresh = Refresh {
             announcements: announcements.clone(),
             collectors: collectors.subscribe(),
+            spools: spools.subscribe(),
             listening,
             status: status.clone(),
             addresses: host.addresses.clone(),
@@ -186,13 +186,14 @@ impl Agent {
             exporters: BTreeMap::new(),
             announcements,
             collectors,
+            spools,
             status,
             refresh,
             stop,
             host,
             attached: AttachReport::default(),
-            spool,
-            temporary,
+            state: options.state,
+            store: None,
             _lock: lock,
         };
         match agent.apply(&options.wanted).await {
@@ -237,14 +238,18 @@ impl Agent {
                 self.tell(Command::Detach(done))?;
                 detached.await.map_err(|_| StartError::MeterGone)
             }
-            Step::StopCollector(name) | Step::ForgetCollector(name) => {
-                if let Some(exporter) = self.exporters.remove(name) {
-                    // Its successor goes on from the cursor that it leaves.
-                    exporter.stop.send_replace(Some(0));
-                    let _ = exporter.task.await;
+            Step::StopCollector(name) => {
+                self.stop_collector(name).await;
+                Ok(())
+            }
+            Step::ForgetCollector(name) => {
+                self.stop_collector(name).await;
+                if let Some(store) = &self.store {
+                    store.spool.forget(name);
                 }
-                self.collectors
-                    .send_modify(|all| all.retain(|one| one.borrow().name != name.as_str()));
+                if self.exporters.is_empty() {
+                    self.tell(Command::Spool(None))?;
+                }
                 Ok(())
             }
             Step::UpdateMetering(metering) => {
@@ -256,10 +261,7 @@ impl Agent {
                 CommandLine::Full => CommandLineMode::Full,
             })),
             Step::UpdateBuffer(_) => Ok(()),
-            Step::StartCollector(exporting) => {
-                self.start_collector(exporting);
-                Ok(())
-            }
+            Step::StartCollector(exporting) => self.start_collector(exporting).await,
             Step::AttachCapture(capture) => {
                 let (reply, attached) = oneshot::channel();
                 let max_flows = self
@@ -274,7 +276,55 @@ impl Agent {
         }
     }
 
-    fn start_collector(&mut self, exporting: &Exporting) {
+    /// Its successor of the same name goes on from the cursor that it leaves.
+    async fn stop_collector(&mut self, name: &CollectorName) {
+        if let Some(exporter) = self.exporters.remove(name) {
+            exporter.stop.send_replace(Some(0));
+            let _ = exporter.task.await; // An error: it has panicked, and left what it had saved.
+        }
+        self.collectors
+            .send_modify(|all| all.retain(|one| one.borrow().name != name.as_str()));
+    }
+
+    /// Opens the spool unless it is open, and has the meter write to it unless it does.
+    async fn open_spool(&mut self) -> Result<(Arc<Spool>, bool), StartError> {
+        if self.store.is_none() {
+            let temporary = match self.state {
+                Some(_) => None,
+                None => Some(tempfile::tempdir().map_err(StartError::Temporary)?),
+            };
+            let kept = self
+                .state
+                .as_deref()
+                .or(temporary.as_ref().map(tempfile::TempDir::path));
+            let mut options = SpoolOptions::in_directory(kept.unwrap_or(Path::new("")).join(SPOOL));
+            if let Some(buffer) = self.in_force.buffer() {
+                options.octets_max = buffer.octets_max;
+                options.age_max = buffer.age_max;
+                options.free_octets_min = buffer.free_octets_min;
+                options.sync_interval = buffer.sync_interval;
+            }
+            let opened = tokio::task::spawn_blocking(move || Spool::open(options));
+            let (spool, opened) = opened.await.map_err(|_| StartError::MeterGone)??;
+            report_opened(&opened);
+            let spool = Arc::new(spool);
+            self.spools.send_replace(Some(spool.status()));
+            self.store = Some(Store { spool, temporary });
+        }
+        let store = self.store.as_ref().expect("opened above");
+        let (spool, ephemeral) = (Arc::clone(&store.spool), store.temporary.is_some());
+        if self.exporters.is_empty() {
+            let next = spool.newest() + 1;
+            self.tell(Command::Spool(Some(Box::new(Spooling::new(
+                Arc::clone(&spool),
+                next,
+            )))))?;
+        }
+        Ok((spool, ephemeral))
+    }
+
+    async fn start_collector(&mut self, exporting: &Exporting) -> Result<(), StartError> {
+        let (spool, ephemeral) = self.open_spool().await?;
         let metering = self.in_force.metering();
         self.announcements.send_modify(|all| {
             let seconds =
@@ -300,11 +350,11 @@ impl Agent {
                 record_ids: exporting.collectors[0].record_ids,
             },
             grace: GRACE,
-            ephemeral: self.temporary.is_some(),
+            ephemeral,
             seed: u64::from(self.host.source_id.number()) ^ clock::kernel_now().0,
         };
         let (stop, stopped) = watch::channel(None);
-        let reader = self.spool.reader(&exporting.name);
+        let reader = spool.reader(&exporting.name);
         let exporter = export::Exporter::new(options, reader, self.announcements.subscribe(), stopped);
         let status = exporter.status();
         self.collectors.send_modify(|all| all.push(status));
@@ -315,6 +365,7 @@ impl Agent {
                 stop,
             },
         );
+        Ok(())
     }
 
     fn tell(&self, command: Command) -> Result<(), StartError> {
@@ -330,7 +381,7 @@ impl Agent {
         if let Some(meter) = self.meter.take() {
             let _ = tokio::task::spawn_blocking(move || meter.join()).await;
         }
-        let newest = self.spool.newest();
+        let newest = self.store.as_ref().map_or(0, |store| store.spool.newest());
         for exporter in self.exporters.values() {
             exporter.stop.send_replace(Some(newest));
         }
@@ -340,15 +391,35 @@ impl Agent {
                 ended.push(status);
             }
         }
-        let spool = Arc::clone(&self.spool);
-        let closed = tokio::task::spawn_blocking(move || spool.close(CLOSE_WAIT)).await;
-        if !matches!(closed, Ok(true)) && self.temporary.is_none() {
-            tracing::warn!("the spool did not close in time: what was not synced is lost");
+        if let Some(store) = self.store.take() {
+            let spool = Arc::clone(&store.spool);
+            let closed = tokio::task::spawn_blocking(move || spool.close(CLOSE_WAIT)).await;
+            if !matches!(closed, Ok(true)) && store.temporary.is_none() {
+                tracing::warn!("the spool did not close in time: what was not synced is lost");
+            }
         }
         self.stop.cancel();
         let _ = (&mut self.refresh).await;
-        self.status.send_modify(|status| status.collectors = ended);
+        let spool = self.spools.borrow().as_ref().map(|spool| spool.borrow().clone());
+        self.status
+            .send_modify(|status| (status.collectors, status.spool) = (ended, spool));
         self.status.borrow().clone()
+    }
+}
+
+/// Name of the spool's directory below the state's.
+pub const SPOOL: &str = "spool";
+
+/// What a start has to say about the run before.
+fn report_opened(opened: &Opened) {
+    for aside in &opened.set_aside {
+        tracing::warn!(path = %aside.path.display(), first = aside.first, last = aside.last, "a part of the spool cannot be read and was set aside");
+    }
+    if !opened.clean {
+        tracing::warn!(
+            lost = opened.lost,
+            "the last run did not stop cleanly: records that were not yet on disk are lost, and flows that ended since"
+        );
     }
 }
 
@@ -403,6 +474,7 @@ fn lock(host: &Host) -> Result<Option<File>, StartError> {
 struct Refresh {
     announcements: watch::Sender<Announcements>,
     collectors: watch::Receiver<Vec<watch::Receiver<CollectorStatus>>>,
+    spools: watch::Receiver<Option<watch::Receiver<SpoolStatus>>>,
     listening: watch::Receiver<Option<flowtilla_agent_core::encode::listening::ListeningPorts>>,
     status: watch::Sender<AgentStatus>,
     addresses: Vec<std::net::IpAddr>,
@@ -426,9 +498,10 @@ impl Refresh {
             .iter()
             .map(|one| one.borrow().clone())
             .collect();
+        let spool = self.spools.borrow().as_ref().map(|spool| spool.borrow().clone());
         self.status.send_if_modified(|status| {
-            let changed = status.collectors != collectors;
-            status.collectors = collectors;
+            let changed = status.collectors != collectors || status.spool != spool;
+            (status.collectors, status.spool) = (collectors, spool);
             changed
         });
         let (law, drops) = {

@@ -4,6 +4,8 @@
 
 use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw};
 
+use crate::spool::SpoolStatus;
+
 /// One kernel program and whether this kernel runs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProgramStatus {
@@ -86,8 +88,12 @@ pub struct Coverage {
 pub struct AgentStatus {
     /// Flows in the table.
     pub flows: u64,
-    /// Records made since start.
+    /// Records made since start, and handed on.
     pub records: u64,
+    /// Records that wait for names: made, and not handed on yet.
+    pub unnamed: u64,
+    /// The spool; `None`: no collector has needed one.
+    pub spool: Option<SpoolStatus>,
     /// Losses before the table, and of the view.
     pub drops: Drops,
     /// Law 1.

@@ -382,13 +382,13 @@ mod tests {
                 "agentctl: law 1 holds, kernel to table, packets: observed 2 = reported 2 + held 0 + joined 0",
                 "agentctl: law 2 holds, table to ntopng-1, records: made 1,012 = taken 1,000 + waiting 0 + evicted 0 + \
                  dropped 12",
-                "agentctl: lost: QueueOverflow 12 records (ntopng-1)",
+                "agentctl: lost: SpoolDamaged 12 records (ntopng-1)",
             ]
             .map(str::to_owned)
             .to_vec(),
         };
         assert_eq!(ended.law_2("made").expect("it is told"), 1012);
-        assert_eq!((ended.lost("QueueOverflow"), ended.lost("FlowRingFull")), (12, 0));
+        assert_eq!((ended.lost("SpoolDamaged"), ended.lost("FlowRingFull")), (12, 0));
         ended.check_laws().expect("both hold");
     }
 }

@@ -29,8 +29,6 @@ pub enum DropPoint {
     ProgramSkipped,
     /// Events that could not be decoded.
     DecodeFailed,
-    /// Records that found a collector's memory queue full: the oldest goes.
-    QueueOverflow,
     /// Records that the disk did not take, and that memory could not hold until it did.
     SpoolUnwritable,
     /// Records of a part of the spool that cannot be read back: torn, damaged, of another version, or never synced.
@@ -39,7 +37,7 @@ pub enum DropPoint {
     CollectorRestarted,
     /// Records no longer than one message can carry.
     RecordTooLarge,
-    /// Records left in the queue when the agent stopped and the grace period was over.
+    /// Records left in a spool that ended with the agent, when the grace period was over.
     ShutdownGrace,
     /// Records for a screen or pipe that did not keep up.
     ViewOverflow,
@@ -49,7 +47,7 @@ pub enum DropPoint {
 
 impl DropPoint {
     /// All of them, in the order in which data pass them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 15] = [
         Self::SocketMapFull,
         Self::FlowRingFull,
         Self::NameRingFull,
@@ -58,7 +56,6 @@ impl DropPoint {
         Self::PacketUnreadable,
         Self::ProgramSkipped,
         Self::DecodeFailed,
-        Self::QueueOverflow,
         Self::SpoolUnwritable,
         Self::SpoolDamaged,
         Self::CollectorRestarted,
@@ -76,8 +73,7 @@ impl DropPoint {
             Self::FlowRingFull | Self::NameRingFull | Self::DecodeFailed => "events",
             Self::PeerMapFull | Self::UnknownSocket | Self::PacketUnreadable => "datagrams",
             Self::ProgramSkipped => "runs",
-            Self::QueueOverflow
-            | Self::SpoolUnwritable
+            Self::SpoolUnwritable
             | Self::SpoolDamaged
             | Self::CollectorRestarted
             | Self::RecordTooLarge

@@ -457,37 +457,40 @@ fn peer_that_greets_3_0_is_fed_without_pings_and_the_state_says_so() {
     assert_eq!((status.law.taken, status.connects), (10_000, 1));
 }
 
-/// Figures, not a claim: run with `--release --ignored --nocapture`.
+/// Figures, not a claim: run with `--release --ignored --nocapture`. A backlog goes from the disk to a SUB.
 #[test]
 #[ignore = "prints figures"]
 fn throughput_figures() {
     if !libzmq::is_here() {
         return;
     }
+    const MADE: u32 = 1_000_000;
     for (secret_key, server_key) in [(None, None), (Some(SECRET), Some(PUBLIC))] {
-        let sub = Sub::bind(SubOptions {
-            secret_key,
-            ..SubOptions::default()
-        });
+        let probe = Sub::bind(SubOptions::default());
+        let port = probe.port;
+        drop(probe);
         let mut running = Running::start(&Setup {
             server_key,
-            ..Setup::to_port(sub.port)
+            ..Setup::to_port(port)
         });
-        running.wait_for_stream(&sub);
+        running.feed(0..MADE);
+        let sub = Sub::bind(SubOptions {
+            secret_key,
+            port,
+            ..SubOptions::default()
+        });
         let receiver = std::thread::spawn(move || {
-            let (mut octets, mut messages) = (0, 0);
-            while messages < 5_000 {
+            let (mut octets, mut messages, mut begin) = (0, 0, None);
+            while messages < MADE / 100 {
                 if let Some(frames) = sub.receive() {
+                    begin.get_or_insert_with(flowtilla_agent::clock::instant);
                     octets += frames.iter().map(Vec::len).sum::<usize>();
                     messages += 1;
                 }
             }
-            (octets, messages, sub)
+            (octets, messages, begin.unwrap().elapsed().as_secs_f64(), sub)
         });
-        let begin = flowtilla_agent::clock::instant();
-        running.feed(0..500_000);
-        let (octets, messages, _sub) = receiver.join().unwrap();
-        let took = begin.elapsed().as_secs_f64();
+        let (octets, messages, took, _sub) = receiver.join().unwrap();
         println!(
             "curve {}: {:.0} records/s, {:.0} messages/s, {:.1} MB/s",
             secret_key.is_some(),
@@ -495,5 +498,6 @@ fn throughput_figures() {
             f64::from(messages) / took,
             octets as f64 / took / 1e6
         );
+        running.stop();
     }
 }

@@ -44,7 +44,7 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<Exit> {
     privilege::ensure()?;
     let mut signals = Signals::new()?;
     let log = log::init(format == Format::Table);
-    let running = engine::start(wanted).await?;
+    let running = engine::start(wanted, args.state.clone()).await?;
     tell(format, &report::attached(&running.attached));
     match View::open(format, log) {
         Ok(view) => watch(running, view, &mut signals, &args, format).await,

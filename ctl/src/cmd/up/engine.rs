@@ -3,6 +3,7 @@
 //! Out: [`Running`], which a test can make as well.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -33,16 +34,16 @@ pub(crate) struct Running {
     pub(crate) stop: Stop,
 }
 
-/// Starts an agent that does what is wanted.
+/// Starts an agent that does what is wanted. `state`: where it keeps what no collector has yet.
 ///
 /// # Errors
 ///
 /// What the agent cannot do without is missing; the message says what.
-pub(crate) async fn start(wanted: Wanted) -> anyhow::Result<Running> {
+pub(crate) async fn start(wanted: Wanted, state: Option<PathBuf>) -> anyhow::Result<Running> {
     let (agent, records) = Agent::start(Options {
         wanted,
         view_records_max: VIEW_RECORDS_MAX,
-        state: None,
+        state,
     })
     .await?;
     Ok(Running {

@@ -2,6 +2,7 @@
 //!
 //! Lines without an end. What comes from outside (reasons of the kernel, of collectors) is made harmless.
 
+use flowtilla_agent::spool::{SpoolState, SpoolStatus};
 use flowtilla_agent::status::{AgentStatus, AttachReport, CollectorState, CollectorStatus};
 use flowtilla_agent_core::loss::{CollectorLaw, DropPoint, Drops};
 
@@ -45,6 +46,13 @@ pub(crate) fn totals(status: &AgentStatus) -> Vec<String> {
         places => words.extend(places.iter().map(|place| format!("lost: {place}"))),
     }
     words.push(coverage(status));
+    if let Some(SpoolStatus {
+        state: SpoolState::MemoryOnly { why },
+        ..
+    }) = &status.spool
+    {
+        words.push(format!("spool in memory only ({})", harmless(why)));
+    }
     words
 }
 
@@ -87,6 +95,9 @@ pub(crate) fn laws(status: &AgentStatus) -> Vec<String> {
             law.joined_packets,
         ),
     ];
+    if status.unnamed > 0 {
+        lines.push(format!("{} records wait for names", grouped(status.unnamed)));
+    }
     lines.extend(
         status
             .collectors
@@ -111,6 +122,10 @@ pub(crate) fn lost(status: &AgentStatus) -> Vec<String> {
     let mut lines = places(&status.drops, None);
     for collector in &status.collectors {
         lines.extend(places(&collector.law.dropped, Some(&collector.name)));
+        if collector.law.evicted > 0 {
+            let (n, name) = (grouped(collector.law.evicted), &collector.name);
+            lines.push(format!("evicted from the spool {n} records ({name})"));
+        }
     }
     lines
 }
@@ -128,7 +143,17 @@ pub(crate) fn farewell(status: &AgentStatus) -> Vec<String> {
         places => lines.extend(places.iter().map(|place| format!("lost: {place}"))),
     }
     lines.extend(status.collectors.iter().map(collector));
+    lines.extend(status.spool.as_ref().map(spool));
     lines
+}
+
+fn spool(status: &SpoolStatus) -> String {
+    let (octets, segments) = (memory(status.octets), grouped(status.segments));
+    let state = match &status.state {
+        SpoolState::Working => String::new(),
+        SpoolState::MemoryOnly { why } => format!(", memory only ({})", harmless(why)),
+    };
+    format!("spool: {octets} on disk in {segments} segments{state}")
 }
 
 fn second_law(name: &str, law: &CollectorLaw) -> String {
@@ -193,7 +218,10 @@ fn percent(part: u64, whole: u64) -> String {
 fn state(collector: &CollectorStatus) -> String {
     match &collector.state {
         CollectorState::Connecting { why: None } => "connecting".into(),
-        CollectorState::Connecting { why: Some(why) } => format!("not connected ({})", harmless(why)),
+        CollectorState::Connecting { why: Some(why) } => match collector.law.waiting {
+            0 => format!("not connected ({})", harmless(why)),
+            n => format!("not connected ({}), {} records wait", harmless(why), grouped(n)),
+        },
         CollectorState::AwaitingSubscription => "connected, not subscribed".into(),
         CollectorState::Streaming { acknowledged: true } => "streaming".into(),
         CollectorState::Streaming { acknowledged: false } => "streaming, without acknowledgement".into(),
@@ -227,7 +255,7 @@ mod tests {
             "{lines:?}"
         );
         assert!(
-            lines[2].starts_with("law 2 BROKEN (2 too many),") && lines[3].starts_with("law 2 holds,"),
+            lines[3].starts_with("law 2 BROKEN (2 too many),") && lines[4].starts_with("law 2 holds,"),
             "{lines:?}"
         );
     }
@@ -238,7 +266,7 @@ mod tests {
         status.collectors[1].law.made += 5;
         status.collectors[1].law.dropped.add(DropPoint::Withheld, 5);
         assert_eq!(lost(&status).len(), 2);
-        let line = &laws(&status)[3];
+        let line = &laws(&status)[4];
         assert!(
             line.starts_with("law 2 holds,") && line.ends_with("dropped 5 (of them 5 withheld on purpose)"),
             "{line}"
@@ -251,7 +279,10 @@ mod tests {
         status.collectors[1].state = CollectorState::Connecting {
             why: Some("\u{1b}[2J".into()),
         };
-        assert_eq!(collectors(&status)[1], "ntopng-2 not connected (\\u{1b}[2J)");
+        assert_eq!(
+            collectors(&status)[1],
+            "ntopng-2 not connected (\\u{1b}[2J), 1,000 records wait"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use flowtilla_agent::spool::{SpoolState, SpoolStatus};
 use flowtilla_agent::status::{
     AgentStatus, AttachReport, CollectorState, CollectorStatus, Coverage, ProgramStatus,
 };
@@ -157,10 +158,19 @@ pub(crate) fn status() -> AgentStatus {
     let mut drops = Drops::default();
     drops.add(DropPoint::NameRingFull, 7);
     let mut dropped = Drops::default();
-    dropped.add(DropPoint::QueueOverflow, 12);
+    dropped.add(DropPoint::SpoolUnwritable, 12);
     AgentStatus {
         flows: 1_234,
         records: 56_789,
+        unnamed: 3,
+        spool: Some(SpoolStatus {
+            state: SpoolState::MemoryOnly {
+                why: "No space left on device (os error 28)".into(),
+            },
+            octets: 3 << 20,
+            segments: 2,
+            ..SpoolStatus::default()
+        }),
         drops,
         kernel_law: KernelLaw {
             observed_octets: 1_000_000,

@@ -1,0 +1,44 @@
+//! Records on their way into the spool: gathered into values, numbered, appended.
+
+use std::sync::Arc;
+
+use flowtilla_agent_core::flow::record::FlowRecord;
+use flowtilla_agent_core::spool::value::{Builder, Pushed};
+
+use crate::spool::Spool;
+
+/// Records on their way into the spool.
+pub(crate) struct Spooling {
+    spool: Arc<Spool>,
+    builder: Builder,
+    /// Sequence of the next value's first record.
+    next: u64,
+}
+
+impl Spooling {
+    pub(crate) fn new(spool: Arc<Spool>, next: u64) -> Self {
+        Self {
+            spool,
+            builder: Builder::default(),
+            next,
+        }
+    }
+
+    /// Adds a record; `false`: no value can hold it.
+    pub(super) fn add(&mut self, record: &FlowRecord) -> bool {
+        let mut pushed = self.builder.push(record);
+        if pushed == Pushed::Full {
+            self.seal();
+            pushed = self.builder.push(record);
+        }
+        pushed == Pushed::Added
+    }
+
+    /// Hands everything to the spool.
+    pub(super) fn seal(&mut self) {
+        while let Some(value) = self.builder.seal(self.next) {
+            self.next = value.last() + 1;
+            self.spool.append(value);
+        }
+    }
+}
