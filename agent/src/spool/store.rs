@@ -161,9 +161,10 @@ impl Store {
 
     /// Writes values that come after all that is durable, and makes them durable.
     pub(crate) fn write(&mut self, values: &[Value]) -> Result<(), StoreError> {
-        let Some(last) = values.last().map(Value::last) else {
+        let (Some(first), Some(last)) = (values.first(), values.last().map(Value::last)) else {
             return Ok(());
         };
+        let first = first.first;
         self.make_room()?;
         self.store_mark(last, false)?;
         let mut written = None;
@@ -172,7 +173,7 @@ impl Store {
             if self.is_full(value) {
                 self.seal()?;
                 if let Some(last) = written {
-                    self.shared.advance(self.generation, last);
+                    self.shared.advance(self.generation, first, last);
                 }
             }
             let head = self.head(value.first)?;
@@ -184,7 +185,7 @@ impl Store {
         self.shared.step(self.generation)?;
         if let Some(head) = &mut self.head {
             head.segment.sync()?;
-            self.shared.advance(self.generation, last);
+            self.shared.advance(self.generation, first, last);
         }
         if let Some(entry) = self.segments.back_mut() {
             entry.octets = files::allocated(&path_of(&self.layout, entry.first));
