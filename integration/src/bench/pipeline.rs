@@ -115,7 +115,7 @@ fn spooled(endpoint: &str, records: u64) -> Result<Run> {
         seed: 1,
     };
     let exporter = Exporter::new(options, reader, announcements.subscribe(), stopped);
-    let status = exporter.status();
+    let mut status = exporter.status();
     let task = runtime.spawn(exporter.run());
     let mut source = Source::new();
     let (mut builder, mut next) = (Builder::default(), opened.next);
@@ -129,7 +129,7 @@ fn spooled(endpoint: &str, records: u64) -> Result<Run> {
                 "the collector does not keep up: {:?}",
                 status.borrow()
             );
-            std::thread::yield_now();
+            runtime.block_on(status.changed())?;
             continue;
         }
         let mut seal = |builder: &mut Builder| {
