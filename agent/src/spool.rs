@@ -78,6 +78,7 @@ mod segment;
 mod shared;
 mod start;
 mod store;
+pub mod survey;
 mod tail;
 mod told;
 
