@@ -497,7 +497,8 @@ fn table_options(host: &Host, metering: &Metering) -> TableOptions {
     }
 }
 
-fn event_of(host: &Host) -> EventFields {
+/// What is announced of a host that exports nothing yet.
+pub(crate) fn event_of(host: &Host) -> EventFields {
     let interface = host.interface.as_ref();
     EventFields {
         interface_name: interface.map_or_else(|| "lo".to_owned(), |interface| interface.name.clone()),

@@ -79,6 +79,7 @@ mod segment;
 mod shared;
 mod start;
 mod store;
+pub mod survey;
 mod tail;
 mod told;
 

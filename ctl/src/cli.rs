@@ -5,6 +5,8 @@ use std::io::Write;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
+use crate::cmd::buffer::BufferCommand;
+use crate::cmd::loss::LossArgs;
 use crate::cmd::tap::TapArgs;
 use crate::cmd::up::args::UpArgs;
 use crate::exit::{Exit, say};
@@ -23,6 +25,11 @@ pub(crate) enum Command {
     Up(Box<UpArgs>),
     /// Listens as ntopng does, and shows what agents send and what was lost on the way.
     Tap(TapArgs),
+    /// Tells what became of every record that an agent with --state made: taken, waiting, or lost and where.
+    Loss(LossArgs),
+    /// Looks into what waits on disk: of an agent at work, of one that stopped, or a copy of the directory.
+    #[command(subcommand)]
+    Buffer(BufferCommand),
 }
 
 /// Prints help and version as clap has them, and everything else as one sentence that names the flag and the remedy.
@@ -55,6 +62,7 @@ fn sentence(error: &clap::Error) -> String {
     // `--max-flows <N>`: the flag alone.
     let flag = text(ContextKind::InvalidArg)
         .map(|arg| arg.split(" <").next().unwrap_or_default().to_owned())
+        .map(|arg| arg.trim_matches(['<', '>']).to_owned())
         .unwrap_or_default();
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
     match error.kind() {

@@ -405,7 +405,8 @@ fn path_of(layout: &Layout, first: u64) -> PathBuf {
     layout.segments().join(format!("{first:016x}"))
 }
 
-fn parse(name: &str) -> Option<u64> {
+/// The first sequence of the segment of this name; `None`: it is no segment's.
+pub(crate) fn parse(name: &str) -> Option<u64> {
     let plain = name.len() == 16
         && name
             .bytes()
