@@ -6,6 +6,7 @@
 
 mod fixture;
 mod libzmq;
+mod replay;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
