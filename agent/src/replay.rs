@@ -109,10 +109,12 @@ impl Replay {
             grace: GRACE,
             ephemeral: true,
             seed: u64::from(source_id.number()) ^ clock::kernel_now().0,
-            collector,
+            name: collector.name.clone(),
+            collectors: vec![collector],
+            failover: None,
         };
         let (stop, stopped) = watch::channel(None);
-        let reader = spool.reader(&options.collector.name);
+        let reader = spool.reader(&options.name);
         let exporter = Exporter::new(options, reader, announced, stopped);
         Ok(Self {
             status: exporter.status(),

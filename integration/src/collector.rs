@@ -1,8 +1,12 @@
 //! The receiving side: a real libzmq SUB, bound as ntopng binds, whose payloads nDPI itself reads.
 //!
 //! One thread owns the socket. It can be told to stop reading, as a collector that hangs does, and to end at once.
+//! [`apart`] runs the same socket as a process of its own, which can be frozen and killed.
 //! Source of the socket's options and topics: ntopng 6.x `ZMQCollectorInterface`, `Utils::getMessagingTopics`.
 
+pub mod apart;
+pub mod application;
+pub mod handled;
 pub mod library;
 pub mod message;
 pub mod ndpi;
@@ -252,7 +256,7 @@ fn receive(socket: &zmq::Socket, ndpi: &Ndpi, shared: &Shared) -> Result<()> {
         };
         match Message::read(ndpi, &frames) {
             Ok(message) => {
-                lock(&shared.ids).take(&message.header);
+                lock(&shared.ids).take(message.header.source, message.header.id);
                 let mut messages = lock(&shared.messages);
                 if messages.len() < MESSAGES_MAX {
                     messages.push(message);

@@ -6,13 +6,16 @@
 //! Leaves no trace: what a crashed run left is swept by the next.
 
 pub mod bpf;
+pub mod cable;
 pub mod collector;
+pub mod disk;
 pub mod need;
 pub mod netns;
 pub mod ntopng;
 pub mod process;
 pub mod product;
 pub mod scene;
+pub mod skew;
 pub mod soak;
 pub mod traffic;
 pub mod wait;

@@ -65,8 +65,17 @@ impl Ntopng {
     /// # Errors
     /// When it does not come up, with the end of its log.
     pub fn start(binary: &Path, flags: &[&str]) -> Result<Self> {
+        let [zmq_port] = free_ports()?;
+        Self::start_at(binary, zmq_port, flags)
+    }
+
+    /// Starts it at this port of ZeroMQ, as new: of a former one it knows nothing.
+    ///
+    /// # Errors
+    /// When it does not come up, with the end of its log.
+    pub fn start_at(binary: &Path, zmq_port: u16, flags: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let [http, redis_port, zmq_port] = free_ports()?;
+        let [http, redis_port] = free_ports()?;
         let redis = start_redis(folder.path(), redis_port)?;
         let data = folder.path().join("data");
         // ntopng 5 does not make the folder its keys go to.
@@ -148,6 +157,41 @@ impl Ntopng {
         Ok(list.clone())
     }
 
+    /// IP octets that a host has sent and received, as ntopng counted them; (0, 0): it does not know the host.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn host_octets(&self, address: &str) -> Result<(u64, u64)> {
+        let answer = self.ask(&format!("/lua/rest/v2/get/host/data.lua?ifid=0&host={address}"))?;
+        let number = |name: &str| answer["rsp"][name].as_u64().unwrap_or(0);
+        Ok((number("bytes.sent"), number("bytes.rcvd")))
+    }
+
+    /// Stops all its threads: its kernel still takes octets.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets a frozen one go on.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn thaw(&self) -> Result<()> {
+        self.process.signal(Signal::SIGCONT)
+    }
+
+    /// Ends it without a chance to handle what it has.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.wait_end(END_WITHIN).map(drop)
+    }
+
     fn wait_until_ready(&mut self) -> Result<()> {
         let lines = self.process.out().clone();
         self.process
@@ -170,6 +214,11 @@ impl Ntopng {
 
 impl Drop for Ntopng {
     fn drop(&mut self) {
+        if !self.process.is_running().unwrap_or(true) {
+            return;
+        }
+        // A frozen one would not hear the rest.
+        let _ = self.thaw();
         let ended = self
             .process
             .signal(Signal::SIGTERM)
@@ -194,9 +243,12 @@ fn start_redis(folder: &Path, port: u16) -> Result<Process> {
 }
 
 /// Ports that were free a moment ago.
-fn free_ports() -> Result<[u16; 3]> {
-    let listeners = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
-    let mut ports = [0; 3];
+///
+/// # Errors
+/// When none is free.
+pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    let listeners = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let mut ports = [0; N];
     for (port, listener) in ports.iter_mut().zip(listeners) {
         *port = listener?.local_addr()?.port();
     }

@@ -3,7 +3,7 @@
 //! Each has its output read by threads of this process, so that no pipe fills; each dies with the test that started
 //! it, even when that is killed.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -181,6 +181,15 @@ impl Process {
         kill(pid, signal).with_context(|| format!("send {signal} to {} ({pid})", self.name))
     }
 
+    /// Writes a line to its standard input.
+    ///
+    /// # Errors
+    /// When that is closed.
+    pub fn write_line(&mut self, line: &str) -> Result<()> {
+        let input = self.child.stdin.as_mut().context("standard input is closed")?;
+        Ok(writeln!(input, "{line}")?)
+    }
+
     /// Closes its standard input, which tells the traffic helpers to come to an end.
     pub fn close_stdin(&mut self) {
         drop(self.child.stdin.take());
@@ -240,6 +249,23 @@ pub fn run(command: &mut Command) -> Result<String> {
         bail!("{command:?} ended with {}: {}", output.status, said.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Prints a value as a JSON line, by one write: lines of several processes stay whole, and what is printed when the
+/// process is killed was said.
+///
+/// # Errors
+/// When standard output is gone.
+pub fn print_line(value: &impl serde::Serialize) -> Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    let mut rest = line.as_slice();
+    // Only lines longer than PIPE_BUF may take another round.
+    while !rest.is_empty() {
+        let written = rustix::io::write(std::io::stdout(), rest)?;
+        rest = &rest[written..];
+    }
+    Ok(())
 }
 
 /// Folder of the built binaries: where the running executable is, or one above for test binaries in `deps`.

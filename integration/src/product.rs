@@ -4,7 +4,7 @@
 
 pub mod record;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -90,6 +90,17 @@ impl Agent {
         Self::start(&[&["--scope", &scope], flags].concat())
     }
 
+    /// Starts an agent that itself lives on the host `desk`, from where it exports, and sees `host` only.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn watching_from(desk: &NetNs, host: &NetNs, flags: &[&str]) -> Result<Self> {
+        let scope = format!("netns={}", host.path().display());
+        let mut command = desk.command(binary()?);
+        command.args(["up", "-o", "json", "--scope", &scope]).args(flags);
+        Self::start_command(command, Process::start)
+    }
+
     /// Process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -100,6 +111,12 @@ impl Agent {
     #[must_use]
     pub fn ready_after(&self) -> Duration {
         self.ready_after
+    }
+
+    /// How many lines of records there are so far.
+    #[must_use]
+    pub fn lines(&self) -> usize {
+        self.process.out().count()
     }
 
     /// Records so far.
@@ -211,13 +228,24 @@ impl Agent {
         Ok(ended)
     }
 
-    /// Ends it without a chance to clean up.
+    /// Ends it without a chance to clean up. What it was writing at that moment may be half a line.
     ///
     /// # Errors
     /// When it does not end in time.
     pub fn kill(mut self) -> Result<Ended> {
         self.process.signal(Signal::SIGKILL)?;
-        self.wait()
+        let status = self.process.wait_end(END_WITHIN)?;
+        let lines = self.process.out().all();
+        let whole = |(index, line): (usize, &String)| match Record::read(line) {
+            Err(_) if index + 1 == lines.len() => None,
+            read => Some(read),
+        };
+        let records = lines.iter().enumerate().filter_map(whole);
+        Ok(Ended {
+            status,
+            records: records.collect::<Result<_>>()?,
+            words: self.words(),
+        })
     }
 
     fn wait(&mut self) -> Result<Ended> {
@@ -245,6 +273,21 @@ impl Ended {
     /// When the farewell does not tell it.
     pub fn law_2(&self, figure: &str) -> Result<u64> {
         number_after(&self.words, "law 2", figure).with_context(|| format!("no {figure} in {:?}", self.words))
+    }
+
+    /// The same of the collector with this name.
+    ///
+    /// # Errors
+    /// When the farewell does not tell it.
+    pub fn law_2_of(&self, collector: &str, figure: &str) -> Result<u64> {
+        let law: Vec<String> = self
+            .words
+            .iter()
+            .filter(|line| line.contains(&format!("table to {collector},")))
+            .cloned()
+            .collect();
+        number_after(&law, "law 2", figure)
+            .with_context(|| format!("no {figure} of {collector} in {:?}", self.words))
     }
 
     /// What was lost at a drop point, in its units; 0 when the farewell does not name it.
@@ -301,6 +344,21 @@ pub fn resident_octets(pid: u32) -> Result<u64> {
 /// # Errors
 /// When it is not built.
 pub fn command() -> Result<Command> {
+    Ok(Command::new(binary()?))
+}
+
+/// What `agentctl loss` says of a directory of state.
+///
+/// # Errors
+/// When it fails, or names a law that does not hold.
+pub fn loss(state: &Path) -> Result<String> {
+    let said = crate::process::run(command()?.arg("loss").arg(state))?;
+    ensure!(said.contains("holds") && !said.contains("BROKEN"), "{said}");
+    Ok(said)
+}
+
+/// The built `agentctl`.
+fn binary() -> Result<PathBuf> {
     let binary = std::env::var_os(BINARY_VARIABLE)
         .map_or_else(|| crate::process::built_folder().join("agentctl"), PathBuf::from);
     ensure!(
@@ -308,7 +366,7 @@ pub fn command() -> Result<Command> {
         "{} is not built: cargo build -p agentctl",
         binary.display()
     );
-    Ok(Command::new(binary))
+    Ok(binary)
 }
 
 #[cfg(test)]

@@ -173,6 +173,69 @@ impl Told {
     }
 }
 
+/// Traffic that goes on until it is told to stop.
+#[derive(Debug)]
+pub struct Background {
+    server: Helper,
+    server_pid: u32,
+    clients: Helper,
+    to: String,
+}
+
+impl Background {
+    /// Short TCP connections over the wire, one after the other; `plan` is more of the clients' words.
+    ///
+    /// # Errors
+    /// When the server does not come up.
+    pub fn short(world: &World, plan: &[&str]) -> Result<Self> {
+        let serving = serve(world, Place::Wire, Family::V4, &["serve", "--style", "thread"])?;
+        Self::start(world, serving, "connect", &[&["--until-closed"], plan].concat())
+    }
+
+    /// Long TCP connections over the wire, once all are open; `plan` is more of the client's words.
+    ///
+    /// # Errors
+    /// When a connection cannot be opened.
+    pub fn long(world: &World, plan: &[&str]) -> Result<Self> {
+        let serving = serve(world, Place::Wire, Family::V4, &["echo"])?;
+        let mut background = Self::start(world, serving, "steady", plan)?;
+        background.clients.ready()?;
+        Ok(background)
+    }
+
+    fn start(world: &World, serving: (Helper, Ready, String), command: &str, plan: &[&str]) -> Result<Self> {
+        let (server, ready, to) = serving;
+        let plan = [&[command, "--to", &to], plan].concat();
+        Ok(Self {
+            server,
+            server_pid: ready.pid,
+            clients: Helper::start(&world.left, &plan)?,
+            to,
+        })
+    }
+
+    /// Lines that the clients told so far: connections that came to their end.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.clients.lines()
+    }
+
+    /// Brings it to an end; what both ends said.
+    ///
+    /// # Errors
+    /// When the traffic itself failed.
+    pub fn stop(self) -> Result<Told> {
+        let clients = self.clients.finish(TRAFFIC_WITHIN)?;
+        let servers = self.server.finish(TRAFFIC_WITHIN)?;
+        Told::new(
+            self.to.parse()?,
+            self.server_pid,
+            traffic::flows(&clients),
+            traffic::flows(&servers),
+        )
+    }
+}
+
 /// Failed connects to `to` from the left host.
 ///
 /// # Errors

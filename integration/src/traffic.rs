@@ -11,6 +11,7 @@ pub mod load;
 pub mod pattern;
 pub mod server;
 pub mod spawn;
+pub mod steady;
 pub mod udp;
 
 use std::net::SocketAddr;
@@ -110,15 +111,7 @@ pub struct Storm {
 /// # Errors
 /// When standard output is gone.
 pub fn tell(truth: &Truth) -> Result<()> {
-    let mut line = serde_json::to_vec(truth)?;
-    line.push(b'\n');
-    let mut rest = line.as_slice();
-    // Lines are shorter than PIPE_BUF: the first write takes all of it.
-    while !rest.is_empty() {
-        let written = rustix::io::write(std::io::stdout(), rest)?;
-        rest = &rest[written..];
-    }
-    Ok(())
+    crate::process::print_line(truth)
 }
 
 /// A running helper.
@@ -175,6 +168,12 @@ impl Helper {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.0.pid()
+    }
+
+    /// How many lines it told so far.
+    #[must_use]
+    pub fn lines(&self) -> usize {
+        self.0.out().count()
     }
 
     /// What it told so far.

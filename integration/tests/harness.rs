@@ -1,12 +1,16 @@
 //! The harness itself: what the other tests stand on must be right without the product.
 
+use std::process::Command;
+
 use anyhow::{Context, Result, ensure};
 use integration::collector::ndpi::Value;
 use integration::collector::zmq::{self, KeyPair, Socket, ZmqContext, kind, option};
 use integration::collector::{self, Collector, Setup};
 use integration::need::{self, Need};
 use integration::ntopng::{self, Ntopng};
+use integration::process::Process;
 use integration::scene::{self, Told};
+use integration::skew::{self, Skewed};
 use integration::traffic::{self, Helper, Truth};
 use integration::wait::{self, PATIENCE};
 use integration::wire::{self, WireCounter};
@@ -282,6 +286,38 @@ fn a_real_ntopng_is_started_and_asked() -> Result<()> {
 }
 
 /// 20 connections, four at a time.
+#[test]
+fn clock_of_one_process_is_set_and_no_other() -> Result<()> {
+    if let Some(reason) = skew::lacks() {
+        need::skip(&reason);
+        return Ok(());
+    }
+    let start = || -> Result<Process> {
+        let mut command = Command::new(traffic::binary());
+        command.arg("clock");
+        Process::start(command)
+    };
+    let (mut clock, mut other) = (start()?, start()?);
+    let skewed = Skewed::new(clock.pid())?;
+    for seconds in [0, 3_600, -3_600, 0] {
+        skewed.set(seconds)?;
+        let ahead = now_of(&mut clock)? - now_of(&mut other)?;
+        ensure!(
+            (ahead - seconds).abs() <= 5,
+            "{ahead} s ahead instead of {seconds}"
+        );
+    }
+    Ok(())
+}
+
+fn now_of(clock: &mut Process) -> Result<i64> {
+    let lines = clock.out().clone();
+    let before = lines.count();
+    clock.write_line("now")?;
+    let said = wait::until(PATIENCE, "the time", || Ok(lines.since(before).first().cloned()))?;
+    Ok(said.parse()?)
+}
+
 fn exchange(world: &World, style: &str, place: Place, family: Family) -> Result<Told> {
     let plan = ["--count", "20", "--concurrent", "4", "--request", "9000"];
     scene::tcp(world, place, family, style, &plan)

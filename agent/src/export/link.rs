@@ -13,6 +13,7 @@ use flowtilla_agent_core::collector::{Collector, Transmit, Wanted};
 use flowtilla_agent_core::encode::header::{self, HeaderLayout, PayloadEncoding, Topic};
 use flowtilla_agent_core::time::KernelTime;
 use flowtilla_agent_core::zmtp::{Event, PING_MINOR_MIN, Peer, Security, ZmtpError};
+use rustix::net::sockopt;
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
@@ -107,6 +108,9 @@ impl Link {
             if let Ok(facts) = tcp_facts(self.stream.as_fd())
                 && let Some(why) = self.health.judge(facts, now)
             {
+                // Otherwise the kernel goes on sending what is in its buffers once the line is back: all of it would
+                // arrive twice, in between the messages of the next connection. Refused, it is as it was without.
+                let _ = sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
                 return Err(LinkEnd {
                     why,
                     restarted: false,
@@ -114,6 +118,12 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    /// Lets go of it and of what waits in this host's kernel: somebody else gets it.
+    pub(super) fn abandon(self) {
+        // An error: it is gone already.
+        let _ = self.stream.set_zero_linger();
     }
 
     /// Whether nothing is pending, so that the machine will be asked for more.

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
-use integration::traffic::{attempt, client, idle, load, server, spawn, udp};
+use integration::traffic::{attempt, client, idle, load, server, spawn, steady, udp};
 
 /// Makes traffic and prints its truth, one JSON line a flow.
 #[derive(Parser)]
@@ -29,6 +30,14 @@ enum Command {
     },
     /// Connects by TCP.
     Connect(client::Plan),
+    /// Sends back whatever comes by TCP until standard input closes.
+    Echo {
+        /// Where to listen; port 0: any.
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// Holds TCP connections with steady traffic until standard input closes.
+    Steady(steady::Plan),
     /// Answers datagrams until standard input closes.
     UdpServe {
         /// Where to listen; port 0: any.
@@ -73,7 +82,12 @@ enum Command {
         /// Connections, two sockets each.
         #[arg(long)]
         connections: usize,
+        /// Time between two octets that each sends [default: none is sent].
+        #[arg(long)]
+        chat_every_ms: Option<u64>,
     },
+    /// Prints the seconds of the wall clock for each line of standard input.
+    Clock,
     /// Runs a load and prints what it cost.
     Load(load::Plan),
 }
@@ -104,12 +118,26 @@ fn run() -> anyhow::Result<()> {
         } => server::serve(listen, style, workers),
         Command::Inherited { acceptor } => server::talk_inherited(acceptor),
         Command::Connect(plan) => client::connect(&plan),
+        Command::Echo { listen } => steady::serve(listen),
+        Command::Steady(plan) => steady::run(&plan),
         Command::UdpServe { listen } => udp::serve(listen),
         Command::UdpExchange(plan) => udp::exchange(&plan),
         Command::Attempt { to, count } => attempt::attempt(to, count),
         Command::Once { to, tag } => spawn::once(to, &tag),
         Command::Storm { to, rate, total } => spawn::storm(to, rate, total),
-        Command::Idle { listen, connections } => idle::idle(listen, connections),
+        Command::Idle {
+            listen,
+            connections,
+            chat_every_ms,
+        } => idle::idle(listen, connections, chat_every_ms.map(Duration::from_millis)),
+        Command::Clock => {
+            for _ in std::io::stdin().lines() {
+                // Read as the agent reads it.
+                let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+                integration::process::print_line(&now.tv_sec)?;
+            }
+            Ok(())
+        }
         Command::Load(plan) => load::run(&plan),
     }
 }

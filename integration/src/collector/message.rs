@@ -140,13 +140,13 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// Takes the next message's header.
-    pub fn take(&mut self, header: &Header) {
-        let Some(last) = self.last.insert(header.source, header.id) else {
+    /// Takes the next message: its exporter and its number.
+    pub fn take(&mut self, source: u32, id: u32) {
+        let Some(last) = self.last.insert(source, id) else {
             return;
         };
-        match header.id.cmp(&last) {
-            std::cmp::Ordering::Greater => self.missing += u64::from(header.id - last - 1),
+        match id.cmp(&last) {
+            std::cmp::Ordering::Greater => self.missing += u64::from(id - last - 1),
             std::cmp::Ordering::Equal => {}
             std::cmp::Ordering::Less => self.restarts += 1,
         }
@@ -163,16 +163,6 @@ impl Ids {
 mod tests {
     use super::*;
 
-    fn header(source: u32, id: u32) -> Header {
-        Header {
-            topic: "flow".to_owned(),
-            version: 3,
-            tlv: true,
-            source,
-            id,
-        }
-    }
-
     #[test]
     fn gaps_are_counted_per_source_and_a_smaller_id_is_a_restart() {
         let mut ids = Ids::default();
@@ -186,7 +176,7 @@ mod tests {
             (1, 3),
             (1, 4),
         ] {
-            ids.take(&header(source, id));
+            ids.take(source, id);
         }
         assert_eq!((ids.missing, ids.restarts), (3, 1));
         assert_eq!(ids.sources(), [1, 2]);

@@ -39,7 +39,7 @@ pub struct Record {
 pub struct RecordId {
     pub boot: String,
     pub cookie: u64,
-    pub stream: u32,
+    pub stream: u64,
     pub part: u32,
 }
 
@@ -212,7 +212,7 @@ impl Flow {
 /// When a part is missing or told twice, the first is not marked so, or the deltas of the parts do not sum up to
 /// their totals.
 pub fn flows(records: &[Record]) -> Result<Vec<Flow>> {
-    let mut by_flow: BTreeMap<(String, u64, u32), Vec<Record>> = BTreeMap::new();
+    let mut by_flow: BTreeMap<(String, u64, u64), Vec<Record>> = BTreeMap::new();
     for record in records {
         let key = (record.id.boot.clone(), record.id.cookie, record.id.stream);
         by_flow.entry(key).or_default().push(record.clone());
@@ -224,6 +224,30 @@ pub fn flows(records: &[Record]) -> Result<Vec<Flow>> {
         flows.push(Flow { parts });
     }
     Ok(flows)
+}
+
+/// Seconds since the epoch of a time as records have it: `2026-02-03T04:05:06.123456789Z`.
+///
+/// # Errors
+/// When it has another form.
+pub fn seconds(time: &str) -> Result<u64> {
+    let number = |range: std::ops::Range<usize>| -> Option<i64> { time.get(range)?.parse().ok() };
+    let read = || {
+        let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+        let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+        // Years begin in March here, so that the day of a leap year is their last.
+        let (year, month) = if month > 2 {
+            (year, month - 3)
+        } else {
+            (year - 1, month + 9)
+        };
+        let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+        let since_epoch = days - 719_468;
+        u64::try_from(((since_epoch * 24 + hour) * 60 + minute) * 60 + second).ok()
+    };
+    read()
+        .filter(|_| time.ends_with('Z'))
+        .with_context(|| format!("read the time {time:?}"))
 }
 
 fn check(parts: &[Record]) -> Result<()> {
@@ -275,6 +299,18 @@ mod tests {
         "packets":2,"payload":10},"backward":{"octets":0,"packets":0,"payload":0}},"total":{"forward":{"octets":100,
         "packets":2,"payload":10},"backward":{"octets":0,"packets":0,"payload":0}},"start":"","deltaStart":"",
         "end":"","tcp":null,"reason":"end-of-flow"}"#;
+
+    #[test]
+    fn seconds_are_those_of_the_epoch() {
+        for (text, wanted) in [
+            ("1970-01-01T00:00:00.000000000Z", 0),
+            ("2000-02-29T23:59:59.999999999Z", 951_868_799),
+            ("2026-11-25T07:53:56.000000001Z", 1_795_593_236),
+        ] {
+            assert_eq!(seconds(text).expect("a time"), wanted, "{text}");
+        }
+        assert!(seconds("2026-11-25T07:53:56+01:00").is_err() && seconds("soon").is_err());
+    }
 
     #[test]
     fn record_is_read_and_its_sums_are_checked() {

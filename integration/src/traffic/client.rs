@@ -3,11 +3,13 @@
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
 use super::pattern::{self, HEAD_OCTETS, Head};
 use super::server::{canonical, wait_for_stdin_end};
+use super::steady::closed_with_stdin;
 use super::{Flow, Truth, tell};
 
 /// What a client does.
@@ -28,6 +30,12 @@ pub struct Plan {
     /// Octets of the first connection's reply; each further one has three more, modulo 101.
     #[arg(long, default_value_t = 200)]
     pub reply: u64,
+    /// Goes on until standard input closes, however many connections that makes.
+    #[arg(long)]
+    pub until_closed: bool,
+    /// Pause after a connection, of each of those at once.
+    #[arg(long, default_value_t = 0)]
+    pub pause_us: u64,
     /// Connects first, and talks only when standard input closes.
     #[arg(long)]
     pub hold: bool,
@@ -51,14 +59,20 @@ pub fn connect(plan: &Plan) -> Result<()> {
         return hold(plan);
     }
     let next = AtomicUsize::new(0);
+    let closed = plan.until_closed.then(closed_with_stdin);
+    let over = |index: usize| match &closed {
+        Some(closed) => closed.load(Ordering::Relaxed),
+        None => index >= plan.count,
+    };
     let work = || -> Result<()> {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= plan.count {
+            if over(index) {
                 return Ok(());
             }
             let stream = open(plan)?;
             talk(stream, plan, index).with_context(|| format!("connection {index}"))?;
+            std::thread::sleep(Duration::from_micros(plan.pause_us));
         }
     };
     std::thread::scope(|scope| {

@@ -237,7 +237,7 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// Waits for a connection; `false`: standard input closed.
-fn wait_for_connection(listener: &TcpListener) -> Result<bool> {
+pub(super) fn wait_for_connection(listener: &TcpListener) -> Result<bool> {
     loop {
         let stdin = std::io::stdin();
         let mut either = [

@@ -26,6 +26,8 @@ pub fn once(to: SocketAddr, tag: &str) -> Result<()> {
         concurrent: 1,
         request: 0,
         reply: 1,
+        until_closed: false,
+        pause_us: 0,
         hold: false,
         expect_reset: false,
         tag: tag.to_owned(),

@@ -1,0 +1,87 @@
+//! What befalls the disk that the spool lies on: a small file system of its own.
+
+use anyhow::{Context, Result, ensure};
+use integration::collector::apart::{Apart, Likeness};
+use integration::disk::{self, Disk};
+use integration::need;
+use integration::product::Agent;
+use integration::wait::PATIENCE;
+use integration::world::World;
+
+use super::{Traffic, agent_of, end_whole, met, wait_handled};
+
+/// Octets of a disk with room for the spool, which leaves 256 MiB of any disk to others.
+const LARGE: u64 = 1 << 30;
+/// Octets of a disk that has no room for it from the start.
+const SMALL: u64 = 64 << 20;
+
+#[test]
+fn full_disk_is_told_and_costs_nothing_while_the_collector_reads() -> Result<()> {
+    on_a_failing_disk(LARGE, |disk, traffic, agent| {
+        disk.fill(0)?;
+        traffic.goes_on(agent)?;
+        Ok(true)
+    })
+}
+
+#[test]
+fn disk_too_small_from_the_start_is_told_and_costs_nothing_while_the_collector_reads() -> Result<()> {
+    on_a_failing_disk(SMALL, |_, _, _| Ok(true))
+}
+
+#[test]
+fn disk_that_has_room_again_is_used_again() -> Result<()> {
+    on_a_failing_disk(LARGE, |disk, traffic, agent| {
+        disk.fill(0)?;
+        traffic.goes_on(agent)?;
+        disk.free()?;
+        Ok(true)
+    })
+}
+
+#[test]
+fn disk_that_turns_read_only_is_told_and_costs_nothing_while_the_collector_reads() -> Result<()> {
+    on_a_failing_disk(LARGE, |disk, _, _| disk.make_read_only().map(|()| true))
+}
+
+#[test]
+fn disk_that_fails_every_access_is_told_and_costs_nothing_while_the_collector_reads() -> Result<()> {
+    on_a_failing_disk(LARGE, |disk, _, _| disk.break_down().map(|()| true))
+}
+
+/// Has `fault` befall the disk under traffic; whether the agent is to say so.
+fn on_a_failing_disk(octets: u64, fault: impl FnOnce(&Disk, &Traffic, &Agent) -> Result<bool>) -> Result<()> {
+    if !met() || !need::met(&disk::NEEDS) {
+        return Ok(());
+    }
+    let world = World::build()?;
+    let disk = Disk::make(octets)?;
+    let mut collector = Apart::start(Likeness::default())?;
+    let state = disk.path().to_str().context("a folder with a plain name")?;
+    let mut agent = agent_of(&world, &[&collector], &["--state", state])?;
+    let traffic = Traffic::start(&world)?;
+    traffic.goes_on(&agent)?;
+    wait_handled(&mut collector, &agent.records()?)?;
+    if fault(&disk, &traffic, &agent)? {
+        println!("{}", told(&mut agent)?);
+    }
+    traffic.goes_on(&agent)?;
+    // Fresh records arrive, whatever the disk does.
+    wait_handled(&mut collector, &agent.records()?)?;
+    let ends = traffic.stop()?;
+    ends.are_told(&agent)?;
+    let ended = end_whole(agent, &mut collector)?;
+    println!("{:?}", ended.words);
+    for point in ["SpoolUnwritable", "SpoolDamaged", "ShutdownGrace"] {
+        ensure!(ended.lost(point) == 0, "{point}: {:?}", ended.words);
+    }
+    Ok(())
+}
+
+/// The agent's words about its disk.
+fn told(agent: &mut Agent) -> Result<String> {
+    agent.wait_for_words(PATIENCE, "words about the disk", |line| {
+        let line = line.to_lowercase();
+        line.contains("spool") && ["memory", "disk", "full"].iter().any(|word| line.contains(word))
+    })
+}

@@ -1,0 +1,115 @@
+//! The same with a real ntopng: what its hosts are said to have sent and received is what they did.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use integration::need;
+use integration::ntopng::{self, Ntopng};
+use integration::product::{Agent, Ended};
+use integration::scene;
+use integration::wait;
+use integration::world::{Family, LEFT_V4, Place, RIGHT_V4, World};
+
+use super::{Traffic, span};
+
+/// ntopng adds a flow to its hosts in its own sweeps.
+const SHOWN_WITHIN: Duration = Duration::from_secs(120);
+
+#[test]
+fn ntopng_that_comes_late_and_hangs_shows_the_totals_of_the_traffic() -> Result<()> {
+    let Some((binary, world)) = ready()? else {
+        return Ok(());
+    };
+    let [port] = ntopng::free_ports()?;
+    let agent = Agent::watching(&world.left, &["--ntopng", &endpoint(port)])?;
+    let traffic = Traffic::start(&world)?;
+    traffic.lasts(&agent, span(Duration::from_secs(60)))?;
+    let ntopng = Ntopng::start_at(&binary, port, &[])?;
+    traffic.goes_on(&agent)?;
+    ntopng.freeze()?;
+    traffic.lasts(&agent, span(Duration::from_secs(30)))?;
+    ntopng.thaw()?;
+    traffic.goes_on(&agent)?;
+    let ends = traffic.stop()?;
+    ends.are_told(&agent)?;
+    let ended = agent.interrupt()?;
+    ended.check_laws()?;
+    ensure!(ended.law_2("made")? == ended.law_2("taken")?, "{:?}", ended.words);
+    shows(&ntopng, octets(&ended)?)
+}
+
+#[test]
+fn ntopng_that_is_killed_shows_all_that_came_after() -> Result<()> {
+    let Some((binary, world)) = ready()? else {
+        return Ok(());
+    };
+    let [port] = ntopng::free_ports()?;
+    let ntopng = Ntopng::start_at(&binary, port, &[])?;
+    let agent = Agent::watching(&world.left, &["--ntopng", &endpoint(port)])?;
+    let plan = ["--count", "100", "--concurrent", "4"];
+    let before = scene::tcp(&world, Place::Wire, Family::V4, "thread", &plan)?;
+    agent.wait_for_ended(scene::TOLD_WITHIN, before.clients.len(), |flow| before.owns(flow))?;
+    ntopng.kill()?;
+    let after = scene::tcp(&world, Place::Wire, Family::V4, "thread", &plan)?;
+    let ntopng = Ntopng::start_at(&binary, port, &[])?;
+    agent.wait_for_ended(scene::TOLD_WITHIN, after.clients.len(), |flow| after.owns(flow))?;
+    let ended = agent.interrupt()?;
+    ended.check_laws()?;
+    ensure!(ended.law_2("made")? == ended.law_2("taken")?, "{:?}", ended.words);
+    // What it has forgotten with its death is sent again as far as it may not have been read: here all of it, since it
+    // is fewer messages than its queue holds.
+    shows(&ntopng, octets(&ended)?)
+}
+
+fn ready() -> Result<Option<(std::path::PathBuf, World)>> {
+    if !need::met(&need::WORLD) {
+        return Ok(None);
+    }
+    match ntopng::find() {
+        Ok(binary) => Ok(Some((binary, World::build()?))),
+        Err(reason) => {
+            need::skip(&reason);
+            Ok(None)
+        }
+    }
+}
+
+fn endpoint(port: u16) -> String {
+    format!("tcp://127.0.0.1:{port}")
+}
+
+/// Octets of all records, from the left host and to it.
+fn octets(ended: &Ended) -> Result<(u64, u64)> {
+    let of = |flow: &integration::product::record::Flow| flow.last().total;
+    let flows = ended.flows()?;
+    let left = flows.iter().filter(|flow| {
+        let (from, to) = (flow.first().initiator.address, flow.first().responder.address);
+        from.to_string() == LEFT_V4 && to.to_string() == RIGHT_V4
+    });
+    Ok(left.map(of).fold((0, 0), |sum, total| {
+        (sum.0 + total.forward.octets, sum.1 + total.backward.octets)
+    }))
+}
+
+/// Waits until both hosts have these totals, and sees that they stay.
+fn shows(ntopng: &Ntopng, wanted: (u64, u64)) -> Result<()> {
+    let mut left = (0, 0);
+    let waited = wait::until(SHOWN_WITHIN, "totals in ntopng", || {
+        left = ntopng.host_octets(LEFT_V4)?;
+        Ok((left == wanted).then_some(()))
+    });
+    println!("ntopng says {left:?} of the left host, the traffic {wanted:?}");
+    waited?;
+    let right = ntopng.host_octets(RIGHT_V4)?;
+    ensure!(
+        right == (left.1, left.0),
+        "the right host {right:?}, the left {left:?}"
+    );
+    let counters = ntopng.zmq_counters()?;
+    println!("{counters}");
+    ensure!(
+        counters["zmq_msg_drops"] == 0 && counters["dropped_flows"] == 0,
+        "{counters}"
+    );
+    Ok(())
+}
