@@ -158,6 +158,32 @@ mod tests {
                 &["tap", "--count", "0"],
                 "--count: \"0\" is refused (number would be zero for non-zero type); see --help",
             ),
+            (&["loss"], "--state: is missing; see --help"),
+            (
+                &["loss", "--state", "x", "-o", "xml"],
+                "--output: \"xml\" is not known; write one of text, json",
+            ),
+            (&["buffer", "inspect"], "DIR: is missing; see --help"),
+            (
+                &["buffer", "verify", "x", "y"],
+                "y: is no flag of this command; see --help",
+            ),
+            (
+                &["buffer", "mend", "x"],
+                "\"mend\" is no command; see agentctl --help",
+            ),
+            (
+                &["buffer", "replay", "x", "--from", "first"],
+                "--from: \"first\" is not a number; write digits only, such as 65536",
+            ),
+            (
+                &["buffer", "replay", "x", "--since", "noon"],
+                "--since: \"noon\" is no time; write RFC 3339 such as 2026-03-01T12:00:00Z, or a span before now such as 2h",
+            ),
+            (
+                &["buffer", "replay", "x", "--rate", "fast"],
+                "--rate: \"fast\" is not a number; write digits only, such as 65536",
+            ),
             (&["up", "table"], "table: is no flag of this command; see --help"),
             (
                 &["up", "--duration", "1s", "--duration", "2s"],

@@ -7,6 +7,8 @@
 mod inspect;
 mod progress;
 mod replay;
+#[cfg(test)]
+pub(crate) mod samples;
 mod verify;
 
 use std::fmt;
@@ -132,3 +134,6 @@ fn damage_line(damage: &Damage) -> String {
         harmless(&damage.cause.to_string())
     )
 }
+
+#[cfg(test)]
+mod tests;

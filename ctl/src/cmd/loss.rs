@@ -256,7 +256,7 @@ fn collector(account: &Account) -> Vec<String> {
     }));
     lines.extend(grid(&rows, &[1]));
     if !account.gaps.is_empty() {
-        lines.push("  of these it was still to get:".to_owned());
+        lines.push("  gone before it came to them:".to_owned());
         lines.extend(ranges(&account.gaps));
     }
     lines

@@ -190,15 +190,16 @@ impl Found {
         let mut rows = vec![heads.map(str::to_owned).to_vec()];
         rows.extend(self.segments.iter().map(|(segment, summary)| {
             let summary = summary.as_ref();
-            let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), grouped);
+            // Plain: they fit, and go into --from and --to as they are.
+            let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
             let times = summary.and_then(|summary| summary.span);
             vec![
-                grouped(segment.first),
+                segment.first.to_string(),
                 number(summary.and_then(|summary| summary.last)),
                 number(summary.map(|summary| summary.values)),
                 number(summary.map(|summary| summary.records)),
                 memory(segment.octets),
-                times.map_or_else(|| "-".to_owned(), |(start, _)| day_and_clock(start)),
+                times.map_or_else(|| "-".to_owned(), |(start, _)| cut_to_minutes(start)),
                 times.map_or_else(
                     || "-".to_owned(),
                     |(start, end)| span(Duration::from_nanos(end.0.saturating_sub(start.0))),
@@ -289,6 +290,12 @@ fn shown<T>(all: &[T], line: impl Fn(&T) -> String) -> Vec<String> {
         lines.push(format!("  and {} more: see -o json", all.len() - LINES_SHOWN));
     }
     lines
+}
+
+fn cut_to_minutes(time: WallTime) -> String {
+    let mut text = day_and_clock(time);
+    text.truncate("2026-03-01 12:00".len());
+    text
 }
 
 fn state(state: SegmentState) -> &'static str {
@@ -389,5 +396,45 @@ impl<'a> From<&'a Damage> for ToldDamage<'a> {
             cause: damage.cause.to_string(),
             known: !damage.is_damage(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cmd::buffer::samples;
+    use crate::cmd::up::samples::assert_pinned;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn words_are_pinned_and_fit_a_terminal() {
+        let state = samples::spool();
+        let aside = &samples::segments(state.path())[0];
+        // What an agent does with a segment that it cannot read; damage beside it.
+        std::fs::rename(aside, aside.with_extension("corrupt-0")).expect("it is there");
+        std::fs::write(
+            state.path().join("spool/lost"),
+            r#"[{"first":1,"last":30,"cause":"spoolDamaged"}]"#,
+        )
+        .expect("it can be written");
+        let survey = Survey::take(state.path()).expect("it is a spool");
+        let found = Found::read(survey, &CancellationToken::new()).await;
+        let mut found = found.expect("there is room for a copy").expect("nobody ended it");
+        for (n, (segment, summary)) in found.segments.iter_mut().enumerate() {
+            // File systems differ, and the least is the widest test.
+            segment.octets = (12 << 20) + n as u64;
+            if let Some(summary) = summary {
+                summary.last = Some(1_234_567_890);
+                summary.values = 2_048;
+                summary.records = 1_234_567;
+                segment.first = 1_233_333_333;
+            }
+        }
+        let text = found.text().replace(&*state.path().to_string_lossy(), "DIR");
+        assert!(
+            text.lines()
+                .all(|line| crate::output::width(line) <= 80 || line.starts_with("  0")),
+            "{text}"
+        );
+        assert_pinned("inspect.txt", &text);
     }
 }

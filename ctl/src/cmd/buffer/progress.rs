@@ -22,23 +22,26 @@ pub(super) struct Progress<W: Write = io::Stderr> {
 
 impl Progress {
     pub(super) fn start() -> Self {
-        Self::to(io::stderr(), io::stderr().is_terminal())
+        Self::to(io::stderr(), io::stderr().is_terminal(), Instant::now())
     }
 }
 
 impl<W: Write> Progress<W> {
-    fn to(out: W, terminal: bool) -> Self {
+    fn to(out: W, terminal: bool, now: Instant) -> Self {
         Self {
             out,
             terminal,
-            next: Instant::now() + FIRST_AFTER,
+            next: now + FIRST_AFTER,
             shown: false,
         }
     }
 
     /// Tells it, when it is time.
     pub(super) fn tick(&mut self, text: impl FnOnce() -> String) {
-        let now = Instant::now();
+        self.tick_at(Instant::now(), text);
+    }
+
+    fn tick_at(&mut self, now: Instant, text: impl FnOnce() -> String) {
         if now < self.next {
             return;
         }
@@ -67,26 +70,26 @@ impl<W: Write> Progress<W> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn nothing_is_told_within_the_first_second_and_a_line_now_and_then_after_it() {
-        let mut progress = Progress::to(Vec::new(), false);
-        progress.tick(|| "early".into());
-        for n in 0..30 {
-            tokio::time::advance(Duration::from_secs(1)).await;
-            progress.tick(|| format!("{n}"));
+    #[test]
+    fn nothing_is_told_within_the_first_second_and_a_line_now_and_then_after_it() {
+        let begun = Instant::now();
+        let mut progress = Progress::to(Vec::new(), false, begun);
+        for second in 0..30 {
+            let now = begun + Duration::from_secs(second);
+            progress.tick_at(now, || format!("{second}"));
         }
         progress.clear();
         assert_eq!(
             String::from_utf8(progress.out).unwrap(),
-            "agentctl: 0\nagentctl: 10\nagentctl: 20\n"
+            "agentctl: 1\nagentctl: 11\nagentctl: 21\n"
         );
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_terminal_has_one_line_that_goes() {
-        let mut progress = Progress::to(Vec::new(), true);
-        tokio::time::advance(Duration::from_secs(2)).await;
-        progress.tick(|| "half".into());
+    #[test]
+    fn a_terminal_has_one_line_that_goes() {
+        let begun = Instant::now();
+        let mut progress = Progress::to(Vec::new(), true, begun);
+        progress.tick_at(begun + Duration::from_secs(2), || "half".into());
         progress.clear();
         progress.clear();
         assert_eq!(

@@ -59,10 +59,10 @@ pub(crate) struct ReplayArgs {
     #[arg(long)]
     pub(crate) record_ids: bool,
     /// First sequence.
-    #[arg(long, value_name = "SEQUENCE", value_parser = parse_number)]
+    #[arg(long, value_name = "SEQUENCE", value_parser = parse_sequence)]
     pub(crate) from: Option<u64>,
     /// Last sequence.
-    #[arg(long, value_name = "SEQUENCE", value_parser = parse_number)]
+    #[arg(long, value_name = "SEQUENCE", value_parser = parse_sequence)]
     pub(crate) to: Option<u64>,
     /// Records that ended at this time or later: RFC 3339, or a span before now such as 2h.
     #[arg(long, value_name = "TIME", value_parser = When::parse)]
@@ -82,6 +82,11 @@ pub(crate) enum Output {
     Lines,
     /// One JSON object a record.
     Json,
+}
+
+/// A sequence as it is printed, with or without commas.
+fn parse_sequence(text: &str) -> Result<u64, String> {
+    parse_number(&text.replace(',', ""))
 }
 
 impl ReplayArgs {
