@@ -60,7 +60,6 @@ fn killed_at_random_moments_loses_only_what_was_not_synced_and_counts_nothing_tw
     let ended = agent.interrupt()?;
     ended.check_laws()?;
     wait_handled(&mut collector, &ended.records)?;
-    println!("{}", product::loss(&state)?);
     let account = collector.account()?;
     account.check_itself()?;
     account.check(&ended.records)?;
@@ -100,6 +99,7 @@ fn killed_at_random_moments_loses_only_what_was_not_synced_and_counts_nothing_tw
             "{sum:?} octets at the collector, {total:?} are whole: {flow:?}"
         );
     }
+    println!("{}", product::loss(&state)?);
     Ok(())
 }
 
@@ -127,7 +127,6 @@ fn stopped_while_the_collector_is_away_delivers_after_its_next_start() -> Result
         "{:?}",
         first.words
     );
-    println!("{}", product::loss(folder.path())?);
     collector.come_back()?;
     let agent = start(&world, &collector, folder.path())?;
     wait_handled(&mut collector, &first.records)?;
@@ -137,7 +136,9 @@ fn stopped_while_the_collector_is_away_delivers_after_its_next_start() -> Result
     check_whole(&second, &mut collector)?;
     ensure!(second.law_2("waiting")? == 0, "{:?}", second.words);
     println!("{waiting} records waited on disk");
-    super::check_duplicates(collector.account()?, 1)
+    super::check_duplicates(collector.account()?, 1)?;
+    println!("{}", product::loss(folder.path())?);
+    Ok(())
 }
 
 fn start(world: &World, collector: &Apart, state: &Path) -> Result<Agent> {

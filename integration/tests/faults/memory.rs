@@ -59,8 +59,11 @@ fn memory_is_flat_over_an_outage_at_5000_records_a_second() -> Result<()> {
     }
     let elapsed = watch.elapsed();
     chat.finish(wait::PATIENCE)?;
+    let mut handled = collector.account()?.records.len();
     collector.come_back()?;
-    let mut handled = 0;
+    wait::until(super::ARRIVED_WITHIN, "the agent's return", || {
+        Ok((collector.account()?.records.len() > handled).then_some(()))
+    })?;
     wait::until(DRAINED_WITHIN, "the backlog's end", || {
         // Nothing is made any more but what the ends of the connections bring.
         let before = std::mem::replace(&mut handled, collector.account()?.records.len());
