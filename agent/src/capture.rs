@@ -190,6 +190,15 @@ impl Capture {
         Ok(())
     }
 
+    /// Shows every live TCP socket that the kernel side knows, as if it had just been opened: after an attach that found
+    /// more of them than the ring holds.
+    ///
+    /// # Errors
+    /// [`CaptureError::Call`].
+    pub fn list_tcp(&mut self, each: impl FnMut(Observation)) -> Result<(), CaptureError> {
+        walk::tcp(&self.ebpf, each)
+    }
+
     /// Finds the holders of sockets that nobody is named for, and sockets older than the agent.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use std::time::Duration;
 use flowtilla_agent_core::encode::listening::{Listening, ListeningPorts};
 use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingState};
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Protocol};
+use flowtilla_agent_core::flow::restore::Restore;
 use flowtilla_agent_core::flow::{FlowTable, TableOptions};
 use flowtilla_agent_core::loss::{DropPoint, Drops, KernelLaw};
 use flowtilla_agent_core::observe::Cookie;
@@ -87,6 +88,8 @@ pub(crate) enum Command {
     Naming(CommandLineMode),
     /// Write records to a spool, or to none.
     Spool(Option<Box<Spooling>>),
+    /// Begin with what the agent before had reported. Before anything is attached only.
+    Restore(TableOptions, Box<Restore>),
     /// End all flows, hand on their records, and end.
     Stop(oneshot::Sender<()>),
 }
@@ -157,6 +160,7 @@ impl Meter {
                 let attached = Capture::attach(&plan, max_flows, &self.cgroup_root).map(|capture| {
                     let report = capture.report().clone();
                     self.capture = Some(capture);
+                    self.meet_older_sockets();
                     report
                 });
                 let _ = reply.send(attached);
@@ -168,6 +172,7 @@ impl Meter {
             Command::Metering(options) => self.table.set_options(options),
             Command::Naming(mode) => self.naming.set_command_line(mode),
             Command::Spool(spooling) => self.spooling = spooling,
+            Command::Restore(options, restore) => self.table = FlowTable::with_restore(options, *restore),
             Command::Stop(_) => {}
         }
     }
@@ -182,27 +187,57 @@ impl Meter {
         }
         self.table.end_all(now);
         self.deliver(now, Patience::None, &mut { LOOK_UP_WAIT_LAST });
+        if let Some(spooling) = &mut self.spooling {
+            spooling.checkpoint(&self.table.checkpoint());
+        }
         self.tell();
+    }
+
+    /// Takes in what the walk of the open files showed. Of more sockets than the ring holds the rest is asked for.
+    fn meet_older_sockets(&mut self) {
+        self.drain();
+        if let Some(capture) = &mut self.capture
+            && capture.drops().at(DropPoint::FlowRingFull) > 0
+        {
+            let table = &mut self.table;
+            warn(capture.list_tcp(|seen| table.observe(&seen)));
+            self.snap_due();
+        }
+        self.table.end_restore();
+        let unseen = self.table.ended_unseen();
+        if unseen > 0 {
+            tracing::warn!(
+                sockets = unseen,
+                "TCP sockets ended while no agent ran: what they did after their last record is not known"
+            );
+        }
     }
 
     /// Reads every socket once more, so that the last records are whole.
     fn read_all(&mut self, now: KernelTime) {
         self.drain();
+        self.table.want_all();
+        self.snap_due();
         if let Some(capture) = &mut self.capture {
             let table = &mut self.table;
-            table.want_all();
-            loop {
-                self.state.due.clear();
-                table.poll_due(&mut self.state.due, DUE_MAX);
-                if self.state.due.is_empty() {
-                    break;
-                }
-                warn(capture.snap(&self.state.due));
-                warn(capture.drain_flows(|seen| table.observe(&seen)).map(drop));
-            }
             warn(capture.walk_udp(|seen| table.observe(&seen)));
         }
         self.table.handle_timeout(now);
+    }
+
+    /// Reads sockets until none is due.
+    fn snap_due(&mut self) {
+        let Some(capture) = &mut self.capture else { return };
+        let table = &mut self.table;
+        loop {
+            self.state.due.clear();
+            table.poll_due(&mut self.state.due, DUE_MAX);
+            if self.state.due.is_empty() {
+                return;
+            }
+            warn(capture.snap(&self.state.due));
+            warn(capture.drain_flows(|seen| table.observe(&seen)).map(drop));
+        }
     }
 
     fn turn(&mut self, now: KernelTime) {
@@ -313,6 +348,10 @@ impl Meter {
         }
         if let Some(spooling) = &mut self.spooling {
             spooling.seal();
+            if self.state.waiting.is_empty() && spooling.checkpoint_wanted() {
+                // Every record made so far is in the spool: the checkpoint says no more than they do.
+                spooling.checkpoint(&self.table.checkpoint());
+            }
         }
         self.show();
     }

@@ -15,10 +15,13 @@ use std::time::Duration;
 use flowtilla_agent_core::encode::event::EventFields;
 use flowtilla_agent_core::encode::tlv::{HostAddress, Loopback as TlvLoopback, TlvOptions};
 use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingOptions};
-use flowtilla_agent_core::flow::record::FlowRecord;
+use flowtilla_agent_core::flow::checkpoint::Checkpoint;
+use flowtilla_agent_core::flow::record::{BootId, FlowRecord};
+use flowtilla_agent_core::flow::restore::Restore;
 use flowtilla_agent_core::flow::{FlowTable, TableOptions};
 use flowtilla_agent_core::observe::NameObservation;
 use flowtilla_agent_core::policy::{Exporting, InForce, Metering, Step, Wanted, plan};
+use flowtilla_agent_core::spool::value;
 use flowtilla_proto::ids::CollectorName;
 use flowtilla_proto::policy::{CommandLine, Loopback};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -31,7 +34,7 @@ use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{self, Announcements, ExporterOptions};
 use crate::host::Host;
 use crate::meter::{Command, Commands, Meter, Spooling, Turns};
-use crate::spool::{Opened, Spool, SpoolError, SpoolOptions, SpoolStatus};
+use crate::spool::{self, Opened, Spool, SpoolError, SpoolOptions, SpoolStatus};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
 
 /// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
@@ -144,7 +147,10 @@ impl Agent {
         let status = watch::Sender::new(AgentStatus::default());
         let meter = Meter {
             commands: orders,
-            table: FlowTable::new(TableOptions::new(host.boot)),
+            table: FlowTable::new(TableOptions {
+                started: clock::kernel_now(),
+                ..TableOptions::new(host.boot)
+            }),
             naming,
             cgroup_root: lookups
                 .cgroup2_root()
@@ -304,9 +310,19 @@ impl Agent {
                 options.free_octets_min = buffer.free_octets_min;
                 options.sync_interval = buffer.sync_interval;
             }
-            let opened = tokio::task::spawn_blocking(move || Spool::open(options));
-            let (spool, opened) = opened.await.map_err(|_| StartError::MeterGone)??;
-            report_opened(&opened);
+            let boot = self.host.boot;
+            let opened = tokio::task::spawn_blocking(move || {
+                let (spool, opened) = Spool::open(options)?;
+                report_opened(&opened);
+                let restore = restore(&spool, opened.checkpoint.as_ref(), boot);
+                Ok::<_, SpoolError>((spool, restore))
+            });
+            let (spool, restore) = opened.await.map_err(|_| StartError::MeterGone)??;
+            // A table that has flows knows better than any file.
+            if let (None, Some(metering)) = (self.in_force.capture(), self.in_force.metering()) {
+                let options = table_options(&self.host, &metering);
+                self.tell(Command::Restore(options, Box::new(restore)))?;
+            }
             let spool = Arc::new(spool);
             self.spools.send_replace(Some(spool.status()));
             self.store = Some(Store { spool, temporary });
@@ -410,6 +426,49 @@ impl Agent {
 /// Name of the spool's directory below the state's.
 pub const SPOOL: &str = "spool";
 
+/// Records that are read back at a start when there is no checkpoint. There is one after 8 MiB of values, and each minute.
+const REPLAY_RECORDS_MAX: u64 = 1_000_000;
+
+/// What the agent before had reported: its checkpoint, and the records after it.
+fn restore(spool: &Spool, stored: Option<&spool::Checkpoint>, boot: BootId) -> Restore {
+    let offset = clock::wall_offset();
+    let nothing = || {
+        let after = spool.newest().saturating_sub(REPLAY_RECORDS_MAX);
+        (Restore::new(boot, offset), after)
+    };
+    let (mut restore, after) = match stored {
+        None => nothing(),
+        Some(stored) => match Checkpoint::from_octets(&stored.octets) {
+            Ok(checkpoint) => (
+                Restore::from_checkpoint(boot, offset, checkpoint),
+                stored.sequence,
+            ),
+            Err(error) => {
+                tracing::warn!(%error, "what was reported before the start cannot be told: connections begin anew");
+                nothing()
+            }
+        },
+    };
+    let replayed = spool.replay(after, |value| {
+        match value::decode(&value.octets, Some(value.first)) {
+            Ok((header, records)) => (header.first..)
+                .zip(&records)
+                .filter(|&(sequence, _)| sequence > after)
+                .for_each(|(_, record)| restore.replay(record)),
+            Err(error) => {
+                tracing::warn!(%error, first = value.first, "a value of the spool cannot be read back")
+            }
+        }
+    });
+    tracing::info!(
+        values = replayed.values,
+        gaps = replayed.lost.len(),
+        sockets = restore.sockets(),
+        "read back what was reported before the start"
+    );
+    restore
+}
+
 /// What a start has to say about the run before.
 fn report_opened(opened: &Opened) {
     for aside in &opened.set_aside {
@@ -428,6 +487,7 @@ const MAX_FLOWS_DEFAULT: u64 = 65_536;
 
 fn table_options(host: &Host, metering: &Metering) -> TableOptions {
     TableOptions {
+        started: clock::kernel_now(),
         max_flows: usize::try_from(metering.max_flows).unwrap_or(usize::MAX),
         active_timeout: metering.active_timeout,
         idle_timeout: metering.idle_timeout,

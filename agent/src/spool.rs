@@ -1,27 +1,90 @@
-//! HEAD
+//! Keeps records until every collector has them: on the disk, and in memory while the disk does not take them.
 //!
-use std::io;
-use std::path::PathBuf;
+//! In: values from the meter ([`Spool::append`], never waits), cursors from the exporters, checkpoints. Out: values to a
+//! [`Reader`] each collector, or what was lost instead, and why; status. One thread touches the disk and may hang there;
+//! a supervisor gives it up then. Nothing else here blocks. What the values say is not known here.
+//!
+//! Invariants: a sequence is given once; what a reader is told to be readable is on the disk, unless the state says that
+//! it is in memory only; between two values that a reader gets, every missing record was told with its cause.
+//!
+//! # On the disk
+//!
+//! Version 1. Directories are 0700, files in them 0600 (sled's snapshots apart). Numbers are little-endian where it is
+//! not said otherwise. `sum` is CRC-32 (IEEE).
+//!
+//! | path | what |
+//! | --- | --- |
+//! | `format` | `flowtilla-spool 1\n`. Any other text: the whole directory is renamed to `….set-aside-N`, and a new one made |
+//! | `lock` | flock(2): one process |
+//! | `mark` | `FTMK`, u64 last sequence that may be in any segment, u8 1 after a clean stop, 3 zeros, u32 sum of these 16 |
+//! | `segments/%016x/` | a `sled::Db`; its name is the sequence of its first record |
+//! | `segments/*.corrupt-N` | set aside: it did not open. At most 4, and the first to go at the bound |
+//! | `segments/*.gone` | half removed |
+//! | `cursors/NAME.json` | [`Cursor`](flowtilla_agent_core::spool::Cursor) of the collector NAME |
+//! | `checkpoint` | `FTCK`, u32 sum of sequence and octets, u64 sequence, u64 length, octets |
+//! | `lost` | JSON array of [`LostRange`], ascending: what is missing and is not told by its place |
+//!
+//! A segment holds the records from its name up to the next one's name. Key: u64 big-endian, first sequence. Value: u32
+//! length of the octets, u32 sum of (key, records, octets), u32 records, octets. A missing record without a range in `lost`
+//! was evicted when it is older than the oldest segment, else it is damaged.
+//!
+//! Order of writes: mark and fdatasync; values into the head, flush, fdatasync of `db`; only then they are durable. A
+//! segment is made, `conf`, `db`, the directory and its parent are synced, and then it is written. It is sealed at 4 MiB
+//! or 2,048 values: flush, close, sync of every file and directory. It is removed by rename, then unlink. Other files are
+//! written under another name, synced, renamed, and the directory synced. A checkpoint waits until the records that it
+//! covers are durable. At a start only the newest segment is opened; the next sequence is one more than anything on the
+//! disk speaks of, so the mark makes what a crash took exact.
+//!
+//! # Measured
+//!
+//! sled 0.34.7, release, glibc, 2 cores, ext4; values of 8 KiB that do not compress, 70 records each; resident memory of a
+//! process with nothing else (2 to 3 MiB of it are its own).
+//!
+//! - **The allocator matters more than sled.** 35 values a sync, 128 values a Db: 35 MiB as glibc is; 26 with one arena;
+//!   16 with malloc_trim after each Db; 7 with a fixed `M_MMAP_THRESHOLD` of 64 KiB, with or without arenas, at the same
+//!   time of the processor (40 µs a value, 33 without). [`start`] sets it, for the whole process.
+//! - **sled's segment_size**, 256 values a Db, threshold set: 128 KiB 7.1 MiB, 256 KiB 7.2, 512 KiB 8.2, 1 MiB 9.1, 2 MiB
+//!   10.2; disk per octet of value 2.0, 2.3, 2.9, 3.3, 3.0. Below 512 KiB sled puts pages into `blobs/` (341 to 1,941
+//!   files), which it never syncs; at 512 KiB none, as eight values of 8 KiB stay below a quarter of it.
+//! - **Values a Db**, 512 KiB, 35 values a sync: 128 7.2 MiB and 3.1 disk octets an octet; 256 8.2 and 2.9; 512 10.8 and
+//!   2.2; 1,024 14.4 and 1.9. With one value a sync 512 take 1.75. So 4 MiB. Small values (150 octets): 4,096 a Db 6.2 MiB,
+//!   so 2,048. Cache capacity and mode make no difference at this size.
+//! - **The spool as it is**, with a reader that keeps up, most resident: 1 record/s 4.7 MiB after start, 7.4 after an hour;
+//!   100/s 13.3; 5,000/s 16.9, and 16.3 with the collector away (the tail's 2 MiB included), flat over 17 segments.
+//!   Processor: 70 µs a value, 1.05 µs a record at 5,000/s; 2 ms a sync at 1/s. Disk: 2.3 octets an octet, 270 a record.
+//! - **300,000 records/s** of values are taken without loss, at 1.07 µs a record and 22 MiB. That backlog, 2.05 GiB of
+//!   values, 5.8 GiB on the disk in 522 segments, opens in 17 to 21 ms and 4.6 MiB; 300 MiB are read in 1.1 s and 9.4 MiB.
+//! - **Power cut** (ext4, commit=300, on a loop device, writer stopped at a random moment, image copied without a sync,
+//!   copy mounted): 30 of 30 had every durable record, 10 of them cut in the middle of a sync; a reader opened sealed
+//!   segments meanwhile. Without the fdatasync of `db` the first cut lost a segment. **kill -9**: 100 of 100.
+//! - **Damage** (one or two files of a segment cut, zeroed or flipped, 2,000 seeds): never a panic that left the thread;
+//!   records read and records told as lost always made the whole. sled panics on a flipped bit in its log, and refuses a
+//!   damaged `conf` or snapshot, though it can do without them: they are removed for one more try.
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flowtilla_agent_core::spool::{Cursor, Value};
+use flowtilla_agent_core::spool::Value;
 use flowtilla_proto::ids::CollectorName;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 mod disk;
 mod files;
 mod lost;
+mod reader;
 mod segment;
 mod shared;
 mod start;
 mod store;
 mod tail;
+mod told;
 
 pub use lost::{LostCause, LostRange};
+pub use reader::{Read, Reader};
+pub use told::{Checkpoint, Opened, Replayed, SetAside, SpoolError, SpoolOptions, SpoolState, SpoolStatus};
 
 use crate::clock;
 use files::Layout;
@@ -35,163 +98,10 @@ use tail::Tail;
 pub const VALUE_OCTETS_MAX: usize = 8 << 10;
 /// Octets that readers ask the disk for at once, at most.
 const READ_OCTETS_MAX: usize = 1 << 20;
-/// Pause before a segment that cannot be read is asked again.
-const READ_PAUSE: Duration = Duration::from_millis(500);
 /// A checkpoint is wanted after so many octets of values: what is replayed at a start, at most, is twice of it.
 const CHECKPOINT_OCTETS: u64 = 8 << 20;
 /// A checkpoint is wanted after this long, if anything was appended.
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(60);
-
-/// Where the spool is and how much it may take.
-#[derive(Clone, Debug)]
-pub struct SpoolOptions {
-    /// Its directory; made when it is not there.
-    pub directory: PathBuf,
-    /// Octets that segments may take on the disk. Below 8 MiB it is taken for 8 MiB.
-    pub octets_max: u64,
-    /// Age at which a segment goes.
-    pub age_max: Duration,
-    /// Octets that stay free on the file system, or 5 % of it, if that is more.
-    pub free_octets_min: u64,
-    /// Pause between two syncs: what a crash may take.
-    pub sync_interval: Duration,
-    /// Octets of values in memory. A quarter of it may hold what is on the disk too.
-    pub tail_octets_max: u64,
-    /// How long a reader waits for a disk that does not answer before it goes on with what is in memory.
-    pub patience: Duration,
-}
-
-impl SpoolOptions {
-    /// What suits most hosts.
-    #[must_use]
-    pub fn in_directory(directory: PathBuf) -> Self {
-        Self {
-            directory,
-            octets_max: 1 << 30,
-            age_max: Duration::from_secs(7 * 86_400),
-            free_octets_min: 256 << 20,
-            sync_interval: Duration::from_millis(500),
-            tail_octets_max: 8 << 20,
-            patience: Duration::from_secs(60),
-        }
-    }
-}
-
-/// State that goes with the records: everything in those up to `sequence` is in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checkpoint {
-    /// Last sequence that it covers.
-    pub sequence: u64,
-    /// What it says.
-    pub octets: Bytes,
-}
-
-/// A segment or a whole spool that could not be read and was kept under another name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SetAside {
-    /// Its new name.
-    pub path: PathBuf,
-    /// First sequence in it; 0: not known.
-    pub first: u64,
-    /// Last sequence in it; 0: not known.
-    pub last: u64,
-}
-
-/// What was found.
-#[derive(Clone, Debug)]
-pub struct Opened {
-    /// The next sequence to give.
-    pub next: u64,
-    /// The newest checkpoint, if there is one.
-    pub checkpoint: Option<Checkpoint>,
-    /// What could not be read.
-    pub set_aside: Vec<SetAside>,
-    /// Records that were given a number and are not on the disk.
-    pub lost: u64,
-    /// Whether the last stop was clean.
-    pub clean: bool,
-}
-
-/// Where values go.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum SpoolState {
-    /// To the disk.
-    #[default]
-    Working,
-    /// To memory only, for a reason; the disk is tried again and again.
-    MemoryOnly {
-        /// What the disk said.
-        why: String,
-    },
-}
-
-/// How the spool is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SpoolStatus {
-    /// Where values go.
-    pub state: SpoolState,
-    /// Last sequence on the disk.
-    pub durable: u64,
-    /// Octets that segments take on the disk.
-    pub octets: u64,
-    /// Segments.
-    pub segments: u64,
-    /// Octets in memory.
-    pub tail_octets: u64,
-    /// Records that the bounds pushed out, since the start.
-    pub evicted: u64,
-    /// Records found damaged, since the start.
-    pub damaged: u64,
-    /// Records that memory could not hold until the disk took them, since the start.
-    pub unwritable: u64,
-    /// Values that sled put outside its log: always 0, or a power cut loses them.
-    pub blobs: u64,
-}
-
-/// Why there is no spool.
-#[derive(Debug, thiserror::Error)]
-pub enum SpoolError {
-    /// Another process has it.
-    #[error("another process uses the spool {}", .0.display())]
-    Locked(PathBuf),
-    /// What is there cannot be read, so that no sequence can be given.
-    #[error("the spool {} cannot be read", path.display())]
-    Unreadable {
-        /// The spool.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// No thread.
-    #[error("no thread for the spool")]
-    Thread(#[source] io::Error),
-}
-
-/// What a reader gets.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Read {
-    /// Values without a gap; the first holds the next record, and may begin before it.
-    Values(Vec<Value>),
-    /// The records up to `upto` are gone.
-    Lost {
-        /// Last of them.
-        upto: u64,
-        /// Why.
-        cause: LostCause,
-    },
-    /// There is nothing newer yet.
-    Nothing,
-}
-
-/// What was read back at a start.
-#[derive(Debug, Default)]
-pub struct Replayed {
-    /// Values handed on.
-    pub values: u64,
-    /// Records that are gone.
-    pub lost: Vec<LostRange>,
-}
 
 /// The spool. Dropped without [`Spool::close`], it ends as a crash would.
 #[derive(Debug)]
@@ -451,73 +361,5 @@ impl Spool {
 impl Drop for Spool {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// Reads for one collector.
-#[derive(Debug)]
-pub struct Reader {
-    shared: Arc<Shared>,
-    collector: String,
-    cursor: Cursor,
-}
-
-impl Reader {
-    /// The cursor as it was when the reader was made.
-    #[must_use]
-    pub fn cursor(&self) -> Cursor {
-        self.cursor.clone()
-    }
-
-    /// The newest sequence that may be read: on the disk, or in memory when the disk cannot be used.
-    #[must_use]
-    pub fn readable(&self) -> watch::Receiver<u64> {
-        self.shared.readable.subscribe()
-    }
-
-    /// What comes after `after`: about `octets_max` octets of values, but at least one.
-    ///
-    /// Waits only for the disk, and no longer than `patience`: then what is on it counts as lost for this reader, so that
-    /// what is in memory gets on its way.
-    ///
-    /// # Cancel safety
-    /// Nothing is lost when it is dropped.
-    pub async fn read(&self, after: u64, octets_max: usize) -> Read {
-        let octets_max = octets_max.min(READ_OCTETS_MAX);
-        let patience = self.shared.options.patience;
-        match tokio::time::timeout(patience, self.read_patiently(after, octets_max)).await {
-            Ok(read) => read,
-            Err(_) => self.shared.give_up(after),
-        }
-    }
-
-    async fn read_patiently(&self, after: u64, octets_max: usize) -> Read {
-        loop {
-            if let Some(read) = self.shared.read_tail(after, octets_max) {
-                return read;
-            }
-            let (sender, receiver) = oneshot::channel();
-            let reply = Box::new(move |reply| drop(sender.send(reply)));
-            if self.shared.ask(Command::Read(after, octets_max, reply)) {
-                match receiver.await {
-                    Ok(Reply::Values(values)) => return Read::Values(values),
-                    Ok(Reply::Lost { upto, cause }) => return Read::Lost { upto, cause },
-                    Ok(Reply::InTail | Reply::Unavailable) | Err(_) => {}
-                }
-            }
-            tokio::time::sleep(READ_PAUSE).await;
-        }
-    }
-
-    /// Keeps the cursor. Never waits; the newest wins, and is on the disk within about a second.
-    pub fn save(&self, cursor: Cursor) {
-        let mut cursors = held(&self.shared.cursors);
-        // A collector that was forgotten meanwhile stays forgotten.
-        if let Some(kept) = cursors.by_collector.get_mut(&self.collector)
-            && *kept != cursor
-        {
-            *kept = cursor;
-            cursors.dirty.insert(self.collector.clone());
-        }
     }
 }

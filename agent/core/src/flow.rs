@@ -19,6 +19,8 @@
 //! - `observed = reported + held + joined` after every call ([`FlowTable::law`]);
 //! - a [`RecordId`] is used once; parts of a flow are 1, 2, …; exactly one record, the last, ends it.
 //!
+//! An agent that starts again in the same run of the kernel goes on from what was reported: [`checkpoint`], [`restore`].
+//!
 //! The life of a flow: seen; its twin found or ruled out and its first record made within
 //! [`TableOptions::first_record_after`]; a record each active timeout when anything changed, and at least each
 //! [`SILENT_RECORD_AFTER`]; ended by the kernel (TCP, UDP), by silence (UDP) or by a full table; held for [`SETTLE`],
@@ -26,6 +28,7 @@
 //!
 //! Source: RFC 7011 §2 (flow), RFC 5102 §5.11 (timeouts), IPFIX element 136 (end reasons).
 
+pub mod checkpoint;
 mod counters;
 mod deadlines;
 mod entry;
@@ -38,6 +41,7 @@ mod pair;
 mod past;
 pub mod record;
 mod report;
+pub mod restore;
 mod sides;
 mod sockets;
 mod tcp;
@@ -63,6 +67,7 @@ use pair::PairIndex;
 pub use past::Forget;
 use past::{Past, PastTcp};
 use record::{BootId, EndReason, FlowRecord, Protocol};
+use restore::Restore;
 use sockets::TcpSockets;
 use udp::UdpSockets;
 
@@ -98,6 +103,8 @@ pub const RECORDS_WAITING_MAX: usize = 4096;
 pub struct TableOptions {
     /// The run of the kernel.
     pub boot: BootId,
+    /// When this run of the agent began: streams count on from it ([`RecordId::stream`](record::RecordId::stream)).
+    pub started: KernelTime,
     /// Most flows held, at least 2. At the bound the oldest ends with [`EndReason::LackOfResources`].
     pub max_flows: usize,
     /// Time between records of a flow that does not end; at least 1 s, at most [`SILENT_RECORD_AFTER`].
@@ -109,11 +116,12 @@ pub struct TableOptions {
 }
 
 impl TableOptions {
-    /// The defaults: 65,536 flows, active timeout 10 s, idle timeout 15 s, first record after 0.8 s.
+    /// The defaults: 65,536 flows, active timeout 10 s, idle timeout 15 s, first record after 0.8 s, begun at boot.
     #[must_use]
     pub fn new(boot: BootId) -> Self {
         Self {
             boot,
+            started: KernelTime(0),
             max_flows: 65_536,
             active_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(15),
@@ -149,6 +157,11 @@ pub struct FlowTable {
     due: VecDeque<Cookie>,
     /// Their times are the kernel's until they are polled.
     records: VecDeque<FlowRecord>,
+    /// How many were made.
+    made: u64,
+    /// Of the agent before: sockets that were not seen yet.
+    restore: Restore,
+    ended_unseen: u64,
     now: KernelTime,
     /// Set while all flows are being ended.
     ending: bool,
@@ -174,23 +187,31 @@ impl FlowTable {
             by_age: VecDeque::new(),
             pairs: PairIndex::new(&hasher),
             tcp: TcpSockets::new(&hasher),
-            udp: UdpSockets::default(),
+            udp: UdpSockets::new(options.started),
             listeners: listen::Listeners::new(&hasher),
-            past: Past::new(&hasher),
+            past: Past::new(&hasher, options.started),
             owners: Owners::new(&hasher),
             ledger: Ledger::default(),
             due: VecDeque::new(),
             records: VecDeque::new(),
+            made: 0,
+            restore: Restore::new(options.boot, WallOffset(0)),
+            ended_unseen: 0,
             now: KernelTime(0),
             ending: false,
             late: 0,
         }
     }
 
-    /// Puts other options in force; those of time from each flow's next record on. The boot id stays.
+    /// Puts other options in force; those of time from each flow's next record on. The boot id and the start stay.
     pub fn set_options(&mut self, options: TableOptions) {
-        let boot = self.options.boot;
-        self.options = TableOptions { boot, ..options }.within_bounds();
+        let TableOptions { boot, started, .. } = self.options;
+        self.options = TableOptions {
+            boot,
+            started,
+            ..options
+        }
+        .within_bounds();
         while self.flows.len() > self.options.max_flows {
             self.evict_oldest(self.now);
         }
@@ -467,7 +488,7 @@ impl FlowTable {
             Kind::Udp(_) => self.keep_peer(handle),
             Kind::Tcp(tcp) => {
                 self.tcp.remove(cookie);
-                if flow.ended.is_some() || self.ending {
+                if flow.ended.is_some() {
                     self.bury_tcp(cookie, now);
                 } else {
                     let past = PastTcp {
@@ -475,7 +496,9 @@ impl FlowTable {
                         opened: tcp.opened,
                         seen: flow.seen,
                         retransmits: tcp.retransmits,
-                        silent: matches!(twin, Twin::Orphan(_)),
+                        silent: matches!(twin, Twin::Follows(_) | Twin::Orphan(_)),
+                        role: tcp.role,
+                        syns_again: tcp.syns_again,
                     };
                     self.past.keep_tcp(cookie, past, self.options.max_flows);
                 }

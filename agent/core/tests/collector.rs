@@ -62,6 +62,7 @@ fn record() -> FlowRecord {
         tcp: None,
         reason: EndReason::IdleTimeout,
         held_from: CollectorSet::default(),
+        baseline: None,
     }
 }
 

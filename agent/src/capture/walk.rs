@@ -6,7 +6,8 @@
 use aya::Ebpf;
 use flowtilla_abi as abi;
 use flowtilla_abi::{TcpEntry, UdpEntry, UdpEvent, UdpPeerKey, UdpPeerValue};
-use flowtilla_agent_core::observe::{self, Observation, TcpSight};
+use flowtilla_agent_core::observe::{self, Cookie, Observation, TcpSight};
+use flowtilla_agent_core::time::KernelTime;
 use zerocopy::IntoBytes as _;
 
 use super::{CaptureError, attach, batch};
@@ -77,6 +78,23 @@ pub(super) fn unsent(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(
     found
         .iter()
         .try_for_each(|cookie| batch::delete(map, cookie.as_bytes(), "deleting an ended socket"))
+}
+
+/// Every live TCP socket of the map, as if it had just been opened.
+pub(super) fn tcp(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(), CaptureError> {
+    let at = KernelTime(clock::kernel_now().0);
+    batch::each(
+        attach::map_fd(ebpf, "tcp_sockets")?,
+        0,
+        |cookie: &u64, entry: &TcpEntry| {
+            if entry.phase != abi::tcp_phase::UNSENT {
+                each(Observation::Opened {
+                    cookie: Cookie(*cookie),
+                    at,
+                });
+            }
+        },
+    )
 }
 
 /// How many sockets in the maps are older than the agent.

@@ -385,6 +385,7 @@ pub(super) fn record(process: Process) -> FlowRecord {
         tcp: None,
         reason: EndReason::EndOfFlow,
         held_from: CollectorSet::default(),
+        baseline: None,
     }
 }
 

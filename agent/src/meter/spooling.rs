@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use flowtilla_agent_core::flow::checkpoint::Checkpoint;
 use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::spool::value::{Builder, Pushed};
 
@@ -40,5 +41,16 @@ impl Spooling {
             self.next = value.last() + 1;
             self.spool.append(value);
         }
+    }
+
+    /// Whether it is time for a checkpoint.
+    pub(super) fn checkpoint_wanted(&self) -> bool {
+        self.spool.checkpoint_wanted()
+    }
+
+    /// Keeps what was reported in the records so far, all of which were added and sealed.
+    pub(super) fn checkpoint(&mut self, checkpoint: &Checkpoint) {
+        self.spool
+            .checkpoint(self.next - 1, checkpoint.to_octets().into());
     }
 }

@@ -128,7 +128,25 @@ impl Segment {
     }
 
     /// Opens what was made before.
+    ///
+    /// sled refuses a segment whose `conf` or snapshot is damaged, though it can do without both: one more try is without.
     pub(crate) fn open(path: &Path) -> Result<Self, SegmentError> {
+        match Self::open_as_it_is(path) {
+            Err(error) if error.verdict() == Verdict::Damaged => {
+                tracing::warn!(path = %path.display(), %error, "a segment is opened from its log alone");
+                for path in files::entries(path)? {
+                    let name = path.file_name().and_then(|name| name.to_str());
+                    if name.is_some_and(|name| name == "conf" || name.starts_with("snap.")) {
+                        fs::remove_file(path)?;
+                    }
+                }
+                Self::open_as_it_is(path)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn open_as_it_is(path: &Path) -> Result<Self, SegmentError> {
         let db = guarded(|| {
             let config = sled::Config::new()
                 .path(path)

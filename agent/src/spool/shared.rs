@@ -93,15 +93,15 @@ impl Shared {
         Ok(())
     }
 
-    /// Everything up to `sequence` is on the disk.
-    pub(crate) fn advance(&self, generation: u64, sequence: u64) {
+    /// The values from `first` to `sequence` are on the disk, and so is all before them that is not lost.
+    pub(crate) fn advance(&self, generation: u64, first: u64, sequence: u64) {
         let mut tail = held(&self.tail);
         if !self.is_current(generation) {
             return;
         }
-        let before = tail.durable();
         tail.advance(sequence);
-        let back = held(&self.losses).retract(before + 1, sequence, LostCause::SpoolUnwritable);
+        // They fell out of memory while they were being written.
+        let back = held(&self.losses).retract(first, sequence, LostCause::SpoolUnwritable);
         drop(tail);
         self.raise_readable(sequence);
         self.count(|status| {

@@ -117,9 +117,11 @@ impl Files {
             .chain(checkpoint.as_ref().map(|checkpoint| checkpoint.sequence))
             .chain(losses.ranges().last().map(|range| range.last))
             .chain(mark.map(|(last, _)| last));
+        let known = sequences.max().unwrap_or(0);
         Ok(Self {
-            known: sequences.max().unwrap_or(0),
-            clean: mark.is_some_and(|(_, clean)| clean),
+            known,
+            // A directory that nothing was ever kept in has nothing to be unclean about.
+            clean: mark.map_or(known == 0, |(_, clean)| clean),
             cursors: Cursors {
                 by_collector,
                 ..Cursors::default()

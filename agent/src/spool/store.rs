@@ -13,6 +13,10 @@ use std::time::Duration;
 
 use flowtilla_agent_core::spool::Value;
 
+mod reading;
+
+pub(crate) use reading::Reply;
+
 use super::files::{self, Layout, Mark};
 use super::lost::LostCause;
 use super::segment::{self, Segment, SegmentError, Verdict};
@@ -29,10 +33,6 @@ pub(crate) const SEGMENT_RECORDS_MAX: u64 = 1 << 20;
 const AGE_SHARE: u32 = 8;
 /// What must be free beyond the bound: a batch, its rewriting by sled, and the segment that may have to be made for it.
 const MARGIN_OCTETS: u64 = 6 << 20;
-/// Damaged segments that are kept for whoever wants to look.
-const CORRUPT_MAX: usize = 4;
-/// Doubtful errors of one segment, one after another, before it counts as damaged.
-const DOUBTS_MAX: u32 = 8;
 /// A segment that is not read closes after this long.
 const READ_IDLE: Duration = Duration::from_secs(5);
 
@@ -55,20 +55,6 @@ pub(crate) enum StoreError {
 
 pub(crate) fn refused(what: &'static str) -> impl FnOnce(io::Error) -> StoreError {
     move |source| StoreError::Io { what, source }
-}
-
-/// What a reader is answered.
-#[derive(Debug)]
-pub(crate) enum Reply {
-    Values(Vec<Value>),
-    Lost {
-        upto: u64,
-        cause: LostCause,
-    },
-    /// It is in memory by now, or nowhere yet.
-    InTail,
-    /// Not at this moment.
-    Unavailable,
 }
 
 #[derive(Debug)]
@@ -175,9 +161,10 @@ impl Store {
 
     /// Writes values that come after all that is durable, and makes them durable.
     pub(crate) fn write(&mut self, values: &[Value]) -> Result<(), StoreError> {
-        let Some(last) = values.last().map(Value::last) else {
+        let (Some(first), Some(last)) = (values.first(), values.last().map(Value::last)) else {
             return Ok(());
         };
+        let first = first.first;
         self.make_room()?;
         self.store_mark(last, false)?;
         let mut written = None;
@@ -186,7 +173,7 @@ impl Store {
             if self.is_full(value) {
                 self.seal()?;
                 if let Some(last) = written {
-                    self.shared.advance(self.generation, last);
+                    self.shared.advance(self.generation, first, last);
                 }
             }
             let head = self.head(value.first)?;
@@ -198,7 +185,7 @@ impl Store {
         self.shared.step(self.generation)?;
         if let Some(head) = &mut self.head {
             head.segment.sync()?;
-            self.shared.advance(self.generation, last);
+            self.shared.advance(self.generation, first, last);
         }
         if let Some(entry) = self.segments.back_mut() {
             entry.octets = files::allocated(&path_of(&self.layout, entry.first));
@@ -329,68 +316,6 @@ impl Store {
         self.segments.len()
     }
 
-    /// Answers a reader that has everything up to `after`.
-    pub(crate) fn read(&mut self, after: u64, octets_max: usize) -> Result<Reply, StoreError> {
-        let from = after.saturating_add(1);
-        loop {
-            self.shared.step(self.generation)?;
-            let (durable, tail) = {
-                let tail = held(&self.shared.tail);
-                (tail.durable(), tail.first())
-            };
-            if from > durable || tail.is_some_and(|first| first <= from) {
-                return Ok(Reply::InTail);
-            }
-            let end = tail.map_or(durable, |first| first - 1);
-            if let Some(range) = held(&self.shared.losses).at(from) {
-                return Ok(Reply::Lost {
-                    upto: range.last,
-                    cause: range.cause,
-                });
-            }
-            let index = self.segments.partition_point(|entry| entry.first <= from);
-            if index == 0 {
-                let upto = self.segments.front().map_or(end, |entry| entry.first - 1);
-                return Ok(self.lose(from, upto, LostCause::Evicted));
-            }
-            let first = self.segments[index - 1].first;
-            let last = self.last_of(index - 1).min(end);
-            let found = match self.open(first) {
-                Ok(segment) => segment.read(from, last, octets_max),
-                Err(error) => segment::Found {
-                    values: Vec::new(),
-                    error: Some(error),
-                },
-            };
-            if found.error.is_some() {
-                self.reading = None;
-            }
-            let passing = found
-                .error
-                .as_ref()
-                .is_some_and(|error| self.is_passing(first, error));
-            match (found.values.first().map(|value| value.first), found.error) {
-                (Some(next), _) if next > from => {
-                    return Ok(self.lose(from, next - 1, LostCause::SpoolDamaged));
-                }
-                (Some(_), _) => return Ok(Reply::Values(without_gap(found.values))),
-                (None, Some(error)) if passing => {
-                    tracing::debug!(%error, segment = first, "a segment cannot be read");
-                    return Ok(Reply::Unavailable);
-                }
-                (None, Some(error)) if from == first && !self.is_head(index - 1) => {
-                    self.set_aside(index - 1, last, &error)?;
-                }
-                (None, error) => {
-                    if let Some(error) = error {
-                        tracing::error!(%error, segment = first, from, "the rest of a segment cannot be read");
-                    }
-                    return Ok(self.lose(from, last.max(from), LostCause::SpoolDamaged));
-                }
-            }
-        }
-    }
-
     fn is_full(&self, value: &Value) -> bool {
         let Some(head) = &self.head else { return false };
         let first = self.segments.back().map_or(0, |entry| entry.first);
@@ -426,36 +351,6 @@ impl Store {
         self.head.as_mut().ok_or(StoreError::Stale)
     }
 
-    fn open(&mut self, first: u64) -> Result<&mut Segment, SegmentError> {
-        if self.segments.back().is_some_and(|entry| entry.first == first)
-            && let Some(head) = &mut self.head
-        {
-            return Ok(&mut head.segment);
-        }
-        let used = boottime().cast_unsigned();
-        let segment = match self.reading.take() {
-            Some((held, segment, _)) if held == first => segment,
-            other => {
-                // One is closed before the next is opened: memory is that of one.
-                drop(other);
-                Segment::open(&path_of(&self.layout, first))?
-            }
-        };
-        Ok(&mut self.reading.insert((first, segment, used)).1)
-    }
-
-    fn is_passing(&mut self, first: u64, error: &SegmentError) -> bool {
-        match error.verdict() {
-            Verdict::Passing => true,
-            Verdict::Damaged => false,
-            Verdict::Doubtful => {
-                let before = if self.doubts.0 == first { self.doubts.1 } else { 0 };
-                self.doubts = (first, before + 1);
-                before + 1 < DOUBTS_MAX
-            }
-        }
-    }
-
     fn is_head(&self, index: usize) -> bool {
         self.head.is_some() && index + 1 == self.segments.len()
     }
@@ -469,16 +364,6 @@ impl Store {
         self.segments
             .get(index + 1)
             .map_or_else(|| held(&self.shared.tail).durable(), |next| next.first - 1)
-    }
-
-    fn lose(&self, first: u64, last: u64, cause: LostCause) -> Reply {
-        // Up to where another reason is known, if one is.
-        let mut losses = held(&self.shared.losses);
-        let upto = losses.next_after(first).map_or(last, |next| last.min(next - 1));
-        let records = losses.add(first, upto, cause);
-        drop(losses);
-        self.shared.count_lost(records, cause);
-        Reply::Lost { upto, cause }
     }
 
     /// Lets the oldest go, damaged ones first. False: only the head is left.
@@ -511,33 +396,6 @@ impl Store {
         Ok(())
     }
 
-    fn set_aside(&mut self, index: usize, last: u64, error: &SegmentError) -> Result<(), StoreError> {
-        let Some(entry) = self.segments.get(index) else {
-            return Ok(());
-        };
-        let first = entry.first;
-        let path = self.path(first);
-        let aside = (0..)
-            .map(|n: u32| path.with_extension(format!("corrupt-{n}")))
-            .find(|aside| !aside.exists())
-            .unwrap_or_else(|| path.with_extension("corrupt"));
-        fs::rename(&path, &aside).map_err(refused("rename a damaged segment"))?;
-        self.segments.remove(index);
-        let records = held(&self.shared.losses).add(first, last, LostCause::SpoolDamaged);
-        self.shared.count_lost(records, LostCause::SpoolDamaged);
-        tracing::error!(first, last, records, %error, path = %aside.display(), "a damaged segment was set aside");
-        held(&self.shared.set_aside).push(super::SetAside {
-            path: aside.clone(),
-            first,
-            last,
-        });
-        self.corrupt.push(aside);
-        while self.corrupt.len() > CORRUPT_MAX {
-            segment::remove(&self.corrupt.remove(0)).map_err(refused("remove a damaged segment"))?;
-        }
-        Ok(())
-    }
-
     fn path(&self, first: u64) -> PathBuf {
         path_of(&self.layout, first)
     }
@@ -562,18 +420,6 @@ fn newest_when_unknown(first: u64, known: u64) -> u64 {
     } else {
         first.saturating_add(SEGMENT_RECORDS_MAX)
     }
-}
-
-fn without_gap(values: Vec<Value>) -> Vec<Value> {
-    let mut expected = values.first().map_or(0, |value| value.first);
-    values
-        .into_iter()
-        .take_while(|value| {
-            let follows = value.first == expected;
-            expected = value.last() + 1;
-            follows
-        })
-        .collect()
 }
 
 fn boottime() -> i64 {

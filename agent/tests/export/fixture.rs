@@ -62,6 +62,7 @@ pub(crate) fn record(number: u32) -> FlowRecord {
         tcp: None,
         reason: EndReason::EndOfFlow,
         held_from: CollectorSet::default(),
+        baseline: None,
     }
 }
 

@@ -154,11 +154,10 @@ fn a_segment_that_does_not_open_is_set_aside_and_the_rest_is_read() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     names.sort();
-    fs::write(
-        segments.join(&names[1]).join("conf"),
-        "segment_size: 1048576\nmore\n",
-    )
-    .unwrap();
+    // Its log cannot be opened at all.
+    let db = segments.join(&names[1]).join("db");
+    fs::remove_file(&db).unwrap();
+    fs::create_dir(&db).unwrap();
 
     let (spool, opened) = open(&options);
     assert_eq!(opened.set_aside, []);
@@ -167,5 +166,23 @@ fn a_segment_that_does_not_open_is_set_aside_and_the_rest_is_read() {
     let next = u64::from_str_radix(names[2].to_str().unwrap(), 16).unwrap();
     assert_eq!((lost[0].first, lost[0].last, lost.len()), (first, next - 1, 1));
     assert_eq!(records(&values), RECORDS - (next - first));
-    assert!(segments.join(&names[1]).with_extension("corrupt-0").exists());
+    let aside = segments.join(&names[1]).with_extension("corrupt-0");
+    assert!(aside.exists());
+}
+
+#[test]
+fn a_segment_is_read_from_its_log_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = filled(directory.path(), true);
+    for segment in fs::read_dir(options.directory.join("segments")).unwrap() {
+        for file in files(&segment.unwrap().path()) {
+            if file.file_name().unwrap() != "db" {
+                fs::write(file, "segment_size: 1048576\nmore\n").unwrap();
+            }
+        }
+    }
+    let (spool, opened) = open(&options);
+    assert_eq!((opened.next, opened.lost), (RECORDS + 1, 0));
+    let (values, lost) = drain(&spool.reader(&collector("one")), 0);
+    assert_eq!((records(&values), lost), (RECORDS, vec![]));
 }

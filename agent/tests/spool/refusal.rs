@@ -57,8 +57,13 @@ fn a_full_disk_feeds_readers_from_memory_and_is_tried_again() {
         5_000
     );
 
+    // The thousand that this reader had before they fell out count too.
+    let unwritable = spool.status().borrow().unwritable;
+    assert_eq!(unwritable, lost_for(&lost, LostCause::SpoolUnwritable) + 1_000);
+
     fs::remove_file(&filler).unwrap();
     wait_working(&spool);
+    assert_eq!(spool.status().borrow().unwritable, unwritable);
     append(&spool, 10);
     assert!(spool.close(crate::support::DEADLINE));
     drop((spool, reader));
@@ -69,6 +74,12 @@ fn a_full_disk_feeds_readers_from_memory_and_is_tried_again() {
     let gone: u64 = lost.iter().map(|range| range.last - range.first + 1).sum();
     assert_eq!(records(&values) + gone, 7_100, "{lost:?}");
     assert_eq!(lost_for(&lost, LostCause::SpoolDamaged), 0, "{lost:?}");
+    // Told with its own reason after a restart too.
+    assert_eq!(
+        lost_for(&lost, LostCause::SpoolUnwritable),
+        unwritable,
+        "{lost:?}"
+    );
 }
 
 /// Takes what is free on a file system.

@@ -41,7 +41,7 @@ pub struct Identity {
     /// Socket.
     pub cookie: u64,
     /// Flow of this socket.
-    pub stream: u32,
+    pub stream: u64,
     /// Record of this flow, from 1.
     pub part: u32,
 }
@@ -114,7 +114,7 @@ pub struct Account {
 impl Identity {
     /// Which flow it is of: boot id, socket, stream.
     #[must_use]
-    pub fn flow(&self) -> (u128, u64, u32) {
+    pub fn flow(&self) -> (u128, u64, u64) {
         (self.boot, self.cookie, self.stream)
     }
 }
@@ -346,7 +346,7 @@ impl Account {
 
     /// Octets both ways of one flow, over all its records.
     #[must_use]
-    pub fn octets(&self, flow: (u128, u64, u32)) -> (u64, u64) {
+    pub fn octets(&self, flow: (u128, u64, u64)) -> (u64, u64) {
         let of = self.records.values().filter(|record| record.id.flow() == flow);
         of.fold((0, 0), |sum, record| {
             (sum.0 + record.forward, sum.1 + record.backward)

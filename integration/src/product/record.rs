@@ -39,7 +39,7 @@ pub struct Record {
 pub struct RecordId {
     pub boot: String,
     pub cookie: u64,
-    pub stream: u32,
+    pub stream: u64,
     pub part: u32,
 }
 
@@ -212,7 +212,7 @@ impl Flow {
 /// When a part is missing or told twice, the first is not marked so, or the deltas of the parts do not sum up to
 /// their totals.
 pub fn flows(records: &[Record]) -> Result<Vec<Flow>> {
-    let mut by_flow: BTreeMap<(String, u64, u32), Vec<Record>> = BTreeMap::new();
+    let mut by_flow: BTreeMap<(String, u64, u64), Vec<Record>> = BTreeMap::new();
     for record in records {
         let key = (record.id.boot.clone(), record.id.cookie, record.id.stream);
         by_flow.entry(key).or_default().push(record.clone());

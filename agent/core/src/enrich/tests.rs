@@ -727,5 +727,6 @@ fn record(process: &Process) -> FlowRecord {
         tcp: None,
         reason: EndReason::EndOfFlow,
         held_from: CollectorSet::default(),
+        baseline: None,
     }
 }

@@ -11,7 +11,7 @@ use super::key::{FlowKey, PairKey};
 use super::ledger::Ledger;
 use super::sides::Sides;
 use super::{FIRST_RECORD_SOONEST, SETTLE, SILENT_RECORD_AFTER, SNAP_ANSWER, SNAP_LEAD, TableOptions};
-use crate::flow::record::{EndReason, Protocol, TcpFigures};
+use crate::flow::record::{Baseline, EndReason, Protocol, TcpFigures};
 use crate::observe::{TcpObservation, TcpRole, TcpState, Tuple};
 use crate::owner::{Confidence, Owner, Unknown};
 use crate::time::KernelTime;
@@ -142,6 +142,8 @@ pub(super) struct Flow {
     /// Whether this end began, once a record said so.
     pub(super) local_initiates: Option<bool>,
     pub(super) backfilled: bool,
+    /// Whether it counts from its first sight only, whatever the socket did before.
+    pub(super) blind: bool,
     /// Whether the kernel was asked for the next record's counters.
     pub(super) asked: bool,
 }
@@ -186,6 +188,7 @@ impl Flow {
             part: 0,
             local_initiates: None,
             backfilled: false,
+            blind: false,
             asked: false,
         }
     }
@@ -214,6 +217,20 @@ impl Flow {
         if carry != self.carry() {
             self.origin.get_or_insert_default().carry = carry;
         }
+    }
+
+    /// What an agent that is started again cannot tell from the records of a flow.
+    pub(super) fn baseline(&self, local_initiates: bool) -> Option<Box<Baseline>> {
+        let Kind::Tcp(tcp) = self.kind else { return None };
+        let plain = !self.backfilled && self.key.stream == 0 && tcp.syns_again == 0;
+        (!plain).then(|| {
+            Box::new(Baseline {
+                base: self.base().oriented(local_initiates),
+                retransmits: tcp.retransmits,
+                syns_again: tcp.syns_again,
+                syn_forward: self.initiates().map(|local| local == local_initiates),
+            })
+        })
     }
 
     /// What no record has yet.
@@ -361,7 +378,7 @@ impl Flow {
         self.reported = self.seen;
         self.reported_until = end;
         self.recorded_at = now;
-        self.part += 1;
+        self.part = self.part.saturating_add(1);
         if let Kind::Tcp(tcp) = &mut self.kind {
             tcp.retransmits_reported = tcp.retransmits;
         }

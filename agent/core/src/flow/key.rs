@@ -14,7 +14,7 @@ use crate::observe::{Cookie, Endpoint, Tuple};
 pub(super) struct FlowKey {
     pub(super) cookie: Cookie,
     /// As in [`RecordId::stream`](crate::flow::record::RecordId::stream).
-    pub(super) stream: u32,
+    pub(super) stream: u64,
 }
 
 /// One peer of one UDP socket. Ordered by socket, so that a range finds all peers of one.

@@ -2,7 +2,8 @@
 //!
 //! Twins' tuples mirror each other and their lives overlap; loopback addresses pair within one network namespace only
 //! ([`mirrors`]). When more than one could be meant, none is joined, and a join that no record has told yet is undone.
-//! The initiator leads, unless the other one has spoken already: a connection is never counted twice. What the silent
+//! The initiator leads, unless the other one has spoken already or alone knows all its octets: a connection is never
+//! counted twice. What the silent
 //! one counts is the same octets again and goes to `joined` in the law.
 //!
 //! The last [`SPOKEN_MAX`] flows that ended alone are remembered, so that a twin that shows up after them stays silent.
@@ -222,8 +223,11 @@ impl FlowTable {
         self.tell_leader(follower);
     }
 
-    /// Whether the first of two undecided twins is the initiator.
+    /// Whether the first of two undecided twins speaks: the one that knows all its octets, else the initiator.
     fn leads(&self, first: &Flow, second: &Flow) -> bool {
+        if first.blind != second.blind {
+            return second.blind;
+        }
         match (first.initiates(), second.initiates()) {
             (Some(one), Some(other)) if one == other => first.start <= second.start,
             (Some(initiates), _) => initiates,

@@ -15,7 +15,7 @@ use foldhash::fast::FixedState;
 use super::key::PeerKey;
 use super::pair::Spoken;
 use super::sides::Sides;
-use crate::observe::{Cookie, Endpoint};
+use crate::observe::{Cookie, Endpoint, TcpRole};
 use crate::time::KernelTime;
 
 /// How long copies of what a dead socket showed are recognised.
@@ -47,19 +47,21 @@ pub struct Forget {
 /// A TCP flow that left a full table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PastTcp {
-    pub(super) stream: u32,
+    pub(super) stream: u64,
     /// When the socket was, however many flows it had.
     pub(super) opened: KernelTime,
     pub(super) seen: Sides,
     pub(super) retransmits: u32,
     /// Another flow spoke for it.
     pub(super) silent: bool,
+    pub(super) role: TcpRole,
+    pub(super) syns_again: u32,
 }
 
 /// A UDP flow that left the table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PastPeer {
-    pub(super) stream: u32,
+    pub(super) stream: u64,
     /// The kernel's counters, as told last.
     pub(super) counted: Sides,
     pub(super) newest: KernelTime,
@@ -71,7 +73,7 @@ pub(super) struct PastPeer {
 #[derive(Debug)]
 enum Linger {
     Udp(Cookie),
-    Peer(PeerKey, u32),
+    Peer(PeerKey, u64),
 }
 
 #[derive(Debug)]
@@ -82,12 +84,12 @@ pub(super) struct Past {
     linger: VecDeque<(KernelTime, Linger)>,
     pub(super) spoken: Spoken,
     pub(super) baseline_before: KernelTime,
-    /// Streams up to this may have been used by a TCP socket that had to be forgotten.
-    stream_floor: u32,
+    /// Streams up to this may have been used by a TCP socket that had to be forgotten, or in earlier runs of the agent.
+    stream_floor: u64,
 }
 
 impl Past {
-    pub(super) fn new(hasher: &FixedState) -> Self {
+    pub(super) fn new(hasher: &FixedState, started: KernelTime) -> Self {
         Self {
             evicted: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -95,7 +97,7 @@ impl Past {
             linger: VecDeque::new(),
             spoken: Spoken::new(hasher),
             baseline_before: KernelTime(0),
-            stream_floor: 0,
+            stream_floor: started.0,
         }
     }
 
@@ -120,6 +122,11 @@ impl Past {
         }
     }
 
+    /// TCP flows that left a full table and whose sockets were not seen since.
+    pub(super) fn left(&self) -> impl Iterator<Item = (Cookie, &PastTcp)> {
+        self.evicted.iter().map(|(&cookie, past)| (cookie, past))
+    }
+
     /// Whether a TCP flow left a full table and its socket was not seen since.
     pub(super) fn has_left(&self, cookie: Cookie) -> bool {
         self.evicted.contains_key(&cookie)
@@ -131,7 +138,7 @@ impl Past {
     }
 
     /// The number of a flow whose socket may have had others that are forgotten.
-    pub(super) fn unused_stream(&self) -> u32 {
+    pub(super) fn unused_stream(&self) -> u64 {
         self.stream_floor.saturating_add(1)
     }
 

@@ -18,9 +18,10 @@ pub struct RecordId {
     pub boot: BootId,
     /// The socket (of the initiator when two were joined).
     pub cookie: Cookie,
-    /// Which of the socket's flows: 0 for TCP (more after a full table ended one whose socket lived on), counted from 1
-    /// for the peers of a UDP socket.
-    pub stream: u32,
+    /// Which of the socket's flows. TCP: 0, one more each time the socket went on after its flow had to end (a full table,
+    /// a stop). UDP peers, and TCP sockets older than the agent of which nothing is kept: counted on from the start of
+    /// the agent in ns of the boot clock, so that no other run of the agent gives the same.
+    pub stream: u64,
     /// Which record of the flow, from 1.
     pub part: u32,
 }
@@ -57,7 +58,7 @@ pub enum Counting {
 }
 
 /// What went one way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counts {
     /// IP octets, headers included.
     pub octets: u64,
@@ -68,7 +69,7 @@ pub struct Counts {
 }
 
 /// What went both ways.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Traffic {
     /// Initiator to responder.
     pub forward: Counts,
@@ -227,4 +228,20 @@ pub struct FlowRecord {
     pub reason: EndReason,
     /// Collectors that must not get it (another agent speaks for it).
     pub held_from: CollectorSet,
+    /// From where a TCP flow counts, if not from its socket's first segment. Not for collectors: an agent that is started
+    /// again goes on from it.
+    pub baseline: Option<Box<Baseline>>,
+}
+
+/// What the kernel's counters of a TCP socket have that its flow's totals do not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Baseline {
+    /// What the socket had counted when the flow began.
+    pub base: Traffic,
+    /// Segments the observed socket had retransmitted, ever, when the record was made.
+    pub retransmits: u32,
+    /// SYNs known to have been sent again: the kernel does not tell them for ever.
+    pub syns_again: u32,
+    /// Whether the initiator sent the SYN, if the socket ever told who did.
+    pub syn_forward: Option<bool>,
 }

@@ -40,12 +40,13 @@ impl FlowTable {
         };
         let delta = flow.unreported();
         let end = end_of_span(flow, delta.is_zero(), reason);
+        self.made += 1;
         self.records.push_back(FlowRecord {
             id: RecordId {
                 boot: self.options.boot,
                 cookie: flow.key.cookie,
                 stream: flow.key.stream,
-                part: flow.part + 1,
+                part: flow.part.saturating_add(1),
             },
             first: flow.part == 0,
             protocol: flow.protocol(),
@@ -63,6 +64,7 @@ impl FlowTable {
             tcp: flow.figures(local_initiates),
             reason,
             held_from: CollectorSet::default(),
+            baseline: flow.baseline(local_initiates),
         });
         self.ledger.report(delta);
         if let Some(flow) = self.flows.get_mut(handle) {

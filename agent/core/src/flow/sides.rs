@@ -50,6 +50,17 @@ impl Sides {
         Traffic { forward, backward }
     }
 
+    /// The reverse of [`Sides::oriented`].
+    pub(super) fn of(traffic: Traffic, local_initiates: bool) -> Self {
+        let Traffic { forward, backward } = traffic;
+        let (sent, received) = if local_initiates {
+            (forward, backward)
+        } else {
+            (backward, forward)
+        };
+        Self { sent, received }
+    }
+
     fn each(self, other: Self, f: impl Fn(u64, u64) -> u64) -> Self {
         let counts = |a: Counts, b: Counts| Counts {
             octets: f(a.octets, b.octets),

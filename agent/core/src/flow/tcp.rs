@@ -6,6 +6,7 @@
 use super::entry::{Flow, Kind, TcpFacts};
 use super::flows::Handle;
 use super::key::FlowKey;
+use super::restore::Restored;
 use super::{FlowTable, counters};
 use crate::flow::record::EndReason;
 use crate::observe::{Cookie, TcpObservation, TcpRole, TcpSight, TcpState, Tuple};
@@ -66,16 +67,26 @@ impl FlowTable {
 
     fn open_tcp(&mut self, seen: &TcpObservation) -> Handle {
         self.make_room(seen.at);
+        let past = match self.restored(seen) {
+            Some(Restored::Flow(flow)) => return self.insert_tcp(*flow),
+            Some(Restored::Past(past)) => Some(past),
+            None => self.past.resume_tcp(seen.cookie),
+        };
         let first_sight = counters::tcp(seen, 0);
-        let past = self.past.resume_tcp(seen.cookie);
         let forgotten = seen.start <= self.past.baseline_before;
         let (stream, base) = match past {
-            Some(past) => (past.stream + 1, past.seen),
+            Some(past) => (past.stream.saturating_add(1), past.seen),
             None if forgotten => (self.past.unused_stream(), first_sight),
-            None if seen.backfilled => (0, first_sight),
+            None if seen.backfilled => (self.options.started.0, first_sight),
             None => (0, Default::default()),
         };
         let mut facts = TcpFacts::new(seen);
+        if let Some(past) = past {
+            facts.syns_again = past.syns_again;
+            if facts.role == TcpRole::Unknown {
+                facts.role = past.role;
+            }
+        }
         facts.retransmits_reported = match past {
             Some(past) => past.retransmits,
             None if forgotten || seen.backfilled => seen.counters.retransmits,
@@ -97,13 +108,19 @@ impl FlowTable {
             &self.options,
         );
         flow.backfilled = seen.backfilled;
+        flow.blind = past.is_none() && (forgotten || seen.backfilled);
         if let Some(past) = past
             && past.silent
         {
-            flow.twin = super::entry::Twin::Orphan(past.opened);
+            flow.twin = super::entry::Twin::Orphan(seen.at);
         }
+        self.insert_tcp(flow)
+    }
+
+    fn insert_tcp(&mut self, flow: Flow) -> Handle {
+        let cookie = flow.key.cookie;
         let handle = self.insert(flow);
-        self.tcp.insert(seen.cookie, handle);
+        self.tcp.insert(cookie, handle);
         handle
     }
 
@@ -116,6 +133,16 @@ impl FlowTable {
         let Kind::Tcp(facts) = &mut flow.kind else {
             return false;
         };
+        // The kernel side of this agent may not know what that of the agent before saw; the counters depend on it.
+        let completed;
+        let mut seen = seen;
+        if seen.role == TcpRole::Unknown && facts.role != TcpRole::Unknown {
+            completed = TcpObservation {
+                role: facts.role,
+                ..seen.clone()
+            };
+            seen = &completed;
+        }
         // The end's state is the one it left; copies of earlier sights must not replace it.
         facts.merge(
             seen,

@@ -4,6 +4,8 @@ mod cost;
 mod history;
 mod life;
 mod pairs;
+mod restart;
+mod restore;
 mod tcp;
 mod udp;
 pub(super) mod world;

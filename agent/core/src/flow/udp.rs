@@ -31,18 +31,26 @@ pub(super) struct UdpSocket {
     /// The peer whose counters the socket's own entry holds: the kernel cannot forget it.
     current: Option<Endpoint>,
     read_at: KernelTime,
-    stream: u32,
+    stream: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct UdpSockets {
     pub(super) by_cookie: BTreeMap<Cookie, UdpSocket>,
     pub(super) live: BTreeMap<PeerKey, Handle>,
-    /// Streams at or below this may have been used by a socket that had to be forgotten.
-    stream_floor: u32,
+    /// Streams at or below this may have been used by a socket that had to be forgotten, or in earlier runs of the agent.
+    stream_floor: u64,
 }
 
 impl UdpSockets {
+    pub(super) fn new(started: KernelTime) -> Self {
+        Self {
+            by_cookie: BTreeMap::new(),
+            live: BTreeMap::new(),
+            stream_floor: started.0,
+        }
+    }
+
     /// Forgets a socket that ended; `unsure`: the kernel may still show peers of it that had flows.
     pub(super) fn bury(&mut self, cookie: Cookie, unsure: bool) {
         if let Some(socket) = self.by_cookie.remove(&cookie)

@@ -62,6 +62,7 @@ pub(crate) fn tcp() -> FlowRecord {
         }),
         reason: EndReason::ActiveTimeout,
         held_from: CollectorSet::default(),
+        baseline: None,
     }
 }
 

@@ -52,6 +52,7 @@ pub(crate) fn record(number: u32, kind: Kind) -> FlowRecord {
         tcp: None,
         reason: EndReason::IdleTimeout,
         held_from,
+        baseline: None,
     }
 }
 

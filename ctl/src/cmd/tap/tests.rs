@@ -85,6 +85,7 @@ fn record() -> FlowRecord {
         }),
         reason: EndReason::EndOfFlow,
         held_from: CollectorSet::default(),
+        baseline: None,
     }
 }
 

@@ -1,7 +1,8 @@
 //! One JSON object a record, one record a line. Fields are added, never renamed or given another meaning.
 //!
 //! ```text
-//! id             boot: 32 hex digits; cookie, stream, part: numbers. Never twice anywhere.
+//! id             boot: 32 hex digits; cookie, stream, part: numbers. Never twice anywhere. A TCP flow keeps cookie and
+//!                stream over a restart of the agent that goes on from what is kept; UDP flows begin anew.
 //! first, ended   whether it is the first, the last record of its flow
 //! protocol       "tcp" | "udp"
 //! initiator, responder
@@ -63,7 +64,7 @@ struct Record<'a> {
 struct Id {
     boot: String,
     cookie: u64,
-    stream: u32,
+    stream: u64,
     part: u32,
 }
 

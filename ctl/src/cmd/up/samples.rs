@@ -256,6 +256,7 @@ fn record(number: u64, initiator: Party, responder: Party) -> FlowRecord {
         }),
         reason: EndReason::ActiveTimeout,
         held_from: CollectorSet::default(),
+        baseline: None,
     }
 }
 

@@ -49,7 +49,7 @@ pub(crate) struct Row {
 /// The flows of the live table.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    rows: HashMap<(BootId, Cookie, u32), Row>,
+    rows: HashMap<(BootId, Cookie, u64), Row>,
 }
 
 impl Table {

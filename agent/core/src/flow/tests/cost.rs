@@ -69,6 +69,13 @@ fn cost_of_an_observation() {
         (1..=FLOWS).map(|n| tcp(at(n, 10_700).moved(200, 200))),
     );
     drive(&mut table, 11_100);
+    let mut octets = Vec::new();
+    let took = watch(|| octets = table.checkpoint().to_octets());
+    println!(
+        "checkpoint: {} ns and {} octets a flow",
+        took.as_nanos() / u128::from(FLOWS),
+        octets.len() as u64 / FLOWS
+    );
     let ended = |n| {
         tcp(at(n, 11_500)
             .moved(300, 300)

@@ -392,7 +392,7 @@ impl World {
 
     fn check_records(&self) {
         let mut ids = BTreeSet::new();
-        let mut flows: BTreeMap<(Cookie, u32), Vec<&FlowRecord>> = BTreeMap::new();
+        let mut flows: BTreeMap<(Cookie, u64), Vec<&FlowRecord>> = BTreeMap::new();
         for (made, record) in &self.records {
             let RecordId { cookie, stream, .. } = record.id;
             assert!(ids.insert(record.id), "{:?} was used twice", record.id);

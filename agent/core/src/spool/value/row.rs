@@ -14,7 +14,7 @@ use crate::owner::Owner;
 use crate::time::WallTime;
 
 /// Most octets of a row: every number at its longest, and some to spare.
-pub(super) const ROW_OCTETS_MAX: usize = 320;
+pub(super) const ROW_OCTETS_MAX: usize = 400;
 
 /// Least octets of a row: flags, cookie, two ends, two owners, six counters, two times.
 pub(super) const ROW_OCTETS_MIN: usize = 24;
@@ -44,8 +44,9 @@ mod flag {
     pub(super) const NETNS: u32 = 1 << 23;
     pub(super) const RETRANSMITS: u32 = 1 << 24;
     pub(super) const HELD: u32 = 1 << 25;
+    pub(super) const BASELINE: u32 = 1 << 26;
     /// Above them all.
-    pub(super) const END: u32 = 1 << 26;
+    pub(super) const END: u32 = 1 << 27;
 }
 
 /// What the next row is told against: the row before; zeros at the begin of a body.
@@ -107,6 +108,9 @@ pub(super) fn put_row(out: &mut Vec<u8>, record: &FlowRecord, owners: (u32, u32)
     if has(flag::HELD) {
         put(out, &record.held_from.bits());
     }
+    if let Some(baseline) = &record.baseline {
+        put(out, &**baseline);
+    }
     before.pass(record);
 }
 
@@ -156,6 +160,7 @@ pub(super) fn take_row(
     let end = delta_start.wrapping_add_signed(take(from)?);
     let tcp = has(flag::TCP).then(|| take_tcp(from, flags)).transpose()?;
     let held = if has(flag::HELD) { take(from)? } else { 0 };
+    let baseline = has(flag::BASELINE).then(|| take(from)).transpose()?;
     let record = FlowRecord {
         id: RecordId {
             boot,
@@ -187,6 +192,7 @@ pub(super) fn take_row(
         tcp,
         reason: at(&REASONS, flags & 15)?,
         held_from: CollectorSet::from_bits(held),
+        baseline: baseline.map(Box::new),
     };
     before.pass(&record);
     Ok(record)
@@ -206,7 +212,8 @@ fn flags(record: &FlowRecord, before: &Before) -> u32 {
         | bit(record.initiator.endpoint.address.is_ipv6(), flag::INITIATOR_V6)
         | bit(record.responder.endpoint.address.is_ipv6(), flag::RESPONDER_V6)
         | bit(record.netns.0 != before.netns, flag::NETNS)
-        | bit(record.held_from.bits() != 0, flag::HELD);
+        | bit(record.held_from.bits() != 0, flag::HELD)
+        | bit(record.baseline.is_some(), flag::BASELINE);
     if let Some(tcp) = &record.tcp {
         flags |= flag::TCP
             | state_number(tcp.state) << 4

@@ -140,6 +140,7 @@ fn records() -> [FlowRecord; 3] {
         }),
         reason: EndReason::EndOfFlow,
         held_from: CollectorSet::default(),
+        baseline: None,
     };
     let mut held_from = CollectorSet::default();
     held_from.insert(CollectorSlot(0));
@@ -173,6 +174,7 @@ fn records() -> [FlowRecord; 3] {
         tcp: None,
         reason: EndReason::ActiveTimeout,
         held_from,
+        baseline: None,
     };
     let refused = FlowRecord {
         id: RecordId {

@@ -10,7 +10,7 @@ use proptest::sample::select;
 
 use super::sample::{BOOT, read, values};
 use crate::flow::record::{
-    CollectorSet, Counting, Counts, FlowRecord, Party, Protocol, RecordId, TcpFigures, Traffic,
+    Baseline, CollectorSet, Counting, Counts, FlowRecord, Party, Protocol, RecordId, TcpFigures, Traffic,
 };
 use crate::observe::{Cookie, Endpoint, NetNs};
 use crate::owner::{Container, Names, Owner, Parent, Process, ProcessKey};
@@ -146,20 +146,25 @@ fn record(owners: Vec<Owner>) -> impl Strategy<Value = FlowRecord> {
             },
         )
     };
-    let id = (number(), any::<u16>(), number()).prop_map(|(cookie, stream, part)| RecordId {
+    let id = (number(), number(), number()).prop_map(|(cookie, stream, part)| RecordId {
         boot: BOOT,
         cookie: Cookie(cookie),
-        stream: stream.into(),
+        stream,
         part: u32::try_from(part).unwrap_or(1),
     });
     (
         (id, any::<[bool; 7]>(), party(), party(), any::<u32>()),
         (traffic(), traffic(), number(), number(), number()),
-        (option::of(tcp()), select(&REASONS[..]), number()),
+        (
+            option::of(tcp()),
+            select(&REASONS[..]),
+            number(),
+            option::of(baseline()),
+        ),
     )
         .prop_map(
             |((id, bits, initiator, responder, netns), (delta, total, start, delta_start, end), last)| {
-                let (tcp, reason, held) = last;
+                let (tcp, reason, held, baseline) = last;
                 FlowRecord {
                     id,
                     first: bits[0],
@@ -178,9 +183,21 @@ fn record(owners: Vec<Owner>) -> impl Strategy<Value = FlowRecord> {
                     tcp,
                     reason,
                     held_from: CollectorSet::from_bits(held),
+                    baseline: baseline.map(Box::new),
                 }
             },
         )
+}
+
+fn baseline() -> impl Strategy<Value = Baseline> {
+    (traffic(), any::<u32>(), any::<u32>(), option::of(any::<bool>())).prop_map(
+        |(base, retransmits, syns_again, syn_forward)| Baseline {
+            base,
+            retransmits,
+            syns_again,
+            syn_forward,
+        },
+    )
 }
 
 /// Small ones, large ones, and the ends of what there is.

@@ -173,6 +173,7 @@ fn busy_record(n: u64, owners: &[Owner], remote: bool, random: &mut fastrand::Rn
             EndReason::EndOfFlow
         },
         held_from: CollectorSet::default(),
+        baseline: None,
     }
 }
 
