@@ -61,7 +61,7 @@ fn set_forward_and_back_by_an_hour_leaves_order_and_times_right() -> Result<()> 
 
 /// Within a record always; from part to part of a flow in the order of the parts.
 fn time_runs_forward(records: &[Record]) -> Result<()> {
-    let mut parts: BTreeMap<(u64, u32), u32> = BTreeMap::new();
+    let mut parts: BTreeMap<(u64, u64), u32> = BTreeMap::new();
     for record in records {
         ensure!(
             record.start <= record.delta_start && record.delta_start <= record.end,
