@@ -1,6 +1,7 @@
-//! Feeds one collector: connects, keeps the connection, moves records from the spool to it, tells how it stands.
+//! Feeds one collector, or of several the one that [`Group`] chooses: connects, keeps the connection, moves records from
+//! the spool to it, tells how it stands.
 //!
-//! One task a collector, [`Exporter::run`]. Channels: records are read from the spool through a [`Reader`] when they can
+//! One task a stream, [`Exporter::run`]; a short one for each probe of a collector that stands by. Channels: records are read from the spool through a [`Reader`] when they can
 //! be sent (the disk is the buffer), how far it can be read, announcements and the stop come through a `watch` each,
 //! status goes out through a `watch`, the cursor through the reader. What is read, sent, resent and counted is decided by
 //! [`Collector`] of the core; this is its driver. Ends when it is told to: as soon as all is taken, at once when it has no
@@ -11,11 +12,27 @@
 //! Order of a turn: time before input, the socket before records: a busy producer must not hold back acknowledgements.
 //! The cursor is saved at once when the collector restarted, before anything is sent to its successor: an agent that died
 //! meanwhile must not believe the old one.
+//!
+//! A change from one collector to another, which is the end of the connection:
+//! - The one left is in reach: no record is sent any more, and what is on the way may come to its end, for
+//!   [`LEAVE_WITHIN`]. The other then goes on where it ended.
+//! - It is not: what it is not known to have taken goes to the other. When it is known to have ended (it refused, closed
+//!   or reset), so does what it took and may not have handled, by its own `onCollectorRestart`.
+//! - What a collector took that was merely cut off or stalled is its own: it counts as taken, is not sent to another, and
+//!   is lost without a count if its process ends before it is heard of again.
+//! - A stalled one loses what waits in this host's kernel; what its own kernel holds arrives when it goes on, and is
+//!   there as well as at the other: at most the window.
+//!
+//! Which of them has the marks stands in the cursor, and it is the first in use after a start.
 //! Source: design section 5.
 
+mod announce;
 mod connect;
+mod group;
 mod health;
 mod link;
+mod member;
+mod probe;
 mod source;
 
 use std::future::Future;
@@ -23,30 +40,31 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use flowtilla_agent_core::backoff::Backoff;
-use flowtilla_agent_core::collector::window::OnRestart;
-use flowtilla_agent_core::collector::{Collector, CollectorOptions, Progress};
-use flowtilla_agent_core::encode::header::{HeaderLayout, Topic};
-use flowtilla_agent_core::encode::tlv::{RECORDS_MAX, TlvOptions};
-use flowtilla_agent_core::encode::{event, listening};
+use flowtilla_agent_core::collector::failover::{Group, Times};
+use flowtilla_agent_core::collector::{Collector, Progress};
+use flowtilla_agent_core::encode::tlv::TlvOptions;
 use flowtilla_agent_core::flow::record::CollectorSlot;
 use flowtilla_agent_core::loss::DropPoint;
 use flowtilla_agent_core::spool::Cursor;
 use flowtilla_agent_core::time::KernelTime;
-use flowtilla_proto::collector::{self as policy, HeaderVersion, OnCollectorRestart};
-use flowtilla_proto::ids::SourceId;
+use flowtilla_proto::collector as policy;
+use flowtilla_proto::ids::{CollectorName, SourceId};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::clock;
 use crate::spool::Reader;
 use crate::status::{CollectorState, CollectorStatus};
 
+use announce::announce;
 use connect::ConnectError;
-use link::{Heading, Link, LinkEnd};
+use link::{Link, LinkEnd};
+use member::Member;
+use probe::Probed;
 use source::Source;
 
+pub use announce::Announcements;
 pub use connect::{ADDRESSES_MAX, CONNECT_TIMEOUT, SEND_BUFFER_OCTETS};
 pub use health::{DEAD_AFTER, PROBES_UNANSWERED_MAX};
 pub use link::HANDSHAKE_TIMEOUT;
@@ -57,16 +75,26 @@ pub use link::HANDSHAKE_TIMEOUT;
 /// twice as much comes twice.
 pub const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long a collector in reach that is left for a better one may take to acknowledge what is on the way.
+///
+/// Longer than it takes to be called stalled. Half of it leaves a busy one too early, and what is on the way comes to
+/// both; double it, and the better one waits that much longer for nothing.
+pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+
 /// What one exporter is told at its start.
 #[derive(Clone, Debug)]
 pub struct ExporterOptions {
-    /// The collector, as the policy has it.
-    pub collector: policy::Collector,
-    /// Its position in the policy.
+    /// The stream's name, and its cursor's: the collector's, or that of all together.
+    pub name: CollectorName,
+    /// The collectors, as the policy has them, the preferred one first; at least one.
+    pub collectors: Vec<policy::Collector>,
+    /// When to change from one to another; `None`: only the first is fed.
+    pub failover: Option<Times>,
+    /// The stream's place in [`CollectorSet`](flowtilla_agent_core::flow::record::CollectorSet)s.
     pub slot: CollectorSlot,
-    /// Which agent this is to it.
+    /// Which agent this is to them.
     pub source_id: SourceId,
-    /// How records are written for it.
+    /// How records are written; whether with their identities is each collector's own.
     pub tlv: TlvOptions,
     /// How long it may take to drain at the end.
     pub grace: Duration,
@@ -76,19 +104,15 @@ pub struct ExporterOptions {
     pub seed: u64,
 }
 
-/// What is announced to a collector beside records. Kept fresh by whoever knows; read when an announcement is due.
-#[derive(Clone, Debug)]
-pub struct Announcements {
-    /// The probe. Its time, source id, exports and drops are filled in by the exporter.
-    pub event: event::EventFields,
-    /// What the host listens on; `None`: not known, nothing is announced.
-    pub listening: Option<listening::ListeningPorts>,
-}
-
-/// Feeds one collector. See the module.
+/// Feeds one stream. See the module.
 pub struct Exporter {
     options: ExporterOptions,
     core: Collector,
+    group: Group,
+    members: Vec<Member>,
+    probes: JoinSet<Probed>,
+    /// Until when the one in use is waited for, which is about to be left.
+    leave_by: Option<KernelTime>,
     reader: Arc<Reader>,
     source: Source,
     readable: watch::Receiver<u64>,
@@ -99,15 +123,15 @@ pub struct Exporter {
     saved: (Cursor, KernelTime),
     announcements: watch::Receiver<Announcements>,
     status: watch::Sender<CollectorStatus>,
-    backoff: Backoff,
-    connects: u64,
-    /// Why there is no connection, as last told.
-    why: Option<String>,
-    client_secret: Option<[u8; 32]>,
 }
 
-/// The exporter is to end: drained, or out of time.
-struct Finished;
+/// Why work that takes time ends before it is done.
+enum Interrupt {
+    /// The exporter is to end: drained, or out of time.
+    Finished,
+    /// This member is to be fed.
+    Change(usize),
+}
 
 impl Exporter {
     /// Makes an exporter that goes on from the reader's cursor. Nothing happens before [`Exporter::run`].
@@ -122,35 +146,36 @@ impl Exporter {
         stop: watch::Receiver<Option<u64>>,
     ) -> Self {
         let cursor = reader.cursor();
-        let mut core = Collector::new(
-            &CollectorOptions {
-                slot: options.slot,
-                tlv: options.tlv,
-                window_octets: options.collector.window_octets,
-                message_records_max: RECORDS_MAX,
-                on_restart: match options.collector.on_restart {
-                    OnCollectorRestart::Replay => OnRestart::Replay,
-                    OnCollectorRestart::Skip => OnRestart::Skip,
-                },
-                records_per_second: options.collector.records_per_second,
-            },
-            &cursor,
-        );
+        let (members, group) = group::of(&options, &cursor);
+        let used = &members[group.in_use()];
+        let mut core = Collector::new(&used.core_options(&options), &cursor);
+        if cursor
+            .member
+            .as_ref()
+            .is_some_and(|name| name != used.collector.name.as_str())
+        {
+            // The policy has it no more.
+            core.handle_changed(&used.core_options(&options));
+        }
         let mut readable = reader.readable();
         core.handle_readable(*readable.borrow_and_update());
         let status = CollectorStatus {
-            name: options.collector.name.to_string(),
-            endpoint: options.collector.endpoint.to_string(),
+            name: options.name.to_string(),
+            endpoint: used.collector.endpoint.to_string(),
             state: CollectorState::Connecting { why: None },
             law: core.law(),
             messages: 0,
             connects: 0,
+            members: group::statuses(&members),
         };
         let reader = Arc::new(reader);
         Self {
-            backoff: Backoff::new(options.seed),
             options,
             core,
+            group,
+            members,
+            probes: JoinSet::new(),
+            leave_by: None,
             source: Source::new(Arc::clone(&reader)),
             reader,
             readable,
@@ -159,9 +184,6 @@ impl Exporter {
             saved: (cursor, KernelTime(0)),
             announcements,
             status: watch::Sender::new(status),
-            connects: 0,
-            why: None,
-            client_secret: None,
         }
     }
 
@@ -173,14 +195,10 @@ impl Exporter {
 
     /// Feeds the collector until it is told to stop. Returns how it stood in the end.
     pub async fn run(mut self) -> CollectorStatus {
-        while let Ok(end) = self.run_connection().await {
-            self.handle_end(&end);
-            let delay = self.backoff.handle_failure();
-            tracing::debug!(collector = %self.options.collector.name, delay_ms = delay.as_millis(), "waits before the next try");
-            if self.attend(sleep(delay)).await.is_err() {
-                break;
-            }
+        while let Interrupt::Change(to) = self.feed().await {
+            self.change(to);
         }
+        self.probes.abort_all();
         if self.options.ephemeral {
             self.core.give_up(DropPoint::ShutdownGrace);
         } else {
@@ -199,35 +217,53 @@ impl Exporter {
         status
     }
 
+    /// Feeds the member in use over one connection after the other.
+    async fn feed(&mut self) -> Interrupt {
+        loop {
+            let end = match self.run_connection().await {
+                Ok(end) => end,
+                Err(interrupt) => return interrupt,
+            };
+            self.handle_end(&end);
+            let used = self.used();
+            let delay = used.backoff.handle_failure();
+            tracing::debug!(collector = %used.collector.name, delay_ms = delay.as_millis(), "waits before the next try");
+            if let Err(interrupt) = self.attend(sleep(delay)).await {
+                return interrupt;
+            }
+        }
+    }
+
     /// Connects and keeps the connection until it ends.
-    async fn run_connection(&mut self) -> Result<LinkEnd, Finished> {
-        let endpoint = self.options.collector.endpoint.clone();
+    async fn run_connection(&mut self) -> Result<LinkEnd, Interrupt> {
+        let endpoint = self.used().collector.endpoint.clone();
         let stream = match self.attend(connect::connect(&endpoint)).await? {
             Ok(stream) => stream,
             Err(error) => return Ok(not_connected(&error)),
         };
-        self.connects += 1;
-        let security = match self.security() {
+        self.used().connects += 1;
+        let security = match self.used().security() {
             Ok(security) => security,
             Err(error) => return Ok(not_connected(&error)),
         };
-        let heading = Heading {
-            layout: match self.options.collector.header {
-                HeaderVersion::V1 => HeaderLayout::V1,
-                HeaderVersion::V2 => HeaderLayout::V2,
-                HeaderVersion::V3 => HeaderLayout::V3,
-            },
-            source_id: self.options.source_id.number(),
-        };
+        let heading = self.members[self.group.in_use()].heading(&self.options);
         let link = Link::new(stream, &security, heading, clock::kernel_now());
         self.drive(link).await
     }
 
-    async fn drive(&mut self, mut link: Link) -> Result<LinkEnd, Finished> {
+    async fn drive(&mut self, mut link: Link) -> Result<LinkEnd, Interrupt> {
         loop {
-            match self.turn(&mut link) {
-                Ok(more) => self.wait(&mut link, more).await?,
+            let more = match self.turn(&mut link) {
+                Ok(more) => more,
                 Err(end) => return Ok(end),
+            };
+            if let Err(interrupt) = self.wait(&mut link, more).await {
+                if let Interrupt::Change(_) = interrupt
+                    && self.core.has_on_the_way()
+                {
+                    link.abandon();
+                }
+                return Err(interrupt);
             }
         }
     }
@@ -246,8 +282,8 @@ impl Exporter {
     }
 
     /// Waits for the next reason to take a turn.
-    async fn wait(&mut self, link: &mut Link, more: bool) -> Result<(), Finished> {
-        self.check_finished()?;
+    async fn wait(&mut self, link: &mut Link, more: bool) -> Result<(), Interrupt> {
+        self.check()?;
         let now = clock::kernel_now();
         let core = self.core.poll_timeout().filter(|_| link.is_writable());
         let at = core
@@ -263,17 +299,18 @@ impl Exporter {
                 self.source.handle(read, self.core.reading_after(), &mut self.core, clock::kernel_now());
             }
             Ok(()) = self.readable.changed() => self.handle_readable(),
+            Some(probed) = self.probes.join_next_with_id() => self.handle_probed(probed),
             () = tokio::task::yield_now(), if due => {}
         }
         Ok(())
     }
 
     /// Waits for `work` while the world goes on.
-    async fn attend<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Finished> {
+    async fn attend<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Interrupt> {
         let mut work = pin!(work);
         loop {
-            self.check_finished()?;
             self.publish();
+            self.check()?;
             let now = clock::kernel_now();
             let at = self.own_timeout();
             tokio::select! { biased;
@@ -281,6 +318,7 @@ impl Exporter {
                 () = sleep(at.unwrap_or_default().since(now)), if at.is_some() => {}
                 done = &mut work => return Ok(done),
                 Ok(()) = self.readable.changed() => self.handle_readable(),
+                Some(probed) = self.probes.join_next_with_id() => self.handle_probed(probed),
             }
         }
     }
@@ -296,21 +334,31 @@ impl Exporter {
         self.stopping = Some((upto, clock::kernel_now().after(self.options.grace)));
     }
 
-    /// When the driver itself has something to do: the end of the grace period, a cursor to save.
+    /// When the driver itself has something to do: the end of the grace period, a cursor to save, a probe, a change.
     fn own_timeout(&self) -> Option<KernelTime> {
         let give_up_at = self.stopping.map(|(_, at)| at);
         let save_at = self.has_news().then(|| self.saved.1.after(SAVE_INTERVAL));
-        give_up_at.into_iter().chain(save_at).min()
+        give_up_at
+            .into_iter()
+            .chain(save_at)
+            .chain(self.group_timeout())
+            .min()
     }
 
-    fn check_finished(&self) -> Result<(), Finished> {
+    /// Whether to go on as it is. Begins the probes that are due.
+    fn check(&mut self) -> Result<(), Interrupt> {
+        self.check_finished()?;
+        self.check_group()
+    }
+
+    fn check_finished(&self) -> Result<(), Interrupt> {
         let Some((upto, give_up_at)) = self.stopping else {
             return Ok(());
         };
         let now = clock::kernel_now();
         let unreachable = !self.options.ephemeral && self.core.progress(now) == Progress::Disconnected;
         if self.core.cursor().taken >= upto || unreachable || give_up_at <= now {
-            return Err(Finished);
+            return Err(Interrupt::Finished);
         }
         Ok(())
     }
@@ -321,26 +369,25 @@ impl Exporter {
         (saved.read, saved.taken) != (cursor.read, cursor.taken)
     }
 
+    fn used(&mut self) -> &mut Member {
+        &mut self.members[self.group.in_use()]
+    }
+
     /// Keeps the cursor, if there is news.
     fn save(&mut self) {
         if self.has_news() {
-            let cursor = self.core.cursor();
-            self.reader.save(cursor.clone());
-            self.saved = (cursor, clock::kernel_now());
+            self.keep(self.cursor());
         }
     }
 
-    fn security(&mut self) -> Result<flowtilla_agent_core::zmtp::Security, ConnectError> {
-        let secret = match self.client_secret {
-            Some(secret) => secret,
-            None => *self.client_secret.insert(connect::random()?),
-        };
-        connect::security(self.options.collector.curve_server_key.as_ref(), &secret)
+    fn keep(&mut self, cursor: Cursor) {
+        self.reader.save(cursor.clone());
+        self.saved = (cursor, clock::kernel_now());
     }
 
     fn handle_end(&mut self, end: &LinkEnd) {
         if self.core.progress(KernelTime(0)) != Progress::Disconnected {
-            self.backoff.handle_success();
+            self.used().backoff.handle_success();
         }
         self.source.forget();
         if end.restarted {
@@ -349,23 +396,27 @@ impl Exporter {
         } else {
             self.core.handle_disconnected();
         }
-        if self.why.as_ref() != Some(&end.why) {
-            let name = &self.options.collector.name;
-            let endpoint = &self.options.collector.endpoint;
+        let used = self.used();
+        if used.why.as_ref() != Some(&end.why) {
+            let policy::Collector { name, endpoint, .. } = &used.collector;
             tracing::warn!(collector = %name, %endpoint, why = %end.why, "collector not reached");
-            self.why = Some(end.why.clone());
+            used.why = Some(end.why.clone());
         }
         self.publish();
     }
 
     /// Tells how it stands, when that changed, and saves the cursor when it is time.
     fn publish(&mut self) {
-        if self.saved.1.after(SAVE_INTERVAL) <= clock::kernel_now() {
+        let now = clock::kernel_now();
+        if self.saved.1.after(SAVE_INTERVAL) <= now {
             self.save();
         }
-        let state = match self.core.progress(clock::kernel_now()) {
+        let progress = self.core.progress(now);
+        self.group
+            .handle_reach(matches!(progress, Progress::Streaming { .. }), now);
+        let state = match progress {
             Progress::Disconnected => CollectorState::Connecting {
-                why: self.why.clone(),
+                why: self.used().why.clone(),
             },
             Progress::AwaitingSubscription => CollectorState::AwaitingSubscription,
             Progress::Streaming { acknowledged } => CollectorState::Streaming { acknowledged },
@@ -373,17 +424,23 @@ impl Exporter {
         };
         if matches!(state, CollectorState::Streaming { .. }) {
             // The next failure is news, whatever it is.
-            self.why = None;
+            self.used().why = None;
         }
-        let (law, messages, connects) = (self.core.law(), self.core.messages(), self.connects);
-        let collector = &self.options.collector.name;
+        let (law, messages) = (self.core.law(), self.core.messages());
+        self.count_messages(messages);
+        let connects = self.members.iter().map(|member| member.connects).sum();
+        let (name, members) = (&self.options.name, &self.members);
         self.status.send_if_modified(|status| {
             let changed = status.state != state;
             if changed {
-                tracing::info!(%collector, was = ?status.state, is = ?state, "collector's state");
+                tracing::info!(collector = %name, was = ?status.state, is = ?state, "collector's state");
             }
-            let modified =
-                changed || status.law != law || status.messages != messages || status.connects != connects;
+            let told = group::tell(members, &mut status.members);
+            let modified = changed
+                || told
+                || status.law != law
+                || status.messages != messages
+                || status.connects != connects;
             if modified {
                 status.state = state;
                 (status.law, status.messages, status.connects) = (law, messages, connects);
@@ -398,34 +455,6 @@ fn not_connected(error: &ConnectError) -> LinkEnd {
         why: error.to_string(),
         // Nothing listens: whatever process had taken records is gone.
         restarted: matches!(error, ConnectError::Refused(_)),
-    }
-}
-
-fn announce(known: &Announcements, source_id: SourceId, core: &Collector, topic: Topic) -> Option<Bytes> {
-    match topic {
-        Topic::Event => {
-            let law = core.law();
-            let lost: u64 = law
-                .dropped
-                .lossy()
-                .filter(|&(point, _)| point != DropPoint::Withheld)
-                .map(|(_, records)| records)
-                .sum();
-            let mut fields = known.event.clone();
-            fields.time = clock::wall_now();
-            fields.source_id = source_id.number();
-            fields.flow_exports = law.taken;
-            fields.export_drops = lost;
-            Some(event::payload(&fields))
-        }
-        Topic::ListeningPorts => {
-            let made = listening::payload(known.listening.as_ref()?);
-            if made.left_out > 0 {
-                tracing::debug!(left_out = made.left_out, "listening ports beyond one message");
-            }
-            Some(made.payload)
-        }
-        Topic::Flow | Topic::Template | Topic::Option | Topic::Counter | Topic::Hello => None,
     }
 }
 

@@ -349,7 +349,9 @@ impl Agent {
             all.event.idle_s = seconds(metering.map(|metering| metering.idle_timeout));
         });
         let options = ExporterOptions {
-            collector: exporting.collectors[0].clone(),
+            name: exporting.name.clone(),
+            collectors: exporting.collectors.clone(),
+            failover: exporting.terms.failover.map(Into::into),
             slot: exporting.slot,
             source_id: self.host.source_id,
             tlv: TlvOptions {
@@ -363,7 +365,7 @@ impl Agent {
                     v6: self.host.v6(),
                 },
                 exporter_address: self.host.v4(),
-                record_ids: exporting.collectors[0].record_ids,
+                record_ids: false, // Each collector's own.
             },
             grace: GRACE,
             ephemeral,

@@ -55,7 +55,7 @@ pub enum CollectorState {
     Stalled,
 }
 
-/// One collector.
+/// One collector, or several of which one is fed at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CollectorStatus {
     /// Name in the policy.
@@ -69,6 +69,40 @@ pub struct CollectorStatus {
     /// Messages sent since start, over all connections.
     pub messages: u64,
     /// Connections made since start.
+    pub connects: u64,
+    /// Of several collectors that take turns each, the preferred one first; `endpoint` and `state` are then those of the
+    /// one in use. Empty: there is one only.
+    pub members: Vec<MemberStatus>,
+}
+
+/// How one of several collectors stands that take turns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberState {
+    /// Not in use, and not known to be in reach or not.
+    Unknown,
+    /// It is fed, or tried to be: its state is that of all together.
+    InUse,
+    /// It could be fed: the last probe found it.
+    StandingBy,
+    /// It could not.
+    OutOfReach {
+        /// One sentence.
+        why: String,
+    },
+}
+
+/// One of several collectors that take turns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Name in the policy.
+    pub name: String,
+    /// `tcp://HOST:PORT`.
+    pub endpoint: String,
+    /// How it stands.
+    pub state: MemberState,
+    /// Messages sent to it since start.
+    pub messages: u64,
+    /// Connections made since start to feed it.
     pub connects: u64,
 }
 

@@ -12,6 +12,8 @@
 //! anything is on the way, so that a dead host shows; law 2 holds after each call.
 //! Source: design section 5.
 
+mod connection;
+pub mod failover;
 mod pace;
 pub mod window;
 
@@ -26,9 +28,11 @@ use crate::loss::{CollectorLaw, DropPoint};
 use crate::spool::{Cursor, LostCause};
 use crate::time::KernelTime;
 
+use connection::Connection;
 use pace::Pace;
 use window::{Fate, OnRestart, Window};
 
+pub use connection::{EVENT_INTERVAL, LISTENING_INTERVAL, PING_INTERVAL, Wanted};
 pub use pace::{
     PACE_BURST, RATE_FLOOR_DIVISOR, RECOVERY_DIVISOR, ROUND_TRIP_FACTOR, ROUND_TRIP_SLOW_MAX,
     ROUND_TRIP_SLOW_MIN,
@@ -51,22 +55,10 @@ pub const READ_OCTETS: usize = 64 * 1_024;
 /// A reader that lost a race with the disk has it at the next sync. Half of it only asks more.
 pub const READ_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
-/// Time between two PINGs while something is on the way and nothing new goes out.
-///
-/// Together with the 5 s that a dead peer is given. Half of it adds packets to a stalled line for nothing; double it,
-/// and a dead host is found a second later.
-pub const PING_INTERVAL: Duration = Duration::from_secs(1);
-
 /// How long something may be on the way without an acknowledgement before the collector counts as stalled.
 ///
 /// ntopng polls once a second. Half of it cries at ordinary pauses; double it, and `status` is late.
 pub const STALLED_AFTER: Duration = Duration::from_secs(3);
-
-/// Time between two announcements of the probe. ntopng forgets a probe after 10 s; half of that survives a late one.
-pub const EVENT_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Time between two lists of listening ports. They change seldom, and each is a message of up to 96 KiB.
-pub const LISTENING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How one collector is fed.
 #[derive(Clone, Copy, Debug)]
@@ -92,17 +84,6 @@ pub struct ReadWanted {
     pub after: u64,
     /// Most octets of values.
     pub octets: usize,
-}
-
-/// Topics that a collector has subscribed to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// [`Topic::Flow`].
-    pub flows: bool,
-    /// [`Topic::Event`].
-    pub events: bool,
-    /// [`Topic::ListeningPorts`].
-    pub listening: bool,
 }
 
 /// What goes out next.
@@ -137,19 +118,6 @@ pub enum Progress {
     Stalled,
 }
 
-struct Connection {
-    acknowledges: bool,
-    wanted: Wanted,
-    /// Sequence that the next PING carries at once; `None`: a PING is sent by time only.
-    ping: Option<u64>,
-    pinged_at: KernelTime,
-    /// The PING whose round trip is being measured.
-    probe: Option<(u64, KernelTime)>,
-    progress_at: KernelTime,
-    event_at: KernelTime,
-    listening_at: KernelTime,
-}
-
 /// Whether something was asked of the spool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
@@ -180,7 +148,7 @@ impl Collector {
     pub fn new(options: &CollectorOptions, cursor: &Cursor) -> Self {
         Self {
             slot: options.slot,
-            message_records_max: options.message_records_max.clamp(1, RECORDS_MAX) as u64,
+            message_records_max: records_max(options),
             open: Batch::new(options.tlv),
             open_since: KernelTime(0),
             window: Window::new(options.window_octets, options.on_restart, cursor),
@@ -202,7 +170,7 @@ impl Collector {
     /// What to read next; answered by [`Self::handle_values`], [`Self::handle_lost`] or [`Self::handle_nothing`], and
     /// asked only once before that. `None`: nothing before [`Self::poll_timeout`] or another input.
     pub fn poll_read(&mut self, now: KernelTime) -> Option<ReadWanted> {
-        if !self.wants_flows() || !self.window.wants_more() || self.read_at()? > now {
+        if !self.may_send() || !self.window.wants_more() || self.read_at()? > now {
             return None;
         }
         self.reading = Reading::Asked;
@@ -251,16 +219,7 @@ impl Collector {
     pub fn handle_connected(&mut self, acknowledges: bool, now: KernelTime) {
         self.handle_disconnected();
         self.pace.handle_connected();
-        self.connection = Some(Connection {
-            acknowledges,
-            wanted: Wanted::default(),
-            ping: None,
-            pinged_at: now,
-            probe: None,
-            progress_at: now,
-            event_at: now,
-            listening_at: now,
-        });
+        self.connection = Some(Connection::new(acknowledges, now));
     }
 
     /// The topics subscribed to are these.
@@ -279,9 +238,8 @@ impl Collector {
         if !connection.acknowledges || !self.window.handle_taken(sequence) {
             return;
         }
-        connection.progress_at = now;
-        if let Some((_, at)) = connection.probe.take_if(|(probe, _)| *probe <= sequence) {
-            self.pace.handle_round_trip(now.since(at), now);
+        if let Some(took) = connection.handle_pong(sequence, now) {
+            self.pace.handle_round_trip(took, now);
         }
     }
 
@@ -307,6 +265,30 @@ impl Collector {
         self.window.handle_restarted();
     }
 
+    /// Another collector gets what follows, in the slot of the one before, by these options. What the former took counts
+    /// as handled: its process lives on, for all one can see. When it is known to have ended, say so first.
+    pub fn handle_changed(&mut self, options: &CollectorOptions) {
+        self.forget_connection();
+        self.window
+            .handle_changed(options.window_octets, options.on_restart);
+        self.message_records_max = records_max(options);
+        self.open = Batch::new(options.tlv);
+        self.pace = Pace::new(options.records_per_second);
+    }
+
+    /// Whether to send no more records over this connection, so that what is on the way comes to its end.
+    pub fn handle_hold(&mut self, held: bool) {
+        if let Some(connection) = &mut self.connection {
+            connection.held = held;
+        }
+    }
+
+    /// Whether anything was sent and is not known to be taken.
+    #[must_use]
+    pub fn has_on_the_way(&self) -> bool {
+        self.window.newest_on_the_way().is_some()
+    }
+
     /// Gives up all that waits, counted at `point`. For a spool that ends with the process.
     pub fn give_up(&mut self, point: DropPoint) {
         self.forget_connection();
@@ -315,26 +297,10 @@ impl Collector {
 
     /// What goes out next; `None`: nothing before [`Self::poll_timeout`] or another input.
     pub fn poll_transmit(&mut self, now: KernelTime) -> Option<Transmit> {
-        let connection = self.connection.as_mut()?;
-        if let Some(sequence) = connection.ping.take() {
-            connection.pinged_at = now;
-            connection.probe.get_or_insert((sequence, now));
-            return Some(Transmit::Ping(sequence.to_be_bytes()));
-        }
-        if connection.wanted.events && connection.event_at <= now {
-            connection.event_at = now.after(EVENT_INTERVAL);
-            return Some(Transmit::Announce(Topic::Event));
-        }
-        if connection.wanted.listening && connection.listening_at <= now {
-            connection.listening_at = now.after(LISTENING_INTERVAL);
-            return Some(Transmit::Announce(Topic::ListeningPorts));
-        }
-        if connection.acknowledges
-            && connection.pinged_at.after(PING_INTERVAL) <= now
-            && let Some(sequence) = self.window.newest_on_the_way()
-        {
-            connection.pinged_at = now;
-            return Some(Transmit::Ping(sequence.to_be_bytes()));
+        let newest = self.window.newest_on_the_way();
+        let before = self.connection.as_mut()?.poll_transmit(newest, now);
+        if before.is_some() {
+            return before;
         }
         self.poll_flows(now)
     }
@@ -342,34 +308,21 @@ impl Collector {
     /// When to call [`Self::poll_transmit`] and [`Self::poll_read`] again if nothing else happens; `None`: never.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<KernelTime> {
-        let connection = self.connection.as_ref()?;
-        if connection.ping.is_some() {
-            return Some(KernelTime(0));
-        }
-        let flows = connection.wanted.flows;
+        let flows = self.may_send();
         let ready = (flows && self.window.is_ready()).then(|| self.pace.ready_at());
         let read = (flows && self.window.wants_more())
             .then(|| self.read_at())
             .flatten();
         let linger = (flows && self.may_linger()).then(|| self.linger_until());
-        let ping = connection.acknowledges && self.window.newest_on_the_way().is_some();
-        [
-            ready,
-            read,
-            linger,
-            ping.then(|| connection.pinged_at.after(PING_INTERVAL)),
-            connection.wanted.events.then_some(connection.event_at),
-            connection.wanted.listening.then_some(connection.listening_at),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        let newest = self.window.newest_on_the_way();
+        let beside = self.connection.as_ref()?.poll_timeout(newest);
+        [ready, read, linger, beside].into_iter().flatten().min()
     }
 
     /// What the host listens on is not known yet: asks again after [`EVENT_INTERVAL`], not after a minute.
     pub fn postpone_listening(&mut self, now: KernelTime) {
         if let Some(connection) = &mut self.connection {
-            connection.listening_at = now.after(EVENT_INTERVAL);
+            connection.postpone_listening(now);
         }
     }
 
@@ -479,6 +432,14 @@ impl Collector {
             .is_some_and(|connection| connection.wanted.flows)
     }
 
+    fn may_send(&self) -> bool {
+        self.wants_flows()
+            && self
+                .connection
+                .as_ref()
+                .is_some_and(|connection| !connection.held)
+    }
+
     /// From when on to read; `None`: it was asked already.
     fn read_at(&self) -> Option<KernelTime> {
         match self.reading {
@@ -499,7 +460,7 @@ impl Collector {
     }
 
     fn poll_flows(&mut self, now: KernelTime) -> Option<Transmit> {
-        if !self.wants_flows() || self.pace.ready_at() > now {
+        if !self.may_send() || self.pace.ready_at() > now {
             return None;
         }
         if self.may_linger() && self.linger_until() <= now {
@@ -511,9 +472,7 @@ impl Collector {
         if was_idle {
             connection.progress_at = now;
         }
-        if connection.acknowledges {
-            connection.ping = Some(outgoing.last);
-        }
+        connection.handle_sent(outgoing.last);
         self.messages += 1;
         self.pace.handle_sent(outgoing.records, now);
         Some(Transmit::Flows {
@@ -521,6 +480,10 @@ impl Collector {
             payload: outgoing.payload,
         })
     }
+}
+
+fn records_max(options: &CollectorOptions) -> u64 {
+    options.message_records_max.clamp(1, RECORDS_MAX) as u64
 }
 
 /// ntopng's id of the `number`-th message of a connection: 32 bits, never 0, which means "none" to ntopng 5.2.

@@ -107,6 +107,9 @@ pub struct Cursor {
     /// they are sent once more.
     #[serde(default)]
     pub at_risk: Passed,
+    /// Of several collectors that take turns, the name of the one whose marks these are; `None`: there is one only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
 }
 
 impl Cursor {
@@ -119,6 +122,7 @@ impl Cursor {
             taken: newest,
             law: CollectorLaw::default(),
             at_risk: Passed::default(),
+            member: None,
         }
     }
 }

@@ -564,3 +564,62 @@ fn slow_round_trips_slow_it_down() {
     collector.handle_pong(&100_u64.to_be_bytes(), late);
     assert_eq!(collector.records_per_second(), 500_000);
 }
+
+#[test]
+fn nothing_more_goes_over_a_held_connection_but_what_is_on_the_way_comes_to_its_end() {
+    let mut collector = Fed::connected(true, FLOWS);
+    collector.offer(250);
+    assert_eq!(flows_id(collector.poll(START)), 1);
+    collector.handle_hold(true);
+    assert_eq!(collector.poll(START), ping(100));
+    assert_eq!(collector.poll(START), None);
+    assert_eq!(collector.poll_timeout(), Some(START.after(PING_INTERVAL)));
+    assert!(collector.has_on_the_way());
+    collector.handle_pong(&100_u64.to_be_bytes(), START);
+    assert!(!collector.has_on_the_way());
+    assert_eq!((collector.poll(START), collector.poll_timeout()), (None, None));
+    collector.handle_hold(false);
+    assert_eq!(flows_id(collector.poll(START)), 2);
+}
+
+#[test]
+fn options_of_the_one_that_is_fed_hold_from_the_change_on() {
+    let mut collector = Fed::connected(true, FLOWS);
+    collector.offer(1_000);
+    assert_eq!(flows_id(collector.poll(START)), 1);
+    assert_eq!(collector.poll(START), ping(100));
+    collector.handle_pong(&100_u64.to_be_bytes(), START);
+    assert_eq!(flows_id(collector.poll(START)), 2);
+    let other = CollectorOptions {
+        on_restart: OnRestart::Skip,
+        message_records_max: 10,
+        window_octets: 1,
+        ..options(50)
+    };
+    collector.handle_changed(&other);
+    assert_eq!(collector.progress(START), Progress::Disconnected);
+    assert_eq!(collector.records_per_second(), 50);
+    // What the former took is its own, wherever the end of this one leads.
+    collector.handle_restarted();
+    let law = collector.law();
+    assert_eq!(
+        (law.taken, law.dropped.at(DropPoint::CollectorRestarted)),
+        (100, 0)
+    );
+    collector.handle_connected(true, START);
+    collector.handle_subscriptions(FLOWS);
+    assert_eq!(flows_id(collector.poll(START)), 1, "ids begin anew");
+    assert_eq!(
+        collector.poll(START),
+        ping(110),
+        "from what was taken, ten a message"
+    );
+    assert_eq!(collector.poll(START), None, "one message fills this window");
+    collector.handle_pong(&110_u64.to_be_bytes(), START);
+    collector.handle_restarted();
+    let law = collector.law();
+    assert_eq!(
+        (law.taken, law.dropped.at(DropPoint::CollectorRestarted)),
+        (100, 10)
+    );
+}

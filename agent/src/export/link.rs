@@ -120,6 +120,12 @@ impl Link {
         Ok(())
     }
 
+    /// Lets go of it and of what waits in this host's kernel: somebody else gets it.
+    pub(super) fn abandon(self) {
+        // An error: it is gone already.
+        let _ = self.stream.set_zero_linger();
+    }
+
     /// Whether nothing is pending, so that the machine will be asked for more.
     pub(super) fn is_writable(&self) -> bool {
         self.pending.is_empty()

@@ -170,6 +170,7 @@ pub(crate) fn begin_at(sequence: u64) -> Cursor {
         taken: sequence,
         law: CollectorLaw::default(),
         at_risk: Passed::default(),
+        member: None,
     }
 }
 

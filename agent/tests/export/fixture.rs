@@ -7,6 +7,7 @@ use std::time::Duration;
 use flowtilla_agent::export::{Announcements, Exporter, ExporterOptions};
 use flowtilla_agent::spool::{Spool, SpoolOptions};
 use flowtilla_agent::status::{CollectorState, CollectorStatus};
+use flowtilla_agent_core::collector::failover::Times;
 use flowtilla_agent_core::encode::event::EventFields;
 use flowtilla_agent_core::encode::header::{self, Header, Topic};
 use flowtilla_agent_core::encode::listening::{Listening, ListeningPorts};
@@ -19,7 +20,7 @@ use flowtilla_agent_core::owner::{Owner, Unknown};
 use flowtilla_agent_core::spool::value::{Builder, Pushed};
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::collector::Collector;
-use flowtilla_proto::ids::SourceId;
+use flowtilla_proto::ids::{CollectorName, SourceId};
 use flowtilla_proto::wire;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -69,6 +70,9 @@ pub(crate) fn record(number: u32) -> FlowRecord {
 /// What differs between tests.
 pub(crate) struct Setup {
     pub(crate) endpoint: String,
+    /// Collectors to change over to.
+    pub(crate) spares: Vec<String>,
+    pub(crate) times: Times,
     pub(crate) server_key: Option<&'static str>,
     pub(crate) window_octets: u64,
     /// Whether the spool ends with the exporter.
@@ -81,6 +85,11 @@ impl Setup {
     pub(crate) fn to(endpoint: String) -> Self {
         Self {
             endpoint,
+            spares: Vec::new(),
+            times: Times {
+                fail_after: Duration::from_secs(1),
+                fail_back_after: Duration::from_secs(1),
+            },
             server_key: None,
             window_octets: 4 << 20,
             ephemeral: false,
@@ -90,8 +99,20 @@ impl Setup {
     }
 
     pub(crate) fn to_port(port: u16) -> Self {
-        Self::to(format!("tcp://127.0.0.1:{port}"))
+        Self::to(address(port))
     }
+
+    /// To the first of these.
+    pub(crate) fn to_first_of(ports: [u16; 2]) -> Self {
+        Self {
+            spares: vec![address(ports[1])],
+            ..Self::to_port(ports[0])
+        }
+    }
+}
+
+fn address(port: u16) -> String {
+    format!("tcp://127.0.0.1:{port}")
 }
 
 /// A running exporter.
@@ -123,17 +144,27 @@ impl Running {
             .enable_all()
             .build()
             .unwrap();
-        let sent = wire::Collector {
-            name: "main".into(),
-            endpoint: setup.endpoint.clone(),
-            curve_server_key: setup.server_key.map(str::to_owned),
-            window_octets: Some(setup.window_octets),
-            records_per_second: Some(1_000_000),
-            on_collector_restart: setup.on_restart.into(),
-            ..wire::Collector::default()
+        let collector = |(n, endpoint): (usize, &String)| {
+            let sent = wire::Collector {
+                name: format!("main-{n}"),
+                endpoint: endpoint.clone(),
+                curve_server_key: setup.server_key.map(str::to_owned),
+                window_octets: Some(setup.window_octets),
+                records_per_second: Some(1_000_000),
+                on_collector_restart: setup.on_restart.into(),
+                ..wire::Collector::default()
+            };
+            Collector::try_from(sent).unwrap()
         };
+        let endpoints = std::iter::once(&setup.endpoint).chain(&setup.spares);
+        let collectors: Vec<_> = endpoints.enumerate().map(collector).collect();
         let options = ExporterOptions {
-            collector: Collector::try_from(sent).unwrap(),
+            name: match setup.spares.as_slice() {
+                [] => collectors[0].name.clone(),
+                _ => CollectorName::failover(),
+            },
+            collectors,
+            failover: (!setup.spares.is_empty()).then_some(setup.times),
             slot: SLOT,
             source_id: SourceId::new(77).unwrap(),
             tlv: TlvOptions {
@@ -147,7 +178,7 @@ impl Running {
         let (announcements, announced) = watch::channel(announcements());
         let (spool, opened) = Spool::open(SpoolOptions::in_directory(directory.join("spool"))).unwrap();
         let (stop, stopped) = watch::channel(None);
-        let reader = spool.reader(&options.collector.name);
+        let reader = spool.reader(&options.name);
         let exporter = Exporter::new(options, reader, announced, stopped);
         let status = exporter.status();
         let task = runtime.spawn(exporter.run());

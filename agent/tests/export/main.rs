@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers may panic")]
 
+mod failover;
 mod fixture;
 mod libzmq;
 

@@ -15,6 +15,7 @@
 //! until then it holds back what came after it.
 //! A link that breaks goes back to *taken*, a collector that restarted to *read*. After a start nothing of this is known:
 //! a new process begins at the cursor's *taken*, and goes back to its *read* when the collector turns out to be gone.
+//! When another collector gets what follows, both marks meet at *taken*: what the former one took is its own.
 //!
 //! What became of a record (sent, withheld, lost, too large) is noted with the message that passes it, enters the law
 //! when that message is taken, and leaves it when *taken* goes back: read twice, it still counts once.
@@ -359,6 +360,15 @@ impl Window {
         self.passed = self.taken;
     }
 
+    /// Another collector gets what follows. What the former one took counts as read: nothing goes back to it any more.
+    pub fn handle_changed(&mut self, octets_max: u64, on_restart: OnRestart) {
+        self.handle_disconnected();
+        (self.octets_max, self.on_restart) = (octets_max, on_restart);
+        self.read = self.taken;
+        self.at_risk = Passed::default();
+        self.earlier = Passed::default();
+    }
+
     /// Gives up everything that waits, counted at `point`. For a spool that ends with the process: nobody reads it again.
     pub fn give_up(&mut self, point: DropPoint) {
         self.handle_disconnected();
@@ -381,7 +391,7 @@ impl Window {
         }
     }
 
-    /// All of it that is kept.
+    /// All of it that is kept; whose it is among several is the driver's to say.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         Cursor {
@@ -390,6 +400,7 @@ impl Window {
             taken: self.taken,
             law: self.law(),
             at_risk: self.at_risk,
+            member: None,
         }
     }
 

@@ -71,6 +71,29 @@ fn evicted_damaged_and_unwritable_records_are_all_that_is_missing_and_are_counte
 }
 
 #[test]
+fn nothing_is_lost_when_collectors_take_turns() {
+    let (mut turns, mut skipped) = (0, 0);
+    for seed in 400..416 {
+        let climate = Climate {
+            on_restart: if seed % 4 == 0 {
+                OnRestart::Skip
+            } else {
+                OnRestart::Replay
+            },
+            storms: seed % 2 == 0,
+            turns: true,
+            ..CALM
+        };
+        let mut world = World::new(seed, climate);
+        world.run(4_000);
+        assert_eq!(world.unhandled(), 0, "seed {seed}");
+        turns += world.turns;
+        skipped += world.collector.law().dropped.at(DropPoint::CollectorRestarted);
+    }
+    assert!(turns > 16 && skipped > 0, "{turns} turns, {skipped} skipped");
+}
+
+#[test]
 fn skip_loses_no_more_than_it_counts() {
     let mut skipped = 0;
     for seed in 300..312 {

@@ -71,6 +71,15 @@ impl Peer {
         }
     }
 
+    /// PONGs that are on their way, and those that may still be made of what is on the line.
+    pub(crate) fn former_pongs(&self) -> Vec<[u8; 8]> {
+        let pings = self.line.iter().filter_map(|item| match item {
+            Item::Ping(context) => Some(*context),
+            Item::Message(_) => None,
+        });
+        self.pongs.iter().copied().chain(pings).collect()
+    }
+
     pub(crate) fn break_off(&mut self) {
         self.line.clear();
         self.pongs.clear();

@@ -1,12 +1,13 @@
 //! One history: a spool, a collector's machine, a process, and what must hold after each step.
 
+mod check;
+
 use std::time::Duration;
 
-use flowtilla_agent_core::collector::window::{MESSAGE_OVERHEAD_OCTETS, OnRestart, READ_SLACK_MESSAGES};
+use flowtilla_agent_core::collector::window::{MESSAGE_OVERHEAD_OCTETS, OnRestart};
 use flowtilla_agent_core::collector::{Collector, CollectorOptions, Transmit, Wanted};
-use flowtilla_agent_core::encode::tlv::{Loopback, PAYLOAD_OCTETS_MAX, TlvOptions};
+use flowtilla_agent_core::encode::tlv::{Loopback, TlvOptions};
 use flowtilla_agent_core::flow::record::FlowRecord;
-use flowtilla_agent_core::loss::{CollectorLaw, DropPoint};
 use flowtilla_agent_core::spool::{Cursor, LostCause};
 use flowtilla_agent_core::time::KernelTime;
 
@@ -23,6 +24,8 @@ pub(crate) struct Climate {
     pub(crate) storms: bool,
     /// Whether links break and agents restart; collectors are killed always.
     pub(crate) breaks: bool,
+    /// Whether two collectors take turns.
+    pub(crate) turns: bool,
 }
 
 pub(crate) const CALM: Climate = Climate {
@@ -30,6 +33,7 @@ pub(crate) const CALM: Climate = Climate {
     on_restart: OnRestart::Replay,
     storms: false,
     breaks: true,
+    turns: false,
 };
 
 /// What became of a sequence, as the collector was told last.
@@ -50,6 +54,8 @@ pub(crate) struct World {
     now: KernelTime,
     store: Store,
     pub(crate) peer: Peer,
+    /// The collector that is not fed.
+    spare: Peer,
     pub(crate) collector: Collector,
     saved: Cursor,
     /// `fates` at that moment.
@@ -68,6 +74,7 @@ pub(crate) struct World {
     /// By sequence.
     fates: Vec<Fate>,
     pub(crate) kills: u64,
+    pub(crate) turns: u64,
     /// Whether the application is slower than its line, so that its queue fills.
     slow: bool,
     /// How often something breaks, per mille of what is left to it.
@@ -87,6 +94,7 @@ impl World {
             now: KernelTime(1_000_000_000_000),
             store: Store::default(),
             peer: Peer::default(),
+            spare: Peer::default(),
             collector: Collector::new(&options(climate), &saved),
             saved,
             saved_fates: Vec::new(),
@@ -99,6 +107,7 @@ impl World {
             newest_number: 0,
             fates: Vec::new(),
             kills: 0,
+            turns: 0,
             slow: false,
             trouble,
         }
@@ -164,6 +173,7 @@ impl World {
         match self.random.u32(0..5) {
             0..2 if self.climate.breaks => self.disconnect(),
             2 if self.climate.breaks => self.restart_agent(),
+            3 if self.climate.turns => self.change(),
             _ => self.kill(),
         }
     }
@@ -367,6 +377,38 @@ impl World {
         }
     }
 
+    /// The other collector is fed. This one is cut off: what its process has, it handles by itself.
+    fn change(&mut self) {
+        if std::mem::take(&mut self.unseen_death) {
+            self.restarted(); // Refused, in the time that a change takes.
+        }
+        let former = self.peer.former_pongs();
+        self.disconnect();
+        self.peer.handle(usize::MAX);
+        let before = self.collector.cursor();
+        self.collector.handle_changed(&options(self.climate));
+        let after = self.collector.cursor();
+        assert_eq!(
+            (after.read, after.taken, after.at_risk.records(), &after.law),
+            (before.taken, before.taken, 0, &before.law),
+            "seed {}",
+            self.seed
+        );
+        self.save();
+        std::mem::swap(&mut self.peer, &mut self.spare);
+        self.turns += 1;
+        self.connect();
+        for context in former {
+            self.collector.handle_pong(&context, self.now);
+            assert_eq!(
+                self.collector.cursor(),
+                after,
+                "seed {}: a PONG of a former connection",
+                self.seed
+            );
+        }
+    }
+
     fn restarted(&mut self) {
         let before = self.collector.cursor();
         self.collector.handle_restarted();
@@ -411,106 +453,6 @@ impl World {
             self.peer.die();
             self.unseen_death = true;
         }
-    }
-
-    /// What a kill at this moment makes come twice.
-    fn check_risk(&self) {
-        let (seed, cursor) = (self.seed, self.collector.cursor());
-        let at_risk = self
-            .sent
-            .iter()
-            .filter(|(last, _)| (cursor.read + 1..=cursor.taken).contains(last));
-        let bound = if self.peer.connections <= 1 { 1 } else { 2 };
-        assert!(
-            at_risk.count() as u64 <= bound * READ_SLACK_MESSAGES,
-            "seed {seed}: duplicates ≤ 1,100 messages"
-        );
-        let on_the_way: u64 = self
-            .sent
-            .iter()
-            .filter(|&&(last, _)| last == 0 || last > cursor.taken)
-            .map(|(_, octets)| octets)
-            .sum();
-        let single = PAYLOAD_OCTETS_MAX as u64 + MESSAGE_OVERHEAD_OCTETS;
-        assert!(
-            on_the_way <= self.climate.window_octets.max(single),
-            "seed {seed}: the window"
-        );
-    }
-
-    fn check(&self) {
-        let (seed, law, cursor) = (self.seed, self.collector.law(), self.collector.cursor());
-        assert_eq!(law.missing(), 0, "seed {seed}: {law:?}");
-        assert_eq!(cursor.law, law, "seed {seed}");
-        let newest = law.made + cursor.begin;
-        assert_eq!(law.waiting, newest - cursor.taken, "seed {seed}");
-        assert_eq!(
-            cursor.at_risk.records(),
-            cursor.taken - cursor.read,
-            "seed {seed}: {cursor:?}"
-        );
-        assert!(
-            cursor.begin <= cursor.read && cursor.read <= cursor.taken && cursor.taken <= newest,
-            "seed {seed}: {cursor:?}"
-        );
-        assert!(newest <= self.store.newest(), "seed {seed}");
-        let held = self.collector.held_octets();
-        let bound = self.climate.window_octets
-            + 2 * READ_SLACK_MESSAGES * MESSAGE_OVERHEAD_OCTETS
-            + PAYLOAD_OCTETS_MAX as u64;
-        assert!(held <= bound, "seed {seed}: {held} octets held");
-    }
-
-    /// A walk over all sequences: the law record by record, and what *read* claims.
-    fn check_all(&self) {
-        let (seed, cursor) = (self.seed, self.collector.cursor());
-        let mut expected = CollectorLaw {
-            made: cursor.law.made,
-            waiting: cursor.law.waiting,
-            ..CollectorLaw::default()
-        };
-        for (index, fate) in self.fates[range(cursor.begin, cursor.taken)].iter().enumerate() {
-            match fate {
-                Fate::Unknown => panic!("seed {seed}: {index} was taken unread"),
-                Fate::Sent => expected.taken += 1,
-                Fate::Withheld => expected.dropped.add(DropPoint::Withheld, 1),
-                Fate::TooLarge => expected.dropped.add(DropPoint::RecordTooLarge, 1),
-                Fate::Lost(LostCause::Evicted) => expected.evicted += 1,
-                Fate::Lost(LostCause::Damaged) => expected.dropped.add(DropPoint::SpoolDamaged, 1),
-                Fate::Lost(LostCause::Unwritable) => expected.dropped.add(DropPoint::SpoolUnwritable, 1),
-                Fate::Skipped => expected.dropped.add(DropPoint::CollectorRestarted, 1),
-            }
-        }
-        assert_eq!(cursor.law, expected, "seed {seed}");
-        let at_risk = &self.fates[range(cursor.read, cursor.taken)];
-        let sent = at_risk.iter().filter(|&&fate| fate == Fate::Sent).count() as u64;
-        assert_eq!(cursor.at_risk.taken, sent, "seed {seed}");
-        for sequence in cursor.begin + 1..=cursor.read {
-            let fate = self.fates[usize::try_from(sequence - 1).unwrap()];
-            let number = self.store.slot(sequence).number;
-            assert!(
-                fate != Fate::Sent || self.peer.handled.contains(&number),
-                "seed {seed}: {sequence} counts as read, and was never handled"
-            );
-        }
-    }
-
-    /// Records that were sent, that nothing counts as lost, and that no process of the collector ever handled.
-    pub(crate) fn unhandled(&self) -> usize {
-        let law = self.collector.law();
-        assert_eq!(
-            (law.waiting, law.made),
-            (0, self.store.newest()),
-            "seed {}",
-            self.seed
-        );
-        self.fates
-            .iter()
-            .zip(1_u64..)
-            .filter(|&(fate, sequence)| {
-                *fate == Fate::Sent && !self.peer.handled.contains(&self.store.slot(sequence).number)
-            })
-            .count()
     }
 }
 

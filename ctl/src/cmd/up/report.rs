@@ -3,7 +3,9 @@
 //! Lines without an end. What comes from outside (reasons of the kernel, of collectors) is made harmless.
 
 use flowtilla_agent::spool::{SpoolState, SpoolStatus};
-use flowtilla_agent::status::{AgentStatus, AttachReport, CollectorState, CollectorStatus};
+use flowtilla_agent::status::{
+    AgentStatus, AttachReport, CollectorState, CollectorStatus, MemberState, MemberStatus,
+};
 use flowtilla_agent_core::loss::{CollectorLaw, DropPoint, Drops};
 
 use crate::output::{grouped, harmless, memory};
@@ -56,13 +58,17 @@ pub(crate) fn totals(status: &AgentStatus) -> Vec<String> {
     words
 }
 
-/// Each collector with its state.
+/// Each collector with its state, those that take turns each for itself.
 pub(crate) fn collectors(status: &AgentStatus) -> Vec<String> {
-    status
-        .collectors
-        .iter()
-        .map(|collector| format!("{} {}", collector.name, state(collector)))
-        .collect()
+    let mut words = Vec::new();
+    for collector in &status.collectors {
+        if collector.members.is_empty() {
+            words.push(format!("{} {}", collector.name, state(collector)));
+        }
+        let members = collector.members.iter();
+        words.extend(members.map(|member| format!("{} {}", member.name, member_state(collector, member))));
+    }
+    words
 }
 
 /// Both laws, a line each; the second for each collector.
@@ -142,7 +148,7 @@ pub(crate) fn farewell(status: &AgentStatus) -> Vec<String> {
         [] => lines.push("nothing lost".into()),
         places => lines.extend(places.iter().map(|place| format!("lost: {place}"))),
     }
-    lines.extend(status.collectors.iter().map(collector));
+    lines.extend(status.collectors.iter().flat_map(each));
     lines.extend(status.spool.as_ref().map(spool));
     lines
 }
@@ -173,19 +179,37 @@ fn second_law(name: &str, law: &CollectorLaw) -> String {
     )
 }
 
-fn collector(collector: &CollectorStatus) -> String {
-    let CollectorStatus {
+/// A line for a collector, or for each of several that take turns.
+fn each(collector: &CollectorStatus) -> Vec<String> {
+    let line = |name: &str, endpoint: &str, state: String, messages: u64, connects: u64| {
+        let (messages, connects) = (grouped(messages), grouped(connects));
+        format!("{name} {endpoint}: {state}, messages {messages}, connections {connects}")
+    };
+    if let CollectorStatus {
         name,
         endpoint,
         messages,
         connects,
+        members,
         ..
-    } = collector;
-    let (messages, connects) = (grouped(*messages), grouped(*connects));
-    format!(
-        "{name} {endpoint}: {}, messages {messages}, connections {connects}",
-        state(collector)
-    )
+    } = collector
+        && members.is_empty()
+    {
+        return vec![line(name, endpoint, state(collector), *messages, *connects)];
+    }
+    let members = collector.members.iter();
+    members
+        .map(|member| {
+            let state = member_state(collector, member);
+            line(
+                &member.name,
+                &member.endpoint,
+                state,
+                member.messages,
+                member.connects,
+            )
+        })
+        .collect()
 }
 
 fn verdict(missing: i128) -> String {
@@ -213,6 +237,16 @@ fn coverage(status: &AgentStatus) -> String {
 fn percent(part: u64, whole: u64) -> String {
     let tenths = u128::from(part) * 1000 / u128::from(whole.max(1));
     format!("{}.{} %", tenths / 10, tenths % 10)
+}
+
+/// How one of several collectors stands that take turns.
+fn member_state(all: &CollectorStatus, member: &MemberStatus) -> String {
+    match &member.state {
+        MemberState::InUse => format!("in use, {}", state(all)),
+        MemberState::StandingBy => "stands by".into(),
+        MemberState::OutOfReach { why } => format!("out of reach ({})", harmless(why)),
+        MemberState::Unknown => "not tried yet".into(),
+    }
 }
 
 fn state(collector: &CollectorStatus) -> String {
@@ -283,6 +317,16 @@ mod tests {
             collectors(&status)[1],
             "ntopng-2 not connected (\\u{1b}[2J), 1,000 records wait"
         );
+    }
+
+    #[test]
+    fn collectors_that_take_turns_stand_each_for_itself() {
+        let mut status = samples::status();
+        status.collectors = vec![samples::failover()];
+        let mut lines = collectors(&status);
+        lines.push(String::new());
+        lines.extend(farewell(&status));
+        samples::assert_pinned("failover.txt", &(lines.join("\n") + "\n"));
     }
 
     #[test]

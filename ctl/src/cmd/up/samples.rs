@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use flowtilla_agent::spool::{SpoolState, SpoolStatus};
 use flowtilla_agent::status::{
-    AgentStatus, AttachReport, CollectorState, CollectorStatus, Coverage, ProgramStatus,
+    AgentStatus, AttachReport, CollectorState, CollectorStatus, Coverage, MemberState, MemberStatus,
+    ProgramStatus,
 };
 use flowtilla_agent_core::flow::record::{
     BootId, CollectorSet, Counting, Counts, EndReason, FlowRecord, Party, Protocol, RecordId, TcpFigures,
@@ -200,6 +201,7 @@ pub(crate) fn status() -> AgentStatus {
                 },
                 messages: 345,
                 connects: 1,
+                members: Vec::new(),
             },
             CollectorStatus {
                 name: "ntopng-2".into(),
@@ -216,7 +218,44 @@ pub(crate) fn status() -> AgentStatus {
                 },
                 messages: 0,
                 connects: 0,
+                members: Vec::new(),
             },
+        ],
+    }
+}
+
+/// Collectors of which one is fed: the first is away, the second does not read, others stand by.
+pub(crate) fn failover() -> CollectorStatus {
+    let member = |number: u64, state| MemberStatus {
+        name: format!("ntopng-{number}"),
+        endpoint: format!("tcp://192.0.2.{number}:5556"),
+        state,
+        messages: 1_000 / number,
+        connects: 3 - number.min(3),
+    };
+    CollectorStatus {
+        name: "failover".into(),
+        endpoint: "tcp://192.0.2.2:5556".into(),
+        state: CollectorState::Stalled,
+        law: CollectorLaw {
+            made: 10_000,
+            taken: 9_000,
+            waiting: 990,
+            evicted: 10,
+            dropped: Drops::default(),
+        },
+        messages: 1_500,
+        connects: 3,
+        members: vec![
+            member(
+                1,
+                MemberState::OutOfReach {
+                    why: "connection refused".into(),
+                },
+            ),
+            member(2, MemberState::InUse),
+            member(3, MemberState::StandingBy),
+            member(4, MemberState::Unknown),
         ],
     }
 }
