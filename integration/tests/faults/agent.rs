@@ -78,6 +78,13 @@ fn killed_at_random_moments_loses_only_what_was_not_synced_and_counts_nothing_tw
         account.lacks(&shown)?,
         super::figures(account)
     );
+    // The ledger over all agents: what was made on disk was handled, each once or more often, and nothing else.
+    let (made, taken) = (ended.law_2("made")?, ended.law_2("taken")?);
+    ensure!(
+        made == taken && made == account.records.len() as u64,
+        "{:?}",
+        ended.words
+    );
     shown.extend(ended.records);
     for flow in &ends.long.clients {
         let last = of(&shown, flow)
