@@ -59,6 +59,12 @@ impl Host {
         })
     }
 
+    /// What sends records again on this host, to collectors: never an agent's, which they count by.
+    #[must_use]
+    pub fn replay_source_id(&self) -> SourceId {
+        source_id(&self.machine, vec!["replay".to_owned()])
+    }
+
     /// The first IPv4 address.
     #[must_use]
     pub fn v4(&self) -> Option<Ipv4Addr> {

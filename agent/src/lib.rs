@@ -6,6 +6,7 @@ pub mod enrich;
 pub mod export;
 pub mod host;
 mod meter;
+pub mod replay;
 pub mod run;
 pub mod spool;
 pub mod status;

@@ -23,7 +23,7 @@ use flowtilla_agent_core::observe::NameObservation;
 use flowtilla_agent_core::policy::{Exporting, InForce, Metering, Step, Wanted, plan};
 use flowtilla_agent_core::spool::value;
 use flowtilla_proto::ids::CollectorName;
-use flowtilla_proto::policy::{CommandLine, Loopback};
+use flowtilla_proto::policy::{Buffer, CommandLine, Loopback};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +34,7 @@ use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{self, Announcements, ExporterOptions};
 use crate::host::Host;
 use crate::meter::{Command, Commands, Meter, Spooling, Turns};
-use crate::spool::{self, Opened, Spool, SpoolError, SpoolOptions, SpoolStatus};
+use crate::spool::{self, Bounds, Opened, Spool, SpoolError, SpoolOptions, SpoolStatus};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
 
 /// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
@@ -266,7 +266,12 @@ impl Agent {
                 CommandLine::Redacted => CommandLineMode::Redacted,
                 CommandLine::Full => CommandLineMode::Full,
             })),
-            Step::UpdateBuffer(_) => Ok(()),
+            Step::UpdateBuffer(buffer) => {
+                if let Some(store) = &self.store {
+                    store.spool.set_bounds(bounds(buffer));
+                }
+                Ok(())
+            }
             Step::StartCollector(exporting) => self.start_collector(exporting).await,
             Step::AttachCapture(capture) => {
                 let (reply, attached) = oneshot::channel();
@@ -305,10 +310,7 @@ impl Agent {
                 .or(temporary.as_ref().map(tempfile::TempDir::path));
             let mut options = SpoolOptions::in_directory(kept.unwrap_or(Path::new("")).join(SPOOL));
             if let Some(buffer) = self.in_force.buffer() {
-                options.octets_max = buffer.octets_max;
-                options.age_max = buffer.age_max;
-                options.free_octets_min = buffer.free_octets_min;
-                options.sync_interval = buffer.sync_interval;
+                options.set_bounds(bounds(&buffer));
             }
             let boot = self.host.boot;
             let opened = tokio::task::spawn_blocking(move || {
@@ -428,6 +430,15 @@ impl Agent {
 /// Name of the spool's directory below the state's.
 pub const SPOOL: &str = "spool";
 
+fn bounds(buffer: &Buffer) -> Bounds {
+    Bounds {
+        octets_max: buffer.octets_max,
+        age_max: buffer.age_max,
+        free_octets_min: buffer.free_octets_min,
+        sync_interval: buffer.sync_interval,
+    }
+}
+
 /// Records that are read back at a start when there is no checkpoint. There is one after 8 MiB of values, and each minute.
 const REPLAY_RECORDS_MAX: u64 = 1_000_000;
 
@@ -497,7 +508,8 @@ fn table_options(host: &Host, metering: &Metering) -> TableOptions {
     }
 }
 
-fn event_of(host: &Host) -> EventFields {
+/// What is announced of a host that exports nothing yet.
+pub(crate) fn event_of(host: &Host) -> EventFields {
     let interface = host.interface.as_ref();
     EventFields {
         interface_name: interface.map_or_else(|| "lo".to_owned(), |interface| interface.name.clone()),

@@ -79,12 +79,15 @@ mod segment;
 mod shared;
 mod start;
 mod store;
+pub mod survey;
 mod tail;
 mod told;
 
 pub use lost::{LostCause, LostRange};
 pub use reader::{Read, Reader};
-pub use told::{Checkpoint, Opened, Replayed, SetAside, SpoolError, SpoolOptions, SpoolState, SpoolStatus};
+pub use told::{
+    Bounds, Checkpoint, Opened, Replayed, SetAside, SpoolError, SpoolOptions, SpoolState, SpoolStatus,
+};
 
 use crate::clock;
 use files::Layout;
@@ -120,10 +123,6 @@ impl Spool {
     /// cannot be told; [`SpoolError::Thread`] when no thread can be started.
     pub fn open(options: SpoolOptions) -> Result<(Self, Opened), SpoolError> {
         settle_allocator();
-        let options = SpoolOptions {
-            octets_max: options.octets_max.max(8 << 20),
-            ..options
-        };
         let layout = Layout {
             directory: options.directory.clone(),
         };
@@ -155,6 +154,7 @@ impl Spool {
             stopping: AtomicBool::new(false),
             lock: Mutex::new(claim.lock),
             layout,
+            bounds: Mutex::new(Bounds::from(&options).at_least()),
             options: options.clone(),
         });
         let mut store = Store::load(&shared, 0).map_err(unreadable)?;
@@ -220,6 +220,11 @@ impl Spool {
             // It looks within half a second anyway.
             let _ = shared.ask(Command::Wake);
         }
+    }
+
+    /// Changes what it may take, from the next sync on.
+    pub fn set_bounds(&self, bounds: Bounds) {
+        *held(&self.shared.bounds) = bounds.at_least();
     }
 
     /// Last sequence appended.

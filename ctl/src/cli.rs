@@ -5,6 +5,8 @@ use std::io::Write;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
+use crate::cmd::buffer::BufferCommand;
+use crate::cmd::loss::LossArgs;
 use crate::cmd::tap::TapArgs;
 use crate::cmd::up::args::UpArgs;
 use crate::exit::{Exit, say};
@@ -23,6 +25,11 @@ pub(crate) enum Command {
     Up(Box<UpArgs>),
     /// Listens as ntopng does, and shows what agents send and what was lost on the way.
     Tap(TapArgs),
+    /// Tells what became of every record that an agent with --state made: taken, waiting, or lost and where.
+    Loss(LossArgs),
+    /// Looks into what waits on disk: of an agent at work, of one that stopped, or a copy of the directory.
+    #[command(subcommand)]
+    Buffer(BufferCommand),
 }
 
 /// Prints help and version as clap has them, and everything else as one sentence that names the flag and the remedy.
@@ -55,6 +62,7 @@ fn sentence(error: &clap::Error) -> String {
     // `--max-flows <N>`: the flag alone.
     let flag = text(ContextKind::InvalidArg)
         .map(|arg| arg.split(" <").next().unwrap_or_default().to_owned())
+        .map(|arg| arg.trim_matches(['<', '>']).to_owned())
         .unwrap_or_default();
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
     match error.kind() {
@@ -149,6 +157,32 @@ mod tests {
             (
                 &["tap", "--count", "0"],
                 "--count: \"0\" is refused (number would be zero for non-zero type); see --help",
+            ),
+            (&["loss"], "--state: is missing; see --help"),
+            (
+                &["loss", "--state", "x", "-o", "xml"],
+                "--output: \"xml\" is not known; write one of text, json",
+            ),
+            (&["buffer", "inspect"], "DIR: is missing; see --help"),
+            (
+                &["buffer", "verify", "x", "y"],
+                "y: is no flag of this command; see --help",
+            ),
+            (
+                &["buffer", "mend", "x"],
+                "\"mend\" is no command; see agentctl --help",
+            ),
+            (
+                &["buffer", "replay", "x", "--from", "first"],
+                "--from: \"first\" is not a number; write digits only, such as 65536",
+            ),
+            (
+                &["buffer", "replay", "x", "--since", "noon"],
+                "--since: \"noon\" is no time; write RFC 3339 such as 2026-03-01T12:00:00Z, or a span before now such as 2h",
+            ),
+            (
+                &["buffer", "replay", "x", "--rate", "fast"],
+                "--rate: \"fast\" is not a number; write digits only, such as 65536",
             ),
             (&["up", "table"], "table: is no flag of this command; see --help"),
             (

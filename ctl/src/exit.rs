@@ -3,9 +3,9 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | it did what was asked; `up` and `tap` also when they were told to end (Ctrl-C, SIGTERM, `--duration`) |
-//! | 1 | it failed: the message says at what and what to do |
-//! | 2 | flags or values are wrong; nothing was touched |
-//! | 130 | told to end a second time before everything was in order |
+//! | 1 | it failed: the message says at what and what to do; `loss`: something is lost; `buffer`: something is damaged |
+//! | 2 | flags or values are wrong, or DIR holds no spool that can be read; nothing was touched |
+//! | 130 | told to end before it was done: `loss`, `buffer`; a second time before everything was in order: `up` |
 
 use std::fmt::Display;
 use std::io::Write;

@@ -17,6 +17,7 @@ mod cmd;
 mod exit;
 mod output;
 mod signals;
+mod when;
 
 /// Time that tasks get to end after the command's own end. A thread that hangs in a write to a pipe is left behind.
 const TASKS_GRACE: Duration = Duration::from_secs(1);
@@ -42,6 +43,8 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
                 cmd::tap::run(&args, &mut std::io::stdout(), signals.next()).await?;
                 Ok(Exit::Done)
             }
+            Command::Loss(args) => cmd::loss::run(args).await,
+            Command::Buffer(command) => cmd::buffer::run(command).await,
         }
     });
     runtime.shutdown_timeout(TASKS_GRACE);

@@ -1,6 +1,7 @@
 //! How things are written for a terminal: harmless, short, and as wide as they look.
 
 use std::fmt::{self, Display, Write as _};
+use std::time::Duration;
 
 use flowtilla_agent_core::time::WallTime;
 use unicode_width::UnicodeWidthStr;
@@ -131,6 +132,55 @@ pub(crate) fn short_us(us: u32) -> String {
     }
 }
 
+/// A span in at most six columns: `<1s`, `45s`, `3m10s`, `2h05m`, `3d04h`.
+pub(crate) fn span(span: Duration) -> String {
+    let s = span.as_secs();
+    match s {
+        0 => "<1s".to_owned(),
+        1..60 => format!("{s}s"),
+        60..3_600 => format!("{}m{:02}s", s / 60, s % 60),
+        3_600..86_400 => format!("{}h{:02}m", s / 3_600, s / 60 % 60),
+        _ => format!("{}d{:02}h", s / 86_400, s / 3_600 % 24),
+    }
+}
+
+/// `YYYY-MM-DD HH:MM:SS`, UTC.
+pub(crate) fn day_and_clock(time: WallTime) -> String {
+    let (year, month, day) = date(time.seconds() / 86_400);
+    format!("{year:04}-{month:02}-{day:02} {}", clock(time))
+}
+
+/// A first and a last number, and how many there are: `1 to 300 (300)`.
+pub(crate) fn range(first: u64, last: u64) -> String {
+    let count = last.saturating_sub(first).saturating_add(1);
+    format!("{} to {} ({})", grouped(first), grouped(last), grouped(count))
+}
+
+/// Rows as lines: as wide as the widest cell of each column, the last one ragged. `right`: columns of numbers.
+pub(crate) fn grid(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widest = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| width(cell)).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(widest).collect();
+    let line = |row: &Vec<String>| {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let blanks = " ".repeat(widths[column] - width(cell));
+            let (before, after) = if right.contains(&column) {
+                (blanks.as_str(), "")
+            } else {
+                ("", blanks.as_str())
+            };
+            let between = if column > 0 { " " } else { "" };
+            let _ = write!(line, "{between}{before}{cell}{after}"); // Writing to a String cannot fail.
+        }
+        line.trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
 /// `HH:MM:SS`, UTC.
 pub(crate) fn clock(time: WallTime) -> String {
     let s = time.seconds() % 86_400;
@@ -235,6 +285,27 @@ mod tests {
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(memory(512 << 10), "512 KiB");
         assert_eq!(memory((12 << 20) + (1 << 19)), "12.5 MiB");
+    }
+
+    #[test]
+    fn spans_keep_to_six_columns() {
+        for (s, text) in [
+            (0, "<1s"),
+            (59, "59s"),
+            (190, "3m10s"),
+            (7_500, "2h05m"),
+            (273_600, "3d04h"),
+        ] {
+            assert_eq!(span(Duration::from_secs(s)), text);
+        }
+        assert_eq!(range(1, 1_300), "1 to 1,300 (1,300)");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+        let lines = grid(&[row(["A", "N", "END"]), row(["尺寸", "1,234", ""])], &[1]);
+        assert_eq!(lines, ["A        N END", "尺寸 1,234"]);
     }
 
     #[test]

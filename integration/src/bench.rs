@@ -7,6 +7,7 @@
 //! that names, table, records and their lines are paid for.
 
 mod memory;
+mod pipeline;
 mod setting;
 mod table;
 
@@ -56,6 +57,9 @@ pub(crate) struct Options {
     /// Open sockets of the memory measurement; 0 leaves it out.
     #[arg(long, default_value_t = 50_000)]
     sockets: usize,
+    /// Records of each run from the table to a collector; 0 leaves it out.
+    #[arg(long, default_value_t = 1_000_000)]
+    records: u64,
 }
 
 /// Operations of a full load.
@@ -116,6 +120,9 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     }
     if options.sockets > 0 {
         memory::measure(options.sockets)?;
+    }
+    if options.records > 0 {
+        pipeline::measure(options.rounds.min(5), options.records, options.cpu)?;
     }
     Ok(())
 }

@@ -119,7 +119,7 @@ impl Disk {
         let now = clock::kernel_now().0;
         if now >= self.next_sync {
             let all = self.sync()?;
-            let interval = nanoseconds(self.shared.options.sync_interval);
+            let interval = nanoseconds(held(&self.shared.bounds).sync_interval);
             self.next_sync = clock::kernel_now().0 + if all { interval } else { 0 };
             if self.shared.is_memory_only() {
                 self.shared.leave_memory_only();

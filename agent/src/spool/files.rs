@@ -24,6 +24,11 @@ const CHECKPOINT_HEAD_LEN: usize = 24;
 /// Largest file that is read as a whole. A checkpoint of 65,536 flows takes a tenth of it.
 const FILE_OCTETS_MAX: u64 = 64 << 20;
 
+/// The format that this version writes and reads, without its line end.
+pub(crate) fn format() -> &'static str {
+    std::str::from_utf8(FORMAT).map_or("", str::trim_end)
+}
+
 /// Names in the spool's directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {

@@ -8,6 +8,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::ops::Bound;
 use std::os::unix::fs::PermissionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -110,6 +111,15 @@ pub(crate) struct Found {
     pub(crate) error: Option<SegmentError>,
 }
 
+/// An entry, whatever it is.
+#[derive(Debug)]
+pub(crate) enum Stored {
+    /// A value as it was written.
+    Whole(Value),
+    /// Something else under this key; `None`: not even the key is a sequence.
+    Damaged(Option<u64>),
+}
+
 impl Segment {
     /// Makes a segment in `path`, which must not exist, and syncs that it is there.
     pub(crate) fn create(path: &Path) -> Result<Self, SegmentError> {
@@ -146,7 +156,8 @@ impl Segment {
         }
     }
 
-    fn open_as_it_is(path: &Path) -> Result<Self, SegmentError> {
+    /// Opens what was made before, unless anything in it is damaged.
+    pub(crate) fn open_as_it_is(path: &Path) -> Result<Self, SegmentError> {
         let db = guarded(|| {
             let config = sled::Config::new()
                 .path(path)
@@ -243,6 +254,34 @@ impl Segment {
             values,
             error: outcome.err(),
         }
+    }
+
+    /// Entries after `after`, which becomes the key of the last of them: of about `octets_max` octets, but at least one.
+    /// None: there are no more, or what the error says.
+    pub(crate) fn scan(
+        &mut self,
+        after: &mut Vec<u8>,
+        octets_max: usize,
+    ) -> (Vec<Stored>, Option<SegmentError>) {
+        let mut found = Vec::new();
+        let outcome = self.call(|db| {
+            let mut octets = 0;
+            let start = (Bound::Excluded(after.clone()), Bound::Unbounded);
+            for entry in db.range::<Vec<u8>, _>(start) {
+                let (key, stored) = entry?;
+                octets += stored.len();
+                key.as_ref().clone_into(after);
+                found.push(match unwrap(&key, &stored) {
+                    Some(value) => Stored::Whole(value),
+                    None => Stored::Damaged(key.as_ref().try_into().ok().map(u64::from_be_bytes)),
+                });
+                if octets >= octets_max {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        (found, outcome.err())
     }
 
     /// Never calls this Db again.

@@ -16,7 +16,7 @@ use super::files::Layout;
 use super::lost::{Losses, LostCause};
 use super::store::{Reply, StoreError};
 use super::tail::{Found, Tail};
-use super::{Checkpoint, Read, SetAside, SpoolOptions, SpoolState, SpoolStatus};
+use super::{Bounds, Checkpoint, Read, SetAside, SpoolOptions, SpoolState, SpoolStatus};
 use crate::clock;
 
 /// What the disk thread is asked.
@@ -54,6 +54,7 @@ pub(crate) struct Checkpoints {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: SpoolOptions,
+    pub(crate) bounds: Mutex<Bounds>,
     pub(crate) layout: Layout,
     pub(crate) tail: Mutex<Tail>,
     pub(crate) losses: Mutex<Losses>,

@@ -250,7 +250,7 @@ impl Store {
             self.shared.step(self.generation)?;
             let (free, all) =
                 files::free(&self.layout.directory).map_err(refused("tell what is free on it"))?;
-            let options = &self.shared.options;
+            let options = *held(&self.shared.bounds);
             let wanted = options.free_octets_min.max(all / 20) + MARGIN_OCTETS;
             if free >= wanted && self.octets() <= options.octets_max {
                 return Ok(());
@@ -268,7 +268,7 @@ impl Store {
     /// Lets go what everyone has passed, and what is too old.
     pub(crate) fn expire(&mut self, passed: u64) -> Result<(), StoreError> {
         let now = boottime();
-        let age_max = i64::try_from(self.shared.options.age_max.as_nanos()).unwrap_or(i64::MAX);
+        let age_max = i64::try_from(held(&self.shared.bounds).age_max.as_nanos()).unwrap_or(i64::MAX);
         if self.head.is_some()
             && let Some(entry) = self.segments.back()
             && now.saturating_sub(entry.made) > age_max / i64::from(AGE_SHARE)
@@ -319,7 +319,7 @@ impl Store {
     fn is_full(&self, value: &Value) -> bool {
         let Some(head) = &self.head else { return false };
         let first = self.segments.back().map_or(0, |entry| entry.first);
-        let octets_max = (self.shared.options.octets_max / 16).clamp(256 << 10, SEGMENT_OCTETS_MAX);
+        let octets_max = (held(&self.shared.bounds).octets_max / 16).clamp(256 << 10, SEGMENT_OCTETS_MAX);
         head.octets + value.octets.len() as u64 > octets_max
             || head.values >= SEGMENT_VALUES_MAX
             || value.last() - first >= SEGMENT_RECORDS_MAX
@@ -405,7 +405,8 @@ fn path_of(layout: &Layout, first: u64) -> PathBuf {
     layout.segments().join(format!("{first:016x}"))
 }
 
-fn parse(name: &str) -> Option<u64> {
+/// The first sequence of the segment of this name; `None`: it is no segment's.
+pub(crate) fn parse(name: &str) -> Option<u64> {
     let plain = name.len() == 16
         && name
             .bytes()

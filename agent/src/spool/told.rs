@@ -41,6 +41,48 @@ impl SpoolOptions {
             patience: Duration::from_secs(60),
         }
     }
+
+    /// Takes these over.
+    pub fn set_bounds(&mut self, bounds: Bounds) {
+        self.octets_max = bounds.octets_max;
+        self.age_max = bounds.age_max;
+        self.free_octets_min = bounds.free_octets_min;
+        self.sync_interval = bounds.sync_interval;
+    }
+}
+
+/// The part of [`SpoolOptions`] that may change while the spool is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// See [`SpoolOptions::octets_max`].
+    pub octets_max: u64,
+    /// See [`SpoolOptions::age_max`].
+    pub age_max: Duration,
+    /// See [`SpoolOptions::free_octets_min`].
+    pub free_octets_min: u64,
+    /// See [`SpoolOptions::sync_interval`].
+    pub sync_interval: Duration,
+}
+
+impl Bounds {
+    /// What is held to: less than two segments is no bound.
+    pub(crate) fn at_least(self) -> Self {
+        Self {
+            octets_max: self.octets_max.max(8 << 20),
+            ..self
+        }
+    }
+}
+
+impl From<&SpoolOptions> for Bounds {
+    fn from(options: &SpoolOptions) -> Self {
+        Self {
+            octets_max: options.octets_max,
+            age_max: options.age_max,
+            free_octets_min: options.free_octets_min,
+            sync_interval: options.sync_interval,
+        }
+    }
 }
 
 /// State that goes with the records: everything in those up to `sequence` is in it.

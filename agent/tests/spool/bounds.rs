@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flowtilla_agent::spool::{LostCause, SpoolOptions};
+use flowtilla_agent::spool::{Bounds, LostCause, SpoolOptions};
 
 use crate::support::{collector, drain, lost_for, open, options, records, value, wait, wait_durable};
 
@@ -62,4 +62,30 @@ fn segments_go_when_they_are_too_old() {
     let (values, lost) = drain(&reader, 0);
     assert_eq!(records(&values) + lost_for(&lost, LostCause::Evicted), last);
     assert!(!values.is_empty());
+}
+
+#[test]
+fn a_bound_that_is_lowered_holds_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let (spool, _) = open(&options);
+    let _reader = spool.reader(&collector("one"));
+    let mut last = 0;
+    let mut fill = |values: u64| {
+        for _ in 0..values {
+            spool.append(value(last + 1, 10, 8_000));
+            last += 10;
+        }
+        wait_durable(&spool);
+    };
+    (0..40).for_each(|_| fill(50));
+    let before = wait(&spool, "a count of octets", |status| status.octets > 12 << 20);
+    assert_eq!(before.evicted, 0);
+    let mut lowered = Bounds::from(&options);
+    lowered.octets_max = 8 << 20;
+    spool.set_bounds(lowered);
+    fill(1);
+    wait(&spool, "less on the disk", |status| {
+        status.evicted > 0 && status.octets < lowered.octets_max + (6 << 20)
+    });
 }

@@ -38,7 +38,8 @@ fn filled(directory: &Path, clean: bool) -> SpoolOptions {
     options
 }
 
-fn files(under: &Path) -> Vec<PathBuf> {
+/// Every file below, in order.
+pub(crate) fn files(under: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(under).unwrap() {
         let path = entry.unwrap().path();
@@ -52,7 +53,8 @@ fn files(under: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn harm(random: &mut fastrand::Rng, path: &Path) -> String {
+/// Cuts, zeroes or flips, and tells what it did.
+pub(crate) fn harm(random: &mut fastrand::Rng, path: &Path) -> String {
     let mut octets = fs::read(path).unwrap();
     let length = octets.len().max(1);
     let what = match random.u8(0..4) {

@@ -10,3 +10,4 @@ mod damage;
 mod keep;
 mod refusal;
 mod support;
+mod survey;

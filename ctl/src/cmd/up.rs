@@ -18,14 +18,14 @@ use crate::signals::Signals;
 pub(crate) mod args;
 mod columns;
 mod engine;
-mod json;
-mod lines;
+pub(crate) mod json;
+pub(crate) mod lines;
 mod log;
 mod privilege;
 mod report;
 mod row;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 mod screen;
 mod table;
 mod view;

@@ -29,6 +29,8 @@ pub struct Likeness<'a> {
     pub delay: Duration,
     /// Messages that wait inside libzmq; `None`: as ntopng has it.
     pub queue: Option<i32>,
+    /// Whether it throws away what it takes, and so handles nothing.
+    pub discard: bool,
 }
 
 impl Default for Likeness<'_> {
@@ -38,6 +40,7 @@ impl Default for Likeness<'_> {
             address: "127.0.0.1",
             delay: Duration::ZERO,
             queue: None,
+            discard: false,
         }
     }
 }
@@ -164,6 +167,9 @@ impl<'a> Apart<'a> {
         command.args(["--bind", &self.endpoint, "--delay-us", &delay_us]);
         if let Some(queue) = self.likeness.queue {
             command.args(["--queue", &queue.to_string()]);
+        }
+        if self.likeness.discard {
+            command.arg("--discard");
         }
         let mut process = Process::start(command)?;
         let lines = process.out().clone();

@@ -28,6 +28,9 @@ pub struct Plan {
     /// Messages that wait inside libzmq, with a small kernel buffer beside [default: as ntopng has it].
     #[arg(long)]
     pub queue: Option<i32>,
+    /// Takes messages and throws them away, unread.
+    #[arg(long)]
+    pub discard: bool,
 }
 
 /// Handles messages until standard input closes.
@@ -54,6 +57,9 @@ pub fn run(plan: &Plan) -> Result<()> {
         let Some(frames) = socket.receive()? else {
             continue;
         };
+        if plan.discard {
+            continue;
+        }
         let handled = Message::read(&ndpi, &frames).and_then(|message| Handled::try_from(&message));
         std::thread::sleep(delay);
         print_line(&match handled {

@@ -304,7 +304,7 @@ fn parse_scope(text: &str) -> Result<wire::Scope, String> {
     Ok(wire::Scope { part: Some(part) })
 }
 
-fn parse_number(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_number(text: &str) -> Result<u64, String> {
     let digits = text.bytes().all(|octet| octet.is_ascii_digit());
     match text.parse() {
         Ok(number) if digits => Ok(number),
@@ -335,7 +335,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// Milliseconds of `10`, `10s`, `500 ms`, `2m`, `1h`; without a unit it is seconds.
-fn parse_time(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_time(text: &str) -> Result<u64, String> {
     let refused = || "is not a time; write seconds, or a number with ms, s, m or h".to_owned();
     let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
@@ -358,7 +358,7 @@ fn parse_time(text: &str) -> Result<u64, String> {
 }
 
 /// The key itself, or what is in the file after `@`, without blanks at its ends.
-fn read_key(text: &str) -> Result<String, String> {
+pub(crate) fn read_key(text: &str) -> Result<String, String> {
     let Some(path) = text.strip_prefix('@') else {
         return Ok(text.to_owned());
     };
