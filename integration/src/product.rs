@@ -352,7 +352,7 @@ pub fn command() -> Result<Command> {
 /// # Errors
 /// When it fails, or names a law that does not hold.
 pub fn loss(state: &Path) -> Result<String> {
-    let said = crate::process::run(command()?.arg("loss").arg(state))?;
+    let said = crate::process::run(command()?.args(["loss", "--state"]).arg(state))?;
     ensure!(said.contains("holds") && !said.contains("BROKEN"), "{said}");
     Ok(said)
 }
