@@ -214,6 +214,16 @@ impl Background {
         })
     }
 
+    /// Port of its server.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.to
+            .rsplit(':')
+            .next()
+            .and_then(|port| port.parse().ok())
+            .unwrap_or_default()
+    }
+
     /// Lines that the clients told so far: connections that came to their end.
     #[must_use]
     pub fn connections(&self) -> usize {

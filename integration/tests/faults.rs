@@ -19,6 +19,7 @@ mod real;
 #[path = "faults/several.rs"]
 mod several;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -39,6 +40,8 @@ const ARRIVED_WITHIN: Duration = Duration::from_secs(300);
 const UNREAD_MESSAGES_MAX: u64 = 1_100;
 /// Least octets of a record on the wire.
 const RECORD_OCTETS_MIN: u64 = 100;
+/// Long connections.
+const LONG: usize = 4;
 /// Connections, and lines of the agent, that show that traffic goes on.
 const MORE: usize = 20;
 const NFT: Need = Need::Program("nft", "nftables");
@@ -63,7 +66,7 @@ impl Traffic {
         ];
         Ok(Self {
             short: Background::short(world, &short)?,
-            long: Background::long(world, &["--connections", "4"])?,
+            long: Background::long(world, &["--connections", &LONG.to_string()])?,
         })
     }
 
@@ -72,6 +75,26 @@ impl Traffic {
         let before = (self.short.connections(), agent.lines());
         wait::until_true(wait::PATIENCE, "more traffic", || {
             self.short.connections() >= before.0 + MORE && agent.lines() >= before.1 + MORE
+        })
+    }
+
+    /// Waits until the application has handled a record of each long connection.
+    fn long_ones_are_handled(&self, agent: &Agent, collector: &mut Apart) -> Result<()> {
+        wait::until(wait::PATIENCE, "records of the long connections", || {
+            let records = agent.records()?;
+            let of_long = records
+                .iter()
+                .filter(|record| record.responder.port == self.long.port());
+            let ids: HashSet<Identity> = of_long
+                .map(|record| Identity::try_from(&record.id))
+                .collect::<Result<_>>()?;
+            let handled = &collector.account()?.records;
+            let flows: HashSet<_> = ids
+                .iter()
+                .filter(|id| handled.contains_key(id))
+                .map(Identity::flow)
+                .collect();
+            Ok((flows.len() == LONG).then_some(()))
         })
     }
 

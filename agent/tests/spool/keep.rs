@@ -16,7 +16,7 @@ fn what_is_appended_is_read_and_comes_back_after_a_clean_stop() {
     let directory = tempfile::tempdir().unwrap();
     let options = options(directory.path());
     let (spool, opened) = open(&options);
-    assert_eq!((opened.next, opened.clean, opened.lost), (1, false, 0));
+    assert_eq!((opened.next, opened.clean, opened.lost), (1, true, 0));
     let reader = spool.reader(&collector("one"));
     let values: Vec<_> = (0..200).map(|n| value(n * 70 + 1, 70, 8_000)).collect();
     values.iter().cloned().for_each(|value| spool.append(value));

@@ -61,6 +61,7 @@ fn record(number: u64) -> FlowRecord {
         tcp: None,
         reason: EndReason::EndOfFlow,
         held_from: CollectorSet::default(),
+        baseline: None,
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) use flowtilla_agent::spool::survey::{
     Account, Damage, Event, SegmentInfo, SegmentState, SegmentSummary, SmallFile, Survey, SurveyError, Wanted,
 };
 pub(crate) use flowtilla_agent::spool::{LostCause, LostRange};
+#[cfg(test)]
+pub(crate) use flowtilla_agent::spool::{Spool, SpoolOptions};
 pub(crate) use flowtilla_agent::status::{CollectorState, CollectorStatus};
 
 use crate::exit::UsageError;

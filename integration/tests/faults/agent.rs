@@ -35,6 +35,9 @@ fn killed_at_random_moments_loses_only_what_was_not_synced_and_counts_nothing_tw
     let mut collector = Apart::start(Likeness::default())?;
     let mut agent = start(&world, &collector, &state)?;
     let traffic = Traffic::start(&world)?;
+    // Of a connection that no agent has told of in a synced record, the next one knows nothing: to it the connection is
+    // older than any agent, and counts from there. That is a loss that the docs name, and not the subject here.
+    traffic.long_ones_are_handled(&agent, &mut collector)?;
     let (mut shown, mut synced): (Vec<Record>, Vec<Record>) = (Vec::new(), Vec::new());
     let cycles = soak::count(100);
     for _ in 0..cycles {
@@ -60,7 +63,6 @@ fn killed_at_random_moments_loses_only_what_was_not_synced_and_counts_nothing_tw
     let ended = agent.interrupt()?;
     ended.check_laws()?;
     wait_handled(&mut collector, &ended.records)?;
-    println!("{}", product::loss(&state)?);
     let account = collector.account()?;
     account.check_itself()?;
     account.check(&ended.records)?;
@@ -75,6 +77,13 @@ fn killed_at_random_moments_loses_only_what_was_not_synced_and_counts_nothing_tw
         shown.len(),
         account.lacks(&shown)?,
         super::figures(account)
+    );
+    // The ledger over all agents: what was made on disk was handled, each once or more often, and nothing else.
+    let (made, taken) = (ended.law_2("made")?, ended.law_2("taken")?);
+    ensure!(
+        made == taken && made == account.records.len() as u64,
+        "{:?}",
+        ended.words
     );
     shown.extend(ended.records);
     for flow in &ends.long.clients {
@@ -100,6 +109,7 @@ fn killed_at_random_moments_loses_only_what_was_not_synced_and_counts_nothing_tw
             "{sum:?} octets at the collector, {total:?} are whole: {flow:?}"
         );
     }
+    println!("{}", product::loss(&state)?);
     Ok(())
 }
 
@@ -127,7 +137,6 @@ fn stopped_while_the_collector_is_away_delivers_after_its_next_start() -> Result
         "{:?}",
         first.words
     );
-    println!("{}", product::loss(folder.path())?);
     collector.come_back()?;
     let agent = start(&world, &collector, folder.path())?;
     wait_handled(&mut collector, &first.records)?;
@@ -137,7 +146,9 @@ fn stopped_while_the_collector_is_away_delivers_after_its_next_start() -> Result
     check_whole(&second, &mut collector)?;
     ensure!(second.law_2("waiting")? == 0, "{:?}", second.words);
     println!("{waiting} records waited on disk");
-    super::check_duplicates(collector.account()?, 1)
+    super::check_duplicates(collector.account()?, 1)?;
+    println!("{}", product::loss(folder.path())?);
+    Ok(())
 }
 
 fn start(world: &World, collector: &Apart, state: &Path) -> Result<Agent> {

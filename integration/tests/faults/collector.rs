@@ -64,8 +64,8 @@ fn killed_while_slow_loses_nothing() -> Result<()> {
     collector.set_delay(SLOW);
     for _ in 0..kills {
         collector.kill()?;
-        // More than queue, kernel and window hold, at full counts.
-        let flood = soak::count(200_000).to_string();
+        // At full counts more than the 1,100 messages of a full queue.
+        let flood = soak::count(100_000).to_string();
         let plan = [
             "--count",
             &flood,

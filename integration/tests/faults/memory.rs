@@ -18,6 +18,10 @@ const RATE: usize = 5_000;
 const SETTLED: u32 = 3;
 /// Most that it may change from then on, in percent of what it was.
 const CHANGE_MAX_PERCENT: u64 = 10;
+/// Time between two looks at the memory.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Silence after which nothing more is expected.
+const QUIET: Duration = Duration::from_secs(2);
 /// Longest time for the backlog to drain: at full counts 3 million records, at 20,000 a second less what is fresh.
 const DRAINED_WITHIN: Duration = Duration::from_secs(1_200);
 
@@ -31,7 +35,7 @@ fn memory_is_flat_over_an_outage_at_5000_records_a_second() -> Result<()> {
     let mut collector = Apart::start(Likeness::default())?;
     let scope = format!("netns={}", world.left.path().display());
     let flags = ["--record-ids", "--active-timeout", "1", "--scope", &scope];
-    let (watch, agent) = (
+    let (watch, mut agent) = (
         Stopwatch::start(),
         Agent::start_unread(&[&flags[..], &["--ntopng", collector.endpoint()]].concat())?,
     );
@@ -48,8 +52,9 @@ fn memory_is_flat_over_an_outage_at_5000_records_a_second() -> Result<()> {
     let away = Stopwatch::start();
     let (mut at_first, mut least, mut most) = (0, u64::MAX, 0);
     while away.elapsed() < outage {
-        // One look at a time: the memory of a moment is what is asked for.
-        wait::throughout(Duration::from_millis(250), "outage", || true)?;
+        wait::throughout(LOOK_EVERY, "agent without its collector", || {
+            agent.is_running().unwrap_or(false)
+        })?;
         let octets = agent.resident_octets()?;
         if away.elapsed() < outage / SETTLED {
             at_first = octets;
@@ -59,13 +64,20 @@ fn memory_is_flat_over_an_outage_at_5000_records_a_second() -> Result<()> {
     }
     let elapsed = watch.elapsed();
     chat.finish(wait::PATIENCE)?;
+    let mut handled = collector.account()?.records.len();
     collector.come_back()?;
-    let mut handled = 0;
+    wait::until(super::ARRIVED_WITHIN, "the agent's return", || {
+        Ok((collector.account()?.records.len() > handled).then_some(()))
+    })?;
+    // Nothing is made any more but what the ends of the connections bring.
     wait::until(DRAINED_WITHIN, "the backlog's end", || {
-        // Nothing is made any more but what the ends of the connections bring.
-        let before = std::mem::replace(&mut handled, collector.account()?.records.len());
-        wait::throughout(Duration::from_secs(2), "drain", || true)?;
-        Ok((before == handled).then_some(()))
+        handled = collector.account()?.records.len();
+        let quiet = wait::throughout(QUIET, "no more records", || {
+            collector
+                .account()
+                .is_ok_and(|account| account.records.len() == handled)
+        });
+        Ok(quiet.ok())
     })?;
     let ended = agent.interrupt()?;
     ended.check_laws()?;
