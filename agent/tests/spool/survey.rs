@@ -54,7 +54,6 @@ fn record(number: u64) -> FlowRecord {
         counting: Counting::Delta,
         delta: Traffic::default(),
         total: Traffic::default(),
-        baseline: None,
         start: WallTime(number * SECOND),
         delta_start: WallTime(number * SECOND),
         end: WallTime(number * SECOND),

@@ -12,10 +12,6 @@ use tokio::task::JoinHandle;
 
 pub(crate) use flowtilla_agent::clock::wall_now;
 pub(crate) use flowtilla_agent::replay::Replay;
-#[cfg(test)]
-pub(crate) use flowtilla_agent::spool::Spool;
-#[cfg(test)]
-pub(crate) use flowtilla_agent::spool::SpoolOptions;
 pub(crate) use flowtilla_agent::spool::survey::{
     Account, Damage, Event, SegmentInfo, SegmentState, SegmentSummary, SmallFile, Survey, SurveyError, Wanted,
 };
