@@ -2,7 +2,8 @@
 //!
 //! In: values from the meter ([`Spool::append`], never waits), cursors from the exporters, checkpoints. Out: values to a
 //! [`Reader`] each collector, or what was lost instead, and why; status. One thread touches the disk and may hang there;
-//! a supervisor gives it up then. Nothing else here blocks. What the values say is not known here.
+//! a supervisor gives it up then. Nothing else here blocks. What the values say is not known here; [`survey`], which looks at
+//! a directory from outside, reads them.
 //!
 //! Invariants: a sequence is given once; what a reader is told to be readable is on the disk, unless the state says that
 //! it is in memory only; between two values that a reader gets, every missing record was told with its cause.

@@ -347,12 +347,19 @@ pub fn command() -> Result<Command> {
     Ok(Command::new(binary()?))
 }
 
-/// What `agentctl loss` says of a directory of state.
+/// What `agentctl loss` says of a directory of state, whether something is lost or not.
 ///
 /// # Errors
-/// When it fails, or names a law that does not hold.
+/// When it cannot be read, or a law does not hold.
 pub fn loss(state: &Path) -> Result<String> {
-    let said = crate::process::run(command()?.args(["loss", "--state"]).arg(state))?;
+    let output = command()?.args(["loss", "--state"]).arg(state).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        matches!(output.status.code(), Some(0 | 1)),
+        "{}: {words}",
+        output.status
+    );
     ensure!(said.contains("holds") && !said.contains("BROKEN"), "{said}");
     Ok(said)
 }
