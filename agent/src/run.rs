@@ -415,7 +415,7 @@ impl Agent {
             let spool = Arc::clone(&store.spool);
             let closed = tokio::task::spawn_blocking(move || spool.close(CLOSE_WAIT)).await;
             if !matches!(closed, Ok(true)) && store.temporary.is_none() {
-                tracing::warn!("the spool did not close in time: what was not synced is lost");
+                tracing::warn!("the spool did not close cleanly: what is not on the disk is lost");
             }
         }
         self.stop.cancel();

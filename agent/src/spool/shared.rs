@@ -136,7 +136,7 @@ impl Shared {
 
     pub(crate) fn leave_memory_only(&self) {
         if self.memory_only.swap(false, Ordering::AcqRel) {
-            tracing::info!("the spool is on the disk again");
+            tracing::warn!("the disk takes records again");
         }
         self.set_state(SpoolState::Working);
     }

@@ -82,9 +82,12 @@ async fn watch(
     };
     let shown = match early {
         Some(shown) => shown,
-        None => match timeout(VIEW_GRACE, view).await {
+        None => match timeout(VIEW_GRACE, &mut view).await {
             Ok(shown) => shown?,
-            Err(_) => Ok(()), // The reader is stuck; what it did not take is in the law as `ViewOverflow`.
+            Err(_) => {
+                view.abort(); // The reader is stuck; what it did not take is in the law as `ViewOverflow`.
+                Ok(())
+            }
         },
     };
     if let Err(error) = shown {

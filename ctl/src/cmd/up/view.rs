@@ -12,7 +12,7 @@ use std::time::Duration;
 use flowtilla_agent::status::AgentStatus;
 use flowtilla_agent_core::flow::record::FlowRecord;
 use tokio::sync::{mpsc, watch};
-use tokio::task::block_in_place;
+use tokio::task::{block_in_place, yield_now};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::args::Format;
@@ -92,6 +92,8 @@ impl View {
         laws.reset(); // The first law is printed after one interval, the first picture at once.
         let mut batch = Vec::with_capacity(BATCH_MAX);
         loop {
+            // A writer that hung until the program ended is not to look at a clock of a runtime that is no more.
+            yield_now().await;
             tokio::select! { biased; // Time before records: a busy host must not keep the picture from being drawn.
                 _ = redraw.tick(), if matches!(self, Self::Table(_)) => self.draw(&status, stats)?,
                 _ = laws.tick(), if stats && matches!(self, Self::Stream { .. }) => {
