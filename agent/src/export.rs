@@ -104,6 +104,9 @@ pub struct ExporterOptions {
     pub seed: u64,
 }
 
+/// Told to stop at this sequence, before the first there is, an exporter ends at once, and what waits is its successor's.
+pub const LEAVE: u64 = 0;
+
 /// Feeds one stream. See the module.
 pub struct Exporter {
     options: ExporterOptions,
@@ -199,7 +202,8 @@ impl Exporter {
             self.change(to);
         }
         self.probes.abort_all();
-        if self.options.ephemeral {
+        let leaves = self.stopping.is_some_and(|(upto, _)| upto == LEAVE);
+        if self.options.ephemeral && !leaves {
             self.core.give_up(DropPoint::ShutdownGrace);
         } else {
             self.core.handle_disconnected();

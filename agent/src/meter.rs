@@ -29,9 +29,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::capture::{Capture, CaptureError};
 use crate::clock;
 use crate::enrich::Beside;
+use crate::spool::Spool;
 use crate::status::{AgentStatus, AttachReport, Coverage};
 
-pub(crate) use spooling::Spooling;
+use spooling::Spooling;
 
 /// Pause between turns.
 ///
@@ -87,7 +88,7 @@ pub(crate) enum Command {
     /// Change how command lines are told.
     Naming(CommandLineMode),
     /// Write records to a spool, or to none.
-    Spool(Option<Box<Spooling>>),
+    Spool(Option<Arc<Spool>>),
     /// Begin with what the agent before had reported. Before anything is attached only.
     Restore(TableOptions, Box<Restore>),
     /// End all flows, hand on their records, and end.
@@ -106,7 +107,7 @@ pub(crate) struct Meter {
     pub(crate) status: watch::Sender<AgentStatus>,
     pub(crate) listening: watch::Sender<Option<ListeningPorts>>,
     pub(crate) capture: Option<Capture>,
-    pub(crate) spooling: Option<Box<Spooling>>,
+    pub(crate) spooling: Option<Spooling>,
     pub(crate) state: Turns,
 }
 
@@ -171,7 +172,8 @@ impl Meter {
             }
             Command::Metering(options) => self.table.set_options(options),
             Command::Naming(mode) => self.naming.set_command_line(mode),
-            Command::Spool(spooling) => self.spooling = spooling,
+            // Every record so far is in a value by now, so the next one has the next sequence.
+            Command::Spool(spool) => self.spooling = spool.map(Spooling::new),
             Command::Restore(options, restore) => self.table = FlowTable::with_restore(options, *restore),
             Command::Stop(_) => {}
         }
@@ -459,7 +461,7 @@ mod tests {
 
     use super::*;
     use crate::enrich::Lookups;
-    use crate::spool::{Spool, SpoolOptions};
+    use crate::spool::SpoolOptions;
 
     /// More processes than one turn may ask /proc about.
     const FLOWS: u64 = 3_000;
@@ -508,7 +510,7 @@ mod tests {
     fn meter() -> Made {
         let directory = tempfile::tempdir().expect("a directory");
         let options = SpoolOptions::in_directory(directory.path().join("spool"));
-        let (spool, opened) = Spool::open(options).expect("a spool");
+        let (spool, _) = Spool::open(options).expect("a spool");
         let (commands, orders) = std::sync::mpsc::sync_channel(1);
         let (view, records) = mpsc::channel(65_536);
         let meter = Meter {
@@ -521,7 +523,7 @@ mod tests {
             status: watch::Sender::new(AgentStatus::default()),
             listening: watch::Sender::new(None),
             capture: None,
-            spooling: Some(Box::new(Spooling::new(Arc::new(spool), opened.next))),
+            spooling: Some(Spooling::new(Arc::new(spool))),
             state: Turns::default(),
         };
         (meter, records, (commands, directory))

@@ -33,7 +33,7 @@ use crate::clock;
 use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{self, Announcements, ExporterOptions};
 use crate::host::Host;
-use crate::meter::{Command, Commands, Meter, Spooling, Turns};
+use crate::meter::{Command, Commands, Meter, Turns};
 use crate::spool::{self, Bounds, Opened, Spool, SpoolError, SpoolOptions, SpoolStatus};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
 
@@ -290,7 +290,7 @@ impl Agent {
     /// Its successor of the same name goes on from the cursor that it leaves.
     async fn stop_collector(&mut self, name: &CollectorName) {
         if let Some(exporter) = self.exporters.remove(name) {
-            exporter.stop.send_replace(Some(0));
+            exporter.stop.send_replace(Some(export::LEAVE));
             let _ = exporter.task.await; // An error: it has panicked, and left what it had saved.
         }
         self.collectors
@@ -302,7 +302,7 @@ impl Agent {
         if self.store.is_none() {
             let temporary = match self.state {
                 Some(_) => None,
-                None => Some(tempfile::tempdir().map_err(StartError::Temporary)?),
+                None => Some(temporary().map_err(StartError::Temporary)?),
             };
             let kept = self
                 .state
@@ -332,11 +332,7 @@ impl Agent {
         let store = self.store.as_ref().expect("opened above");
         let (spool, ephemeral) = (Arc::clone(&store.spool), store.temporary.is_some());
         if self.exporters.is_empty() {
-            let next = spool.newest() + 1;
-            self.tell(Command::Spool(Some(Box::new(Spooling::new(
-                Arc::clone(&spool),
-                next,
-            )))))?;
+            self.tell(Command::Spool(Some(Arc::clone(&spool))))?;
         }
         Ok((spool, ephemeral))
     }
@@ -429,6 +425,16 @@ impl Agent {
 
 /// Name of the spool's directory below the state's.
 pub const SPOOL: &str = "spool";
+
+/// A directory that goes with the agent: where `TMPDIR` says, otherwise on a disk. `/tmp` may be memory.
+fn temporary() -> io::Result<tempfile::TempDir> {
+    let on_disk = Path::new("/var/tmp");
+    let place = match std::env::var_os("TMPDIR") {
+        None if on_disk.is_dir() => on_disk.to_owned(),
+        _ => std::env::temp_dir(),
+    };
+    tempfile::Builder::new().prefix("flowtilla-up-").tempdir_in(place)
+}
 
 fn bounds(buffer: &Buffer) -> Bounds {
     Bounds {

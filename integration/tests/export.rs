@@ -429,7 +429,7 @@ fn curve_collector() -> Result<Option<(World, KeyPair, Collector)>> {
 fn named(world: &World, collector: &Collector, flags: &[&str], words: &[&str]) -> Result<()> {
     let mut agent = exporting(world, collector, flags)?;
     let said = agent.wait_for_words(NAMED_WITHIN, "name of what is wrong", |line| {
-        line.contains("ntopng-1") && words.iter().all(|word| line.contains(word))
+        line.contains("ntopng-127.0.0.1") && words.iter().all(|word| line.contains(word))
     })?;
     println!("{said}");
     ensure!(collector.messages()?.0.is_empty(), "nothing may arrive");

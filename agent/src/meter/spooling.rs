@@ -17,11 +17,12 @@ pub(crate) struct Spooling {
 }
 
 impl Spooling {
-    pub(crate) fn new(spool: Arc<Spool>, next: u64) -> Self {
+    /// Goes on after the newest value of the spool, which nobody else appends to.
+    pub(crate) fn new(spool: Arc<Spool>) -> Self {
         Self {
-            spool,
+            next: spool.newest() + 1,
             builder: Builder::default(),
-            next,
+            spool,
         }
     }
 

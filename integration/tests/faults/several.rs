@@ -41,7 +41,12 @@ fn mirrored_collector_is_not_held_back_by_one_that_is_away() -> Result<()> {
     wait_handled(&mut second, &made)?;
     let ended = agent.interrupt()?;
     ended.check_laws()?;
-    for (collector, name) in [(&mut first, "ntopng-1"), (&mut second, "ntopng-2")] {
+    for collector in [&mut first, &mut second] {
+        let address = collector
+            .endpoint()
+            .trim_start_matches("tcp://")
+            .replace(':', "-");
+        let name = &format!("ntopng-{address}");
         wait_handled(collector, &ended.records)?;
         let account = collector.account()?;
         account.check(&ended.records)?;

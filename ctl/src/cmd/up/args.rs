@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use flowtilla_agent_core::policy::Wanted;
 use flowtilla_proto::collector::Collector;
+use flowtilla_proto::ids::NAME_OCTETS_MAX;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
 use flowtilla_proto::policy::{
     ACTIVE_TIMEOUT_EXPORTING_MS_MAX, ACTIVE_TIMEOUT_MS_DEFAULT, BUFFER_OCTETS_DEFAULT,
@@ -135,7 +136,7 @@ impl UpArgs {
         let mut collectors = Vec::new();
         for ((n, endpoint), key) in self.ntopng.iter().enumerate().zip(keys) {
             let sent = wire::Collector {
-                name: collector_name(n),
+                name: collector_name(endpoint),
                 endpoint: endpoint.clone(),
                 curve_server_key: key,
                 record_ids: Some(self.record_ids),
@@ -198,7 +199,11 @@ impl UpArgs {
                 command_line: command_line.into(),
             }),
             export: Some(wire::Export {
-                collectors: (0..self.ntopng.len()).map(collector_name).collect(),
+                collectors: self
+                    .ntopng
+                    .iter()
+                    .map(|endpoint| collector_name(endpoint))
+                    .collect(),
                 loopback: loopback.into(),
                 mode: mode.into(),
                 ..wire::Export::default()
@@ -243,10 +248,29 @@ impl UpArgs {
     }
 }
 
-/// Name of the n-th `--ntopng`.
-fn collector_name(n: usize) -> String {
-    format!("ntopng-{}", n + 1)
+/// Name of the collector at `endpoint`: the same in each run, whatever other collectors there are, because its place in
+/// what waits on disk is kept under it. Of a host's name as much as fits.
+fn collector_name(endpoint: &str) -> String {
+    let address = endpoint.strip_prefix("tcp://").unwrap_or(endpoint).to_lowercase();
+    let plain = |text: &str| -> String {
+        let plain = text.chars().map(|c| {
+            if c.is_ascii_alphanumeric() || c == '.' {
+                c
+            } else {
+                '-'
+            }
+        });
+        plain.collect::<String>().trim_matches(['-', '.']).to_owned()
+    };
+    let (host, port) = address.rsplit_once(':').unwrap_or((&address, ""));
+    let (mut host, port) = (plain(host), plain(port));
+    host.truncate(NAME_OCTETS_MAX - "ntopng--".len() - port.len().min(PORT_OCTETS_MAX));
+    let name = format!("ntopng-{}-{port}", host.trim_end_matches(['-', '.']));
+    name.trim_end_matches('-').chars().take(NAME_OCTETS_MAX).collect()
 }
+
+/// Digits of the highest port.
+const PORT_OCTETS_MAX: usize = 5;
 
 /// The flag that sets the field at `path`.
 fn flag(path: &str) -> Option<&'static str> {

@@ -88,8 +88,8 @@ fn each_ntopng_is_a_collector_and_one_key_serves_all_or_each_has_its_own() {
     assert_eq!(
         told(&[]),
         [
-            "ntopng-1 tcp://192.0.2.1:5556 None",
-            "ntopng-2 tcp://[::1]:5557 None"
+            "ntopng-192.0.2.1-5556 tcp://192.0.2.1:5556 None",
+            "ntopng-1-5557 tcp://[::1]:5557 None"
         ]
     );
     let one = told(&["--curve-key", KEY]);
@@ -115,6 +115,37 @@ fn failover_and_identities_are_asked_for_by_flags() {
         Mode::Mirror
     );
     assert!(!mirror.collectors().iter().any(|collector| collector.record_ids));
+}
+
+#[test]
+fn a_collector_is_named_by_its_endpoint_whatever_its_place() {
+    let long = format!("tcp://{}.example.com:5556", "a".repeat(80));
+    for (endpoint, name) in [
+        ("tcp://192.0.2.1:5556", "ntopng-192.0.2.1-5556"),
+        ("tcp://NTOP.example.com:5556", "ntopng-ntop.example.com-5556"),
+        ("tcp://[2001:db8::1]:5556", "ntopng-2001-db8--1-5556"),
+        ("tcp://a_b:1", "ntopng-a-b-1"),
+        ("nonsense", "ntopng-nonsense"),
+        ("", "ntopng"),
+        (&long, &format!("ntopng-{}-5556", "a".repeat(51))),
+    ] {
+        assert_eq!(collector_name(endpoint), name);
+        assert!(name.len() <= NAME_OCTETS_MAX);
+    }
+    let (one, other) = ("--ntopng=tcp://192.0.2.1:5556", "--ntopng=tcp://192.0.2.2:5556");
+    let names = |args: &[&str]| -> Vec<String> {
+        let wanted = wanted(args).expect("the flags are sound");
+        wanted
+            .collectors()
+            .iter()
+            .map(|collector| collector.name.to_string())
+            .collect()
+    };
+    let (mut forth, back) = (names(&[one, other]), names(&[other, one]));
+    forth.reverse();
+    assert_eq!(forth, back);
+    let twice = wanted(&[one, one]).expect_err("one collector twice");
+    assert!(twice.contains("--ntopng") && twice.contains("twice"), "{twice}");
 }
 
 #[test]
