@@ -8,6 +8,7 @@ pub mod collector;
 pub mod encode;
 pub mod enrich;
 pub mod flow;
+pub mod ledger;
 pub mod loss;
 pub mod observe;
 pub mod owner;
