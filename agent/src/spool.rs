@@ -23,6 +23,7 @@
 //! | `segments/*.gone` | half removed |
 //! | `cursors/NAME.json` | [`Cursor`](flowtilla_agent_core::spool::Cursor) of the collector NAME |
 //! | `checkpoint` | `FTCK`, u32 sum of sequence and octets, u64 sequence, u64 length, octets |
+//! | `ledger` | `FTLG`, u32 sum of the octets, octets: what the owner wants kept, not known here |
 //! | `lost` | JSON array of [`LostRange`], ascending: what is missing and is not told by its place |
 //!
 //! A segment holds the records from its name up to the next one's name. Key: u64 big-endian, first sequence. Value: u32
@@ -92,7 +93,7 @@ pub use told::{
 
 use crate::clock;
 use files::Layout;
-use shared::{Checkpoints, Command, Shared, held};
+use shared::{Checkpoints, Command, Ledger, Shared, held};
 use start::{Files, begin_at, claim, settle, settle_allocator};
 use store::{Reply, Store};
 use tail::Tail;
@@ -145,6 +146,10 @@ impl Spool {
                 at: clock::kernel_now().0,
                 ..Checkpoints::default()
             }),
+            ledger: Mutex::new(Ledger {
+                octets: files.ledger.clone().unwrap_or_default(),
+                changed: false,
+            }),
             set_aside: Mutex::new(claim.set_aside),
             status: watch::Sender::new(SpoolStatus::default()),
             readable: watch::Sender::new(0),
@@ -174,6 +179,7 @@ impl Spool {
         let opened = Opened {
             next: newest + 1,
             checkpoint: files.checkpoint,
+            ledger: files.ledger,
             set_aside: held(&shared.set_aside).clone(),
             lost,
             clean: files.clean,
@@ -256,6 +262,13 @@ impl Spool {
         checkpoints.octets = 0;
     }
 
+    /// Keeps a few octets for the next start. Never waits; the newest win, and are on the disk within about a second.
+    pub fn keep_ledger(&self, octets: Bytes) {
+        let mut ledger = held(&self.shared.ledger);
+        ledger.changed |= ledger.octets != octets;
+        ledger.octets = octets;
+    }
+
     /// Reads back everything after `after` that there is at this moment. Waits for the disk: at a start only.
     pub fn replay(&self, after: u64, mut each: impl FnMut(Value)) -> Replayed {
         let (mut after, newest) = (after, self.newest());
@@ -328,14 +341,35 @@ impl Spool {
 
     /// Drops a collector's cursor: what it has not got, it will not get.
     pub fn forget(&self, collector: &CollectorName) {
+        self.forget_name(collector.as_str());
+    }
+
+    fn forget_name(&self, collector: &str) {
         let newest = self.newest();
         let mut cursors = held(&self.shared.cursors);
-        if let Some(cursor) = cursors.by_collector.remove(collector.as_str()) {
+        if let Some(cursor) = cursors.by_collector.remove(collector) {
             let waiting = newest.saturating_sub(cursor.taken);
-            tracing::warn!(%collector, waiting, "the collector's place in the spool is dropped");
+            tracing::warn!(
+                collector,
+                waiting,
+                "the collector's place in the spool is dropped"
+            );
         }
-        cursors.dirty.remove(collector.as_str());
-        cursors.forgotten.insert(collector.as_str().to_owned());
+        cursors.dirty.remove(collector);
+        cursors.forgotten.insert(collector.to_owned());
+    }
+
+    /// Drops the cursors of all other collectors, as [`Spool::forget`] does.
+    pub fn retain(&self, keep: &[CollectorName]) {
+        let names: Vec<_> = held(&self.shared.cursors)
+            .by_collector
+            .keys()
+            .filter(|name| !keep.iter().any(|kept| kept.as_str() == *name))
+            .cloned()
+            .collect();
+        for name in names {
+            self.forget_name(&name);
+        }
     }
 
     /// How the spool is.

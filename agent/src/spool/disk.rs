@@ -187,6 +187,7 @@ impl Disk {
                 status.tail_octets = tail_octets;
             });
         }
+        self.store_ledger()?;
         self.store_losses()
     }
 
@@ -267,6 +268,24 @@ impl Disk {
                 Err(refused("write the checkpoint")(error))
             }
         }
+    }
+
+    fn store_ledger(&self) -> Result<(), StoreError> {
+        let octets = {
+            let mut ledger = held(&self.shared.ledger);
+            if !std::mem::take(&mut ledger.changed) {
+                return Ok(());
+            }
+            ledger.octets.clone()
+        };
+        let stored = self.shared.step(self.generation).and_then(|()| {
+            self.shared
+                .layout
+                .store_ledger(&octets)
+                .map_err(refused("write the ledger"))
+        });
+        held(&self.shared.ledger).changed |= stored.is_err();
+        stored
     }
 
     fn store_losses(&self) -> Result<(), StoreError> {

@@ -20,6 +20,7 @@ const FORMAT: &[u8] = b"flowtilla-spool 1\n";
 const MARK_MAGIC: &[u8; 4] = b"FTMK";
 const MARK_LEN: usize = 20;
 const CHECKPOINT_MAGIC: &[u8; 4] = b"FTCK";
+const LEDGER_MAGIC: &[u8; 4] = b"FTLG";
 const CHECKPOINT_HEAD_LEN: usize = 24;
 /// Largest file that is read as a whole. A checkpoint of 65,536 flows takes a tenth of it.
 const FILE_OCTETS_MAX: u64 = 64 << 20;
@@ -65,6 +66,10 @@ impl Layout {
 
     pub(crate) fn checkpoint(&self) -> PathBuf {
         self.directory.join("checkpoint")
+    }
+
+    fn ledger(&self) -> PathBuf {
+        self.directory.join("ledger")
     }
 
     fn format(&self) -> PathBuf {
@@ -157,6 +162,23 @@ impl Layout {
         decode_checkpoint(&octets)
             .map(Some)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the checkpoint is damaged"))
+    }
+
+    pub(crate) fn store_ledger(&self, octets: &[u8]) -> io::Result<()> {
+        let sum = crc32fast::hash(octets).to_le_bytes();
+        replace(&self.ledger(), &[LEDGER_MAGIC, &sum, octets].concat())
+    }
+
+    /// The ledger; `None` when there is none; `InvalidData` when it is damaged.
+    pub(crate) fn load_ledger(&self) -> io::Result<Option<Bytes>> {
+        let Some(stored) = read(&self.ledger())? else {
+            return Ok(None);
+        };
+        let rest = stored.strip_prefix(LEDGER_MAGIC);
+        rest.and_then(|rest| rest.split_first_chunk::<4>())
+            .filter(|(sum, octets)| u32::from_le_bytes(**sum) == crc32fast::hash(octets))
+            .map(|(_, octets)| Some(Bytes::copy_from_slice(octets)))
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the ledger is damaged"))
     }
 }
 

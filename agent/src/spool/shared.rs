@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use flowtilla_agent_core::spool::Cursor;
 use tokio::sync::watch;
 
@@ -51,6 +52,14 @@ pub(crate) struct Checkpoints {
     pub(crate) octets: u64,
 }
 
+/// What the owner wants kept beside the records.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    pub(crate) octets: Bytes,
+    /// Not stored as it is.
+    pub(crate) changed: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: SpoolOptions,
@@ -60,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) losses: Mutex<Losses>,
     pub(crate) cursors: Mutex<Cursors>,
     pub(crate) checkpoints: Mutex<Checkpoints>,
+    pub(crate) ledger: Mutex<Ledger>,
     pub(crate) set_aside: Mutex<Vec<SetAside>>,
     pub(crate) status: watch::Sender<SpoolStatus>,
     pub(crate) readable: watch::Sender<u64>,

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use flowtilla_agent_core::loss::CollectorLaw;
 use flowtilla_agent_core::spool::{Cursor, Passed};
 
@@ -90,6 +91,7 @@ pub(crate) struct Files {
     pub(crate) unreadable: Vec<String>,
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) losses: Losses,
+    pub(crate) ledger: Option<Bytes>,
     /// The last sequence that any of them speaks of.
     pub(crate) known: u64,
     pub(crate) clean: bool,
@@ -100,6 +102,10 @@ impl Files {
         let (by_collector, unreadable) = layout.load_cursors()?;
         let checkpoint = layout.load_checkpoint().unwrap_or_else(|error| {
             tracing::error!(%error, "the checkpoint is not used");
+            None
+        });
+        let ledger = layout.load_ledger().unwrap_or_else(|error| {
+            tracing::error!(%error, "the ledger is not used");
             None
         });
         let losses = match files::read(&layout.lost())?.map(|octets| Losses::decode(&octets)) {
@@ -128,6 +134,7 @@ impl Files {
             },
             unreadable,
             checkpoint,
+            ledger,
             losses,
         })
     }

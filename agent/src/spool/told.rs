@@ -112,6 +112,8 @@ pub struct Opened {
     pub next: u64,
     /// The newest checkpoint, if there is one.
     pub checkpoint: Option<Checkpoint>,
+    /// What [`Spool::keep_ledger`](super::Spool::keep_ledger) was given last, if that is there and whole.
+    pub ledger: Option<Bytes>,
     /// What could not be read.
     pub set_aside: Vec<SetAside>,
     /// Records that were given a number and are not on the disk.

@@ -176,3 +176,42 @@ fn segments_go_when_cursors_and_checkpoint_have_passed_them() {
     let read = support::runtime().block_on(spool.reader(&collector("one")).read(newest, 1));
     assert_eq!(read, Read::Values(vec![value(newest + 1, 1, 10)]));
 }
+
+#[test]
+fn the_ledger_comes_back_unless_it_is_damaged() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let (spool, opened) = open(&options);
+    assert_eq!(opened.ledger, None);
+    spool.keep_ledger(Bytes::from_static(b"one"));
+    spool.keep_ledger(Bytes::from_static(b"two"));
+    assert!(spool.close(GRACE));
+    drop(spool);
+
+    let (spool, opened) = open(&options);
+    assert_eq!(opened.ledger.as_deref(), Some(b"two".as_slice()));
+    assert!(spool.close(GRACE));
+    drop(spool);
+    let path = options.directory.join("ledger");
+    let mut octets = fs::read(&path).unwrap();
+    octets[9] ^= 1;
+    fs::write(&path, octets).unwrap();
+    assert_eq!(open(&options).1.ledger, None);
+}
+
+#[test]
+fn only_the_collectors_that_are_named_keep_their_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let (spool, _) = open(&options);
+    let (one, two) = (collector("one"), collector("two"));
+    let readers = [spool.reader(&one), spool.reader(&two)];
+    spool.append(value(1, 100, 1_000));
+    spool.retain(std::slice::from_ref(&one));
+    assert!(spool.close(GRACE));
+    drop((spool, readers));
+
+    let (spool, _) = open(&options);
+    assert_eq!(spool.reader(&one).cursor().begin, 0);
+    assert_eq!(spool.reader(&two).cursor().begin, 100);
+}
