@@ -19,6 +19,7 @@ use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingState};
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Protocol};
 use flowtilla_agent_core::flow::restore::Restore;
 use flowtilla_agent_core::flow::{FlowTable, TableOptions};
+use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::loss::{DropPoint, Drops, KernelLaw};
 use flowtilla_agent_core::observe::Cookie;
 use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
@@ -88,7 +89,7 @@ pub(crate) enum Command {
     /// Change how command lines are told.
     Naming(CommandLineMode),
     /// Write records to a spool, or to none.
-    Spool(Option<Arc<Spool>>),
+    Spool(Option<(Arc<Spool>, Ledger)>),
     /// Begin with what the agent before had reported. Before anything is attached only.
     Restore(TableOptions, Box<Restore>),
     /// End all flows, hand on their records, and end.
@@ -173,7 +174,9 @@ impl Meter {
             Command::Metering(options) => self.table.set_options(options),
             Command::Naming(mode) => self.naming.set_command_line(mode),
             // Every record so far is in a value by now, so the next one has the next sequence.
-            Command::Spool(spool) => self.spooling = spool.map(Spooling::new),
+            Command::Spool(spool) => {
+                self.spooling = spool.map(|(spool, ledger)| Spooling::new(spool, ledger));
+            }
             Command::Restore(options, restore) => self.table = FlowTable::with_restore(options, *restore),
             Command::Stop(_) => {}
         }
@@ -407,6 +410,9 @@ impl Meter {
         let mut drops = self.capture.as_ref().map(Capture::drops).unwrap_or_default();
         self.state.past.lossy().for_each(|(point, n)| drops.add(point, n));
         let law: KernelLaw = self.table.law();
+        if let Some(spooling) = &self.spooling {
+            spooling.keep_ledger(&law, &drops);
+        }
         let (flows, records, coverage) = (self.table.flows() as u64, self.state.records, self.state.coverage);
         let unnamed = self.state.waiting.len() as u64;
         self.status.send_modify(|status| {
@@ -523,7 +529,7 @@ mod tests {
             status: watch::Sender::new(AgentStatus::default()),
             listening: watch::Sender::new(None),
             capture: None,
-            spooling: Some(Spooling::new(Arc::new(spool))),
+            spooling: Some(Spooling::new(Arc::new(spool), Ledger::default())),
             state: Turns::default(),
         };
         (meter, records, (commands, directory))

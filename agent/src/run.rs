@@ -19,6 +19,7 @@ use flowtilla_agent_core::flow::checkpoint::Checkpoint;
 use flowtilla_agent_core::flow::record::{BootId, FlowRecord};
 use flowtilla_agent_core::flow::restore::Restore;
 use flowtilla_agent_core::flow::{FlowTable, TableOptions};
+use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::observe::NameObservation;
 use flowtilla_agent_core::policy::{Exporting, InForce, Metering, Step, Wanted, plan};
 use flowtilla_agent_core::spool::value;
@@ -121,6 +122,8 @@ pub struct Agent {
 struct Store {
     spool: Arc<Spool>,
     temporary: Option<tempfile::TempDir>,
+    /// Law 1 as this run began.
+    ledger: Ledger,
 }
 
 struct Exporter {
@@ -203,7 +206,10 @@ impl Agent {
             _lock: lock,
         };
         match agent.apply(&options.wanted).await {
-            Ok(()) => Ok((agent, records)),
+            Ok(()) => {
+                agent.forget_strangers();
+                Ok((agent, records))
+            }
             Err(error) => {
                 drop(records);
                 agent.stop().await;
@@ -287,6 +293,14 @@ impl Agent {
         }
     }
 
+    /// Drops the places of collectors that an earlier run fed and that nobody wants any more: they would keep the disk full.
+    fn forget_strangers(&self) {
+        if let Some(store) = &self.store {
+            let wanted: Vec<_> = self.exporters.keys().cloned().collect();
+            store.spool.retain(&wanted);
+        }
+    }
+
     /// Its successor of the same name goes on from the cursor that it leaves.
     async fn stop_collector(&mut self, name: &CollectorName) {
         if let Some(exporter) = self.exporters.remove(name) {
@@ -317,9 +331,9 @@ impl Agent {
                 let (spool, opened) = Spool::open(options)?;
                 report_opened(&opened);
                 let restore = restore(&spool, opened.checkpoint.as_ref(), boot);
-                Ok::<_, SpoolError>((spool, restore))
+                Ok::<_, SpoolError>((spool, restore, ledger(&opened)))
             });
-            let (spool, restore) = opened.await.map_err(|_| StartError::MeterGone)??;
+            let (spool, restore, ledger) = opened.await.map_err(|_| StartError::MeterGone)??;
             // A table that has flows knows better than any file.
             if let (None, Some(metering)) = (self.in_force.capture(), self.in_force.metering()) {
                 let options = table_options(&self.host, &metering);
@@ -327,12 +341,17 @@ impl Agent {
             }
             let spool = Arc::new(spool);
             self.spools.send_replace(Some(spool.status()));
-            self.store = Some(Store { spool, temporary });
+            self.store = Some(Store {
+                spool,
+                temporary,
+                ledger,
+            });
         }
         let store = self.store.as_ref().expect("opened above");
         let (spool, ephemeral) = (Arc::clone(&store.spool), store.temporary.is_some());
         if self.exporters.is_empty() {
-            self.tell(Command::Spool(Some(Arc::clone(&spool))))?;
+            let ledger = store.ledger;
+            self.tell(Command::Spool(Some((Arc::clone(&spool), ledger))))?;
         }
         Ok((spool, ephemeral))
     }
@@ -486,6 +505,18 @@ fn restore(spool: &Spool, stored: Option<&spool::Checkpoint>, boot: BootId) -> R
         "read back what was reported before the start"
     );
     restore
+}
+
+/// Law 1 over the runs before this one, and this one begun.
+fn ledger(opened: &Opened) -> Ledger {
+    let kept = opened.ledger.as_deref().map(serde_json::from_slice::<Ledger>);
+    kept.transpose()
+        .unwrap_or_else(|error| {
+            tracing::warn!(%error, "law 1 of earlier runs is not known");
+            None
+        })
+        .unwrap_or_default()
+        .begin(opened.clean)
 }
 
 /// What a start has to say about the run before.

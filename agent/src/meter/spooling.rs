@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use flowtilla_agent_core::flow::checkpoint::Checkpoint;
 use flowtilla_agent_core::flow::record::FlowRecord;
+use flowtilla_agent_core::ledger::Ledger;
+use flowtilla_agent_core::loss::{Drops, KernelLaw};
 use flowtilla_agent_core::spool::value::{Builder, Pushed};
 
 use crate::spool::Spool;
@@ -14,12 +16,15 @@ pub(crate) struct Spooling {
     builder: Builder,
     /// Sequence of the next value's first record.
     next: u64,
+    /// As this run began.
+    ledger: Ledger,
 }
 
 impl Spooling {
     /// Goes on after the newest value of the spool, which nobody else appends to.
-    pub(crate) fn new(spool: Arc<Spool>) -> Self {
+    pub(crate) fn new(spool: Arc<Spool>, ledger: Ledger) -> Self {
         Self {
+            ledger,
             next: spool.newest() + 1,
             builder: Builder::default(),
             spool,
@@ -53,5 +58,13 @@ impl Spooling {
     pub(super) fn checkpoint(&mut self, checkpoint: &Checkpoint) {
         self.spool
             .checkpoint(self.next - 1, checkpoint.to_octets().into());
+    }
+
+    /// Keeps how law 1 stands over all runs.
+    pub(super) fn keep_ledger(&self, law: &KernelLaw, drops: &Drops) {
+        match serde_json::to_vec(&self.ledger.with(law, drops)) {
+            Ok(octets) => self.spool.keep_ledger(octets.into()),
+            Err(error) => tracing::error!(%error, "the ledger cannot be written down"),
+        }
     }
 }

@@ -21,6 +21,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::spool::Cursor;
 
 use super::LostRange;
@@ -171,6 +172,8 @@ pub struct Survey {
     pub checkpoint: SmallFile<CheckpointInfo>,
     /// The mark.
     pub mark: SmallFile<MarkInfo>,
+    /// Law 1 over all runs.
+    pub ledger: SmallFile<Ledger>,
 }
 
 impl Survey {
@@ -202,7 +205,14 @@ impl Survey {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => SmallFile::Damaged,
             Err(error) => return Err(unreadable(layout.checkpoint())(error)),
         };
+        let ledger = match layout.load_ledger() {
+            Ok(None) => SmallFile::Absent,
+            Ok(Some(octets)) => serde_json::from_slice(&octets).map_or(SmallFile::Damaged, SmallFile::Whole),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => SmallFile::Damaged,
+            Err(error) => return Err(unreadable(directory.join("ledger"))(error)),
+        };
         Ok(Self {
+            ledger,
             writer: locks.holder(&layout.directory.join("lock")),
             segments,
             set_aside: set_aside_beside(&directory),

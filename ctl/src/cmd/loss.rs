@@ -19,7 +19,9 @@
 //!                gaps: first, last, cause "evicted" | "spoolDamaged" | "spoolUnwritable": ahead of it; in the law
 //! lost           ranges that the spool knows to be missing, whoever has taken them before
 //! unsynced       first, last: given a number, and never on the disk; null: none
-//! damaged        files that cannot be read: "mark", "lost", "cursors/NAME.json"
+//! kernel         law 1 over all runs: runs, killed, kernelLaw {observed, reported, held, joined: Octets and Packets each},
+//!                unreportedOctets: what killed runs had seen and not reported, drops {place: number}; null: not known
+//! damaged        files that cannot be read: "mark", "lost", "ledger", "cursors/NAME.json"
 //! nothingLost    the exit code is 0
 //! ```
 
@@ -27,6 +29,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::loss::{CollectorLaw, DropPoint};
 use serde::Serialize;
 
@@ -96,6 +99,7 @@ struct Told<'a> {
     collectors: Vec<ToldCollector<'a>>,
     lost: &'a [LostRange],
     unsynced: Option<LostRange>,
+    kernel: Option<&'a Ledger>,
     damaged: Vec<String>,
     nothing_lost: bool,
 }
@@ -139,7 +143,9 @@ impl<'a> Loss<'a> {
 
     /// Nothing is lost, every law holds, and all that says so can be read.
     fn is_nothing(&self) -> bool {
+        let kernel = self.survey.ledger.whole();
         self.damaged().is_empty()
+            && kernel.is_none_or(|ledger| ledger.kernel_law.holds())
             && self.unsynced.is_none()
             && self
                 .accounts
@@ -153,6 +159,7 @@ impl<'a> Loss<'a> {
         let mut names = Vec::new();
         names.extend((survey.mark == SmallFile::Damaged).then(|| "mark".to_owned()));
         names.extend((survey.lost == SmallFile::Damaged).then(|| "lost".to_owned()));
+        names.extend((survey.ledger == SmallFile::Damaged).then(|| "ledger".to_owned()));
         let cursors = survey.cursors_damaged.iter();
         names.extend(cursors.map(|name| format!("cursors/{name}.json")));
         names
@@ -160,6 +167,7 @@ impl<'a> Loss<'a> {
 
     fn text(&self) -> String {
         let mut lines = vec![spooled::heading(self.survey)];
+        lines.extend(self.survey.ledger.whole().map(kernel_law).into_iter().flatten());
         if self.accounts.is_empty() {
             lines.push("no collector has a cursor here: nothing was to be delivered".to_owned());
         }
@@ -224,11 +232,40 @@ impl<'a> Loss<'a> {
             collectors: self.accounts.iter().map(ToldCollector::from).collect(),
             lost: self.survey.lost_ranges(),
             unsynced: self.unsynced,
+            kernel: self.survey.ledger.whole(),
             damaged: self.damaged(),
             nothing_lost: self.is_nothing(),
         };
         Ok(harmless_json(serde_json::to_string(&told)?) + "\n")
     }
+}
+
+/// Law 1 over all runs, and what was lost before the table.
+fn kernel_law(ledger: &Ledger) -> Vec<String> {
+    let law = &ledger.kernel_law;
+    let verdict = if law.holds() { "holds" } else { "is BROKEN" };
+    let mut lines = vec![format!(
+        "law 1 {verdict} over {} runs, {} of them killed, IP octets:\n  observed {} = reported {} + held {} + joined {}",
+        grouped(ledger.runs),
+        grouped(ledger.killed),
+        grouped(law.observed_octets),
+        grouped(law.reported_octets),
+        grouped(law.held_octets),
+        grouped(law.joined_octets),
+    )];
+    if ledger.unreported_octets > 0 {
+        lines.push(format!(
+            "  killed runs had seen {} more; those of connections that lived on were seen again",
+            grouped(ledger.unreported_octets)
+        ));
+    }
+    lines.extend(
+        ledger
+            .drops
+            .lossy()
+            .map(|(point, n)| format!("  lost: {point} {} {}", grouped(n), point.unit())),
+    );
+    lines
 }
 
 /// A collector's sum, and its gaps.
