@@ -4,6 +4,9 @@
 //! and the collectors' part of the status fresh. Stop: the kernel side is detached, all flows end, the meter seals its
 //! last value, exporters drain up to it for the grace period and end, the spool closes, the view's channel closes.
 
+mod refresh;
+mod state;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -15,16 +18,13 @@ use std::time::Duration;
 use flowtilla_agent_core::encode::event::EventFields;
 use flowtilla_agent_core::encode::tlv::{HostAddress, Loopback as TlvLoopback, TlvOptions};
 use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingOptions};
-use flowtilla_agent_core::flow::checkpoint::Checkpoint;
-use flowtilla_agent_core::flow::record::{BootId, FlowRecord};
-use flowtilla_agent_core::flow::restore::Restore;
+use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::flow::{FlowTable, TableOptions};
 use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::observe::NameObservation;
 use flowtilla_agent_core::policy::{Exporting, InForce, Metering, Step, Wanted, plan};
-use flowtilla_agent_core::spool::value;
 use flowtilla_proto::ids::CollectorName;
-use flowtilla_proto::policy::{Buffer, CommandLine, Loopback};
+use flowtilla_proto::policy::{CommandLine, Loopback};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -35,8 +35,11 @@ use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{self, Announcements, ExporterOptions};
 use crate::host::Host;
 use crate::meter::{Command, Commands, Meter, Turns};
-use crate::spool::{self, Bounds, Opened, Spool, SpoolError, SpoolOptions, SpoolStatus};
+use crate::spool::{Spool, SpoolError, SpoolOptions, SpoolStatus};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
+
+use refresh::Refresh;
+use state::{bounds, ledger, report_opened, restore, temporary};
 
 /// Where the cgroup2 hierarchy is looked for when none is mounted; its absence is then the error.
 const CGROUP_ROOT_USUAL: &str = "/sys/fs/cgroup";
@@ -47,8 +50,6 @@ const COMMANDS_MAX: usize = 16;
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the spool may take to sync at the end.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
-/// How often the collectors' part of the status and the announcements are made fresh.
-const REFRESH: Duration = Duration::from_secs(1);
 
 /// What an agent is started with.
 pub struct Options {
@@ -445,93 +446,6 @@ impl Agent {
 /// Name of the spool's directory below the state's.
 pub const SPOOL: &str = "spool";
 
-/// A directory that goes with the agent: where `TMPDIR` says, otherwise on a disk. `/tmp` may be memory.
-fn temporary() -> io::Result<tempfile::TempDir> {
-    let on_disk = Path::new("/var/tmp");
-    let place = match std::env::var_os("TMPDIR") {
-        None if on_disk.is_dir() => on_disk.to_owned(),
-        _ => std::env::temp_dir(),
-    };
-    tempfile::Builder::new().prefix("flowtilla-up-").tempdir_in(place)
-}
-
-fn bounds(buffer: &Buffer) -> Bounds {
-    Bounds {
-        octets_max: buffer.octets_max,
-        age_max: buffer.age_max,
-        free_octets_min: buffer.free_octets_min,
-        sync_interval: buffer.sync_interval,
-    }
-}
-
-/// Records that are read back at a start when there is no checkpoint. There is one after 8 MiB of values, and each minute.
-const REPLAY_RECORDS_MAX: u64 = 1_000_000;
-
-/// What the agent before had reported: its checkpoint, and the records after it.
-fn restore(spool: &Spool, stored: Option<&spool::Checkpoint>, boot: BootId) -> Restore {
-    let offset = clock::wall_offset();
-    let nothing = || {
-        let after = spool.newest().saturating_sub(REPLAY_RECORDS_MAX);
-        (Restore::new(boot, offset), after)
-    };
-    let (mut restore, after) = match stored {
-        None => nothing(),
-        Some(stored) => match Checkpoint::from_octets(&stored.octets) {
-            Ok(checkpoint) => (
-                Restore::from_checkpoint(boot, offset, checkpoint),
-                stored.sequence,
-            ),
-            Err(error) => {
-                tracing::warn!(%error, "what was reported before the start cannot be told: connections begin anew");
-                nothing()
-            }
-        },
-    };
-    let replayed = spool.replay(after, |value| {
-        match value::decode(&value.octets, Some(value.first)) {
-            Ok((header, records)) => (header.first..)
-                .zip(&records)
-                .filter(|&(sequence, _)| sequence > after)
-                .for_each(|(_, record)| restore.replay(record)),
-            Err(error) => {
-                tracing::warn!(%error, first = value.first, "a value of the spool cannot be read back")
-            }
-        }
-    });
-    tracing::info!(
-        values = replayed.values,
-        gaps = replayed.lost.len(),
-        sockets = restore.sockets(),
-        "read back what was reported before the start"
-    );
-    restore
-}
-
-/// Law 1 over the runs before this one, and this one begun.
-fn ledger(opened: &Opened) -> Ledger {
-    let kept = opened.ledger.as_deref().map(serde_json::from_slice::<Ledger>);
-    kept.transpose()
-        .unwrap_or_else(|error| {
-            tracing::warn!(%error, "law 1 of earlier runs is not known");
-            None
-        })
-        .unwrap_or_default()
-        .begin(opened.clean)
-}
-
-/// What a start has to say about the run before.
-fn report_opened(opened: &Opened) {
-    for aside in &opened.set_aside {
-        tracing::warn!(path = %aside.path.display(), first = aside.first, last = aside.last, "a part of the spool cannot be read and was set aside");
-    }
-    if !opened.clean {
-        tracing::warn!(
-            lost = opened.lost,
-            "the last run did not stop cleanly: records that were not yet on disk are lost, and flows that ended since"
-        );
-    }
-}
-
 /// Before a policy says otherwise.
 const MAX_FLOWS_DEFAULT: u64 = 65_536;
 
@@ -578,61 +492,5 @@ fn lock(host: &Host) -> Result<Option<File>, StartError> {
         Err(_) => Err(StartError::Locked {
             path: path.display().to_string(),
         }),
-    }
-}
-
-/// Keeps fresh what collectors are told, and what is told about collectors.
-struct Refresh {
-    announcements: watch::Sender<Announcements>,
-    collectors: watch::Receiver<Vec<watch::Receiver<CollectorStatus>>>,
-    spools: watch::Receiver<Option<watch::Receiver<SpoolStatus>>>,
-    listening: watch::Receiver<Option<flowtilla_agent_core::encode::listening::ListeningPorts>>,
-    status: watch::Sender<AgentStatus>,
-    addresses: Vec<std::net::IpAddr>,
-}
-
-impl Refresh {
-    async fn run(mut self, stop: CancellationToken) {
-        let began = clock::instant();
-        loop {
-            tokio::select! { biased;
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(REFRESH) => self.refresh(began.elapsed()),
-            }
-        }
-    }
-
-    fn refresh(&mut self, since: Duration) {
-        let collectors: Vec<_> = self
-            .collectors
-            .borrow()
-            .iter()
-            .map(|one| one.borrow().clone())
-            .collect();
-        let spool = self.spools.borrow().as_ref().map(|spool| spool.borrow().clone());
-        self.status.send_if_modified(|status| {
-            let changed = status.collectors != collectors || status.spool != spool;
-            (status.collectors, status.spool) = (collectors, spool);
-            changed
-        });
-        let (law, drops) = {
-            let status = self.status.borrow();
-            (status.kernel_law, status.drops)
-        };
-        let listening = self.listening.borrow_and_update().clone().map(|mut ports| {
-            ports.addresses.clone_from(&self.addresses);
-            ports
-        });
-        let seconds = since.as_secs().max(1);
-        self.announcements.send_modify(|all| {
-            use flowtilla_agent_core::loss::DropPoint;
-            all.event.octets = law.observed_octets;
-            all.event.packets = law.observed_packets;
-            all.event.packet_drops = drops.at(DropPoint::PeerMapFull) + drops.at(DropPoint::UnknownSocket);
-            all.event.average_bps = law.observed_octets.saturating_mul(8) / seconds;
-            all.event.average_pps = law.observed_packets / seconds;
-            all.event.table_drops = drops.at(DropPoint::SocketMapFull);
-            all.listening = listening;
-        });
     }
 }

@@ -1,0 +1,72 @@
+//! Keeps the announcements and the collectors' and the spool's part of the status fresh.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use flowtilla_agent_core::encode::listening::ListeningPorts;
+use flowtilla_agent_core::loss::DropPoint;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::export::Announcements;
+use crate::spool::SpoolStatus;
+use crate::status::{AgentStatus, CollectorStatus};
+
+/// How often.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// Keeps fresh what collectors are told, and what is told about collectors.
+pub(super) struct Refresh {
+    pub(super) announcements: watch::Sender<Announcements>,
+    pub(super) collectors: watch::Receiver<Vec<watch::Receiver<CollectorStatus>>>,
+    pub(super) spools: watch::Receiver<Option<watch::Receiver<SpoolStatus>>>,
+    pub(super) listening: watch::Receiver<Option<ListeningPorts>>,
+    pub(super) status: watch::Sender<AgentStatus>,
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+impl Refresh {
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let began = clock::instant();
+        loop {
+            tokio::select! { biased;
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(REFRESH) => self.refresh(began.elapsed()),
+            }
+        }
+    }
+
+    fn refresh(&mut self, since: Duration) {
+        let collectors: Vec<_> = self
+            .collectors
+            .borrow()
+            .iter()
+            .map(|one| one.borrow().clone())
+            .collect();
+        let spool = self.spools.borrow().as_ref().map(|spool| spool.borrow().clone());
+        self.status.send_if_modified(|status| {
+            let changed = status.collectors != collectors || status.spool != spool;
+            (status.collectors, status.spool) = (collectors, spool);
+            changed
+        });
+        let (law, drops) = {
+            let status = self.status.borrow();
+            (status.kernel_law, status.drops)
+        };
+        let listening = self.listening.borrow_and_update().clone().map(|mut ports| {
+            ports.addresses.clone_from(&self.addresses);
+            ports
+        });
+        let seconds = since.as_secs().max(1);
+        self.announcements.send_modify(|all| {
+            all.event.octets = law.observed_octets;
+            all.event.packets = law.observed_packets;
+            all.event.packet_drops = drops.at(DropPoint::PeerMapFull) + drops.at(DropPoint::UnknownSocket);
+            all.event.average_bps = law.observed_octets.saturating_mul(8) / seconds;
+            all.event.average_pps = law.observed_packets / seconds;
+            all.event.table_drops = drops.at(DropPoint::SocketMapFull);
+            all.listening = listening;
+        });
+    }
+}
