@@ -17,7 +17,7 @@
 //! | --- | --- |
 //! | `format` | `flowtilla-spool 1\n`. Any other text: the whole directory is renamed to `….set-aside-N`, and a new one made |
 //! | `lock` | flock(2): one process |
-//! | `mark` | `FTMK`, u64 last sequence that may be in any segment, u8 1 after a clean stop, 3 zeros, u32 sum of these 16 |
+//! | `mark` | `FTMK`, u64 last sequence that was given, u8 1 after a clean stop, 3 zeros, u32 sum of these 16 |
 //! | `segments/%016x/` | a `sled::Db`; its name is the sequence of its first record |
 //! | `segments/*.corrupt-N` | set aside: it did not open. At most 4, and the first to go at the bound |
 //! | `segments/*.gone` | half removed |
@@ -35,7 +35,8 @@
 //! or 2,048 values: flush, close, sync of every file and directory. It is removed by rename, then unlink. Other files are
 //! written under another name, synced, renamed, and the directory synced. A checkpoint waits until the records that it
 //! covers are durable. At a start only the newest segment is opened; the next sequence is one more than anything on the
-//! disk speaks of, so the mark makes what a crash took exact.
+//! disk speaks of. The mark is the newest sequence in memory at the time: what a crash took is told but for what was
+//! appended since the last sync, and what a stop could not write is told whole.
 //!
 //! # Measured
 //!
@@ -157,6 +158,8 @@ impl Spool {
             generation: AtomicU64::new(0),
             busy_since: AtomicU64::new(0),
             memory_only: AtomicBool::new(false),
+            woken: AtomicBool::new(false),
+            closing: Mutex::new(None),
             stopping: AtomicBool::new(false),
             lock: Mutex::new(claim.lock),
             layout,
@@ -223,7 +226,7 @@ impl Spool {
         held(&shared.checkpoints).octets += octets;
         if shared.is_memory_only() {
             shared.raise_readable(last);
-        } else if pressing {
+        } else if pressing && !shared.woken.swap(true, Ordering::AcqRel) {
             // It looks within half a second anyway.
             let _ = shared.ask(Command::Wake);
         }
@@ -383,10 +386,10 @@ impl Spool {
     /// Tells whether all is on the disk. The spool takes nothing after it.
     pub fn close(&self, grace: Duration) -> bool {
         let (sender, receiver) = sync_channel(1);
-        let done = Box::new(move |clean| {
-            let _ = sender.send(clean);
-        });
-        let clean = self.shared.ask(Command::Close(done)) && receiver.recv_timeout(grace).unwrap_or(false);
+        *held(&self.shared.closing) = Some(sender);
+        // It is looked at after each command: a full queue needs no more of them.
+        let _ = self.shared.ask(Command::Wake);
+        let clean = receiver.recv_timeout(grace).unwrap_or(false);
         self.stop();
         clean
     }

@@ -34,8 +34,6 @@ const HANG: Duration = Duration::from_secs(10);
 const WATCH: Duration = Duration::from_secs(1);
 const NANOSECONDS: u64 = 1_000_000_000;
 
-type Done = Box<dyn FnOnce(bool) + Send>;
-
 struct Disk {
     shared: Arc<Shared>,
     generation: u64,
@@ -50,6 +48,7 @@ pub(crate) fn start(shared: &Arc<Shared>, store: Option<Store>) -> io::Result<Jo
     let generation = shared.generation.load(Ordering::Acquire);
     let (sender, receiver) = channel();
     *held(&shared.commands) = sender;
+    shared.woken.store(false, Ordering::Release);
     let mut disk = Disk {
         shared: Arc::clone(shared),
         generation,
@@ -65,7 +64,7 @@ pub(crate) fn start(shared: &Arc<Shared>, store: Option<Store>) -> io::Result<Jo
             held(&disk.shared.lock).take();
         }
         if let Some((done, clean)) = done {
-            done(clean);
+            let _ = done.try_send(clean);
         }
     })
 }
@@ -77,7 +76,7 @@ pub(crate) fn channel() -> (SyncSender<Command>, Receiver<Command>) {
 
 impl Disk {
     /// Runs until it is told to end, or given up. Hands back whom to tell that it has closed, and how.
-    fn run(&mut self, commands: &Receiver<Command>) -> Option<(Done, bool)> {
+    fn run(&mut self, commands: &Receiver<Command>) -> Option<(SyncSender<bool>, bool)> {
         loop {
             let now = clock::kernel_now().0;
             let wait = self.next_sync.min(self.next_housekeeping).saturating_sub(now);
@@ -91,18 +90,20 @@ impl Disk {
                 return None;
             }
             match command {
-                Ok(Command::Close(done)) => {
-                    let clean = self.close();
-                    self.shared.stopping.store(true, Ordering::Release);
-                    return Some((done, clean));
-                }
                 Ok(Command::Read(after, octets_max, reply)) => reply(self.read(after, octets_max)),
                 Ok(Command::Wake) => {
+                    self.shared.woken.store(false, Ordering::Release);
                     if !self.shared.is_memory_only() {
                         self.next_sync = 0;
                     }
                 }
                 Err(_) => {}
+            }
+            let closing = held(&self.shared.closing).clone();
+            if let Some(done) = closing {
+                let clean = self.close();
+                self.shared.stopping.store(true, Ordering::Release);
+                return Some((done, clean));
             }
             if self.shared.stopping.load(Ordering::Acquire) {
                 return None;
@@ -148,8 +149,7 @@ impl Disk {
         if shared.is_memory_only() {
             // Whether it is there again must be asked even when there is nothing to write.
             store.make_room()?;
-            let durable = held(&shared.tail).durable();
-            store.store_mark(durable, false)?;
+            store.store_mark(shared.newest(), false)?;
         }
         for _ in 0..BATCHES_MAX {
             let batch = held(&shared.tail).unsynced(BATCH_OCTETS_MAX);
@@ -319,20 +319,24 @@ impl Disk {
 
     fn close(&mut self) -> bool {
         let outcome = (|| {
+            // Should the rest fail or not come to its end, the next start counts what is missing.
+            if let Some(store) = &mut self.store {
+                store.store_mark(self.shared.newest(), false)?;
+            }
             while !self.sync()? {}
             self.keep_house()?;
             if let Some(store) = &mut self.store {
                 store.seal()?;
-                let durable = held(&self.shared.tail).durable();
-                store.store_mark(durable, true)?;
+                store.store_mark(self.shared.newest(), true)?;
             }
-            Ok::<(), StoreError>(())
+            let tail = held(&self.shared.tail);
+            Ok::<bool, StoreError>(tail.durable() == tail.newest())
         })();
         if let Err(error) = &outcome {
             tracing::error!(why = %chain(error), "the spool did not close cleanly");
         }
         self.store = None;
-        outcome.is_ok()
+        outcome.unwrap_or(false)
     }
 }
 

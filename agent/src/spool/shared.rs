@@ -26,8 +26,6 @@ pub(crate) enum Command {
     Read(u64, usize, Box<dyn FnOnce(Reply) + Send>),
     /// Look what there is to do.
     Wake,
-    /// Sync everything and end; tell whether that was possible.
-    Close(Box<dyn FnOnce(bool) + Send>),
 }
 
 /// Cursors as the exporters last gave them.
@@ -79,6 +77,10 @@ pub(crate) struct Shared {
     /// Kernel time at which that thread last said that it does something; 0 while it waits.
     pub(crate) busy_since: AtomicU64,
     pub(crate) memory_only: AtomicBool,
+    /// A [`Command::Wake`] waits: more of them would only keep others out.
+    pub(crate) woken: AtomicBool,
+    /// Sync everything and end; tell here whether that was possible. A new thread finds it too.
+    pub(crate) closing: Mutex<Option<SyncSender<bool>>>,
     pub(crate) stopping: AtomicBool,
     /// Held as long as any thread may write.
     pub(crate) lock: Mutex<Option<File>>,
@@ -174,6 +176,11 @@ impl Shared {
             LostCause::SpoolDamaged => status.damaged += records,
             LostCause::SpoolUnwritable => status.unwritable += records,
         });
+    }
+
+    /// Last sequence that was given.
+    pub(crate) fn newest(&self) -> u64 {
+        held(&self.tail).newest()
     }
 
     /// Asks the disk thread. False: it does not take it.

@@ -166,7 +166,7 @@ impl Store {
         };
         let first = first.first;
         self.make_room()?;
-        self.store_mark(last, false)?;
+        self.store_mark(self.shared.newest().max(last), false)?;
         let mut written = None;
         for value in values {
             self.shared.step(self.generation)?;
