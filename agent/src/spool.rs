@@ -307,16 +307,14 @@ impl Spool {
     fn replay_older(&self, after: u64) -> Read {
         let (sender, receiver) = sync_channel(1);
         let reply = Box::new(move |reply| drop(sender.send(reply)));
-        if self.shared.ask(Command::Read(after, READ_OCTETS_MAX, reply))
-            && let Ok(reply) = receiver.recv_timeout(self.shared.options.patience)
-        {
-            match reply {
-                Reply::Values(values) => return Read::Values(values),
-                Reply::Lost { upto, cause } => return Read::Lost { upto, cause },
-                Reply::InTail | Reply::Unavailable => {}
-            }
+        let asked = self.shared.ask(Command::Read(after, READ_OCTETS_MAX, reply));
+        let patience = self.shared.options.patience;
+        match asked.then(|| receiver.recv_timeout(patience)) {
+            Some(Ok(Reply::Values(values))) => Read::Values(values),
+            Some(Ok(Reply::Lost { upto, cause })) => Read::Lost { upto, cause },
+            Some(Ok(Reply::Unavailable { upto })) => self.shared.give_up(after, upto),
+            _ => self.shared.give_up(after, None),
         }
-        self.shared.give_up(after)
     }
 
     /// A reader for a collector's exporter, with the cursor that is kept for it. A collector without one begins here.

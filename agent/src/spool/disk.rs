@@ -134,18 +134,22 @@ impl Disk {
         Ok(())
     }
 
+    /// The segments, listed if they were not yet.
+    fn store(&mut self) -> Result<&mut Store, StoreError> {
+        match &mut self.store {
+            Some(store) => Ok(store),
+            none => {
+                self.shared.step(self.generation)?;
+                let loaded = Store::load(&self.shared, self.generation);
+                Ok(none.insert(loaded.map_err(refused("list the segments"))?))
+            }
+        }
+    }
+
     /// Writes what is not durable; tells whether it was all.
     fn sync(&mut self) -> Result<bool, StoreError> {
         let shared = Arc::clone(&self.shared);
-        let generation = self.generation;
-        let store = match &mut self.store {
-            Some(store) => store,
-            none => {
-                shared.step(generation)?;
-                let loaded = Store::load(&shared, generation).map_err(refused("list the segments"))?;
-                none.insert(loaded)
-            }
-        };
+        let store = self.store()?;
         if shared.is_memory_only() {
             // Whether it is there again must be asked even when there is nothing to write.
             store.make_room()?;
@@ -162,14 +166,11 @@ impl Disk {
     }
 
     fn read(&mut self, after: u64, octets_max: usize) -> Reply {
-        match self.store.as_mut().map(|store| store.read(after, octets_max)) {
-            Some(Ok(reply)) => reply,
-            Some(Err(error)) => {
-                tracing::debug!(%error, "a reader is not answered");
-                Reply::Unavailable
-            }
-            None => Reply::Unavailable,
-        }
+        let read = self.store().and_then(|store| store.read(after, octets_max));
+        read.unwrap_or_else(|error| {
+            tracing::debug!(%error, "a reader is not answered");
+            Reply::Unavailable { upto: None }
+        })
     }
 
     fn keep_house(&mut self) -> Result<(), StoreError> {

@@ -223,10 +223,11 @@ impl Shared {
         }
     }
 
-    /// Goes on without the disk: what is on it counts as lost for whoever has waited long enough.
-    pub(crate) fn give_up(&self, after: u64) -> Read {
+    /// Goes on without the disk: what is on it, or only up to `upto`, counts as lost for whoever has waited long enough.
+    pub(crate) fn give_up(&self, after: u64, upto: Option<u64>) -> Read {
         let first = held(&self.tail).first();
-        let upto = first.map_or(*self.readable.borrow(), |first| first - 1);
+        let end = first.map_or(*self.readable.borrow(), |first| first - 1);
+        let upto = upto.map_or(end, |upto| upto.min(end));
         if upto <= after {
             return Read::Nothing;
         }
