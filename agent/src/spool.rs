@@ -5,6 +5,10 @@
 //! a supervisor gives it up then. Nothing else here blocks. What the values say is not known here; [`survey`], which looks at
 //! a directory from outside, reads them.
 //!
+//! What is on a disk that must not be written, or in a segment that a thread holds which was given up, is read through a
+//! copy in the directory for temporary files. Only one that cannot be read so either counts as lost, alone; all that is on
+//! the disk does when nothing answers and memory is about to overflow.
+//!
 //! Invariants: a sequence is given once; what a reader is told to be readable is on the disk, unless the state says that
 //! it is in memory only; between two values that a reader gets, every missing record was told with its cause.
 //!

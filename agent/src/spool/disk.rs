@@ -174,9 +174,10 @@ impl Disk {
     }
 
     fn keep_house(&mut self) -> Result<(), StoreError> {
+        // A segment goes by what is on the disk: what the cursors say in the meantime is not.
+        let passed = self.shared.passed();
         self.store_cursors()?;
         self.store_checkpoint()?;
-        let passed = self.shared.passed();
         held(&self.shared.losses).forget_upto(passed);
         if let Some(store) = &mut self.store {
             store.expire(passed)?;
@@ -395,4 +396,70 @@ fn chain(error: &StoreError) -> String {
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use flowtilla_agent_core::spool::{Cursor, Value};
+
+    use super::*;
+    use crate::spool::{Spool, SpoolOptions};
+
+    #[test]
+    fn a_segment_goes_only_when_the_cursor_that_passed_it_is_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = SpoolOptions {
+            free_octets_min: 0,
+            ..SpoolOptions::in_directory(directory.path().join("spool"))
+        };
+        let (spool, _) = Spool::open(options).unwrap();
+        assert!(spool.close(Duration::from_secs(30)));
+        let shared = Arc::clone(&spool.shared);
+        let mut store = Store::load(&shared, 0).unwrap();
+        for first in [1, 11] {
+            let octets = vec![7; 100].into();
+            let records = 10;
+            store
+                .write(&[Value {
+                    first,
+                    records,
+                    octets,
+                }])
+                .unwrap();
+            store.seal().unwrap();
+        }
+        let mut disk = Disk {
+            shared: Arc::clone(&shared),
+            generation: 0,
+            store: Some(store),
+            backoff: Backoff::new(0),
+            next_sync: 0,
+            next_housekeeping: 0,
+        };
+        held(&shared.checkpoints).stored = 20;
+        let save = |read| {
+            let mut cursors = held(&shared.cursors);
+            let cursor = Cursor {
+                read,
+                ..Cursor::beginning_at(0)
+            };
+            cursors.by_collector.insert("one".into(), cursor);
+            cursors.dirty.insert("one".into());
+        };
+        save(5);
+        std::thread::scope(|scope| {
+            // The next one comes while that one is being written.
+            scope.spawn(|| {
+                while !held(&shared.cursors).dirty.is_empty() {
+                    std::hint::spin_loop();
+                }
+                save(10);
+            });
+            disk.keep_house().unwrap();
+        });
+        let segments = |disk: &Disk| disk.store.as_ref().map(Store::segments);
+        assert_eq!(segments(&disk), Some(2), "the cursor on the disk says 5");
+        disk.keep_house().unwrap();
+        assert_eq!(segments(&disk), Some(1));
+    }
 }
