@@ -5,6 +5,10 @@
 //! a supervisor gives it up then. Nothing else here blocks. What the values say is not known here; [`survey`], which looks at
 //! a directory from outside, reads them.
 //!
+//! What is on a disk that must not be written, or in a segment that a thread holds which was given up, is read through a
+//! copy in the directory for temporary files. Only one that cannot be read so either counts as lost, alone; all that is on
+//! the disk does when nothing answers and memory is about to overflow.
+//!
 //! Invariants: a sequence is given once; what a reader is told to be readable is on the disk, unless the state says that
 //! it is in memory only; between two values that a reader gets, every missing record was told with its cause.
 //!
@@ -17,7 +21,7 @@
 //! | --- | --- |
 //! | `format` | `flowtilla-spool 1\n`. Any other text: the whole directory is renamed to `….set-aside-N`, and a new one made |
 //! | `lock` | flock(2): one process |
-//! | `mark` | `FTMK`, u64 last sequence that may be in any segment, u8 1 after a clean stop, 3 zeros, u32 sum of these 16 |
+//! | `mark` | `FTMK`, u64 last sequence that was given, u8 1 after a clean stop, 3 zeros, u32 sum of these 16 |
 //! | `segments/%016x/` | a `sled::Db`; its name is the sequence of its first record |
 //! | `segments/*.corrupt-N` | set aside: it did not open. At most 4, and the first to go at the bound |
 //! | `segments/*.gone` | half removed |
@@ -35,7 +39,8 @@
 //! or 2,048 values: flush, close, sync of every file and directory. It is removed by rename, then unlink. Other files are
 //! written under another name, synced, renamed, and the directory synced. A checkpoint waits until the records that it
 //! covers are durable. At a start only the newest segment is opened; the next sequence is one more than anything on the
-//! disk speaks of, so the mark makes what a crash took exact.
+//! disk speaks of. The mark is the newest sequence in memory at the time: what a crash took is told but for what was
+//! appended since the last sync, and what a stop could not write is told whole.
 //!
 //! # Measured
 //!
@@ -157,6 +162,8 @@ impl Spool {
             generation: AtomicU64::new(0),
             busy_since: AtomicU64::new(0),
             memory_only: AtomicBool::new(false),
+            woken: AtomicBool::new(false),
+            closing: Mutex::new(None),
             stopping: AtomicBool::new(false),
             lock: Mutex::new(claim.lock),
             layout,
@@ -223,7 +230,7 @@ impl Spool {
         held(&shared.checkpoints).octets += octets;
         if shared.is_memory_only() {
             shared.raise_readable(last);
-        } else if pressing {
+        } else if pressing && !shared.woken.swap(true, Ordering::AcqRel) {
             // It looks within half a second anyway.
             let _ = shared.ask(Command::Wake);
         }
@@ -304,16 +311,14 @@ impl Spool {
     fn replay_older(&self, after: u64) -> Read {
         let (sender, receiver) = sync_channel(1);
         let reply = Box::new(move |reply| drop(sender.send(reply)));
-        if self.shared.ask(Command::Read(after, READ_OCTETS_MAX, reply))
-            && let Ok(reply) = receiver.recv_timeout(self.shared.options.patience)
-        {
-            match reply {
-                Reply::Values(values) => return Read::Values(values),
-                Reply::Lost { upto, cause } => return Read::Lost { upto, cause },
-                Reply::InTail | Reply::Unavailable => {}
-            }
+        let asked = self.shared.ask(Command::Read(after, READ_OCTETS_MAX, reply));
+        let patience = self.shared.options.patience;
+        match asked.then(|| receiver.recv_timeout(patience)) {
+            Some(Ok(Reply::Values(values))) => Read::Values(values),
+            Some(Ok(Reply::Lost { upto, cause })) => Read::Lost { upto, cause },
+            Some(Ok(Reply::Unavailable { upto })) => self.shared.give_up(after, upto),
+            _ => self.shared.give_up(after, None),
         }
-        self.shared.give_up(after)
     }
 
     /// A reader for a collector's exporter, with the cursor that is kept for it. A collector without one begins here.
@@ -383,10 +388,10 @@ impl Spool {
     /// Tells whether all is on the disk. The spool takes nothing after it.
     pub fn close(&self, grace: Duration) -> bool {
         let (sender, receiver) = sync_channel(1);
-        let done = Box::new(move |clean| {
-            let _ = sender.send(clean);
-        });
-        let clean = self.shared.ask(Command::Close(done)) && receiver.recv_timeout(grace).unwrap_or(false);
+        *held(&self.shared.closing) = Some(sender);
+        // It is looked at after each command: a full queue needs no more of them.
+        let _ = self.shared.ask(Command::Wake);
+        let clean = receiver.recv_timeout(grace).unwrap_or(false);
         self.stop();
         clean
     }

@@ -34,8 +34,6 @@ const HANG: Duration = Duration::from_secs(10);
 const WATCH: Duration = Duration::from_secs(1);
 const NANOSECONDS: u64 = 1_000_000_000;
 
-type Done = Box<dyn FnOnce(bool) + Send>;
-
 struct Disk {
     shared: Arc<Shared>,
     generation: u64,
@@ -50,6 +48,7 @@ pub(crate) fn start(shared: &Arc<Shared>, store: Option<Store>) -> io::Result<Jo
     let generation = shared.generation.load(Ordering::Acquire);
     let (sender, receiver) = channel();
     *held(&shared.commands) = sender;
+    shared.woken.store(false, Ordering::Release);
     let mut disk = Disk {
         shared: Arc::clone(shared),
         generation,
@@ -65,7 +64,7 @@ pub(crate) fn start(shared: &Arc<Shared>, store: Option<Store>) -> io::Result<Jo
             held(&disk.shared.lock).take();
         }
         if let Some((done, clean)) = done {
-            done(clean);
+            let _ = done.try_send(clean);
         }
     })
 }
@@ -77,7 +76,7 @@ pub(crate) fn channel() -> (SyncSender<Command>, Receiver<Command>) {
 
 impl Disk {
     /// Runs until it is told to end, or given up. Hands back whom to tell that it has closed, and how.
-    fn run(&mut self, commands: &Receiver<Command>) -> Option<(Done, bool)> {
+    fn run(&mut self, commands: &Receiver<Command>) -> Option<(SyncSender<bool>, bool)> {
         loop {
             let now = clock::kernel_now().0;
             let wait = self.next_sync.min(self.next_housekeeping).saturating_sub(now);
@@ -91,18 +90,20 @@ impl Disk {
                 return None;
             }
             match command {
-                Ok(Command::Close(done)) => {
-                    let clean = self.close();
-                    self.shared.stopping.store(true, Ordering::Release);
-                    return Some((done, clean));
-                }
                 Ok(Command::Read(after, octets_max, reply)) => reply(self.read(after, octets_max)),
                 Ok(Command::Wake) => {
+                    self.shared.woken.store(false, Ordering::Release);
                     if !self.shared.is_memory_only() {
                         self.next_sync = 0;
                     }
                 }
                 Err(_) => {}
+            }
+            let closing = held(&self.shared.closing).clone();
+            if let Some(done) = closing {
+                let clean = self.close();
+                self.shared.stopping.store(true, Ordering::Release);
+                return Some((done, clean));
             }
             if self.shared.stopping.load(Ordering::Acquire) {
                 return None;
@@ -133,23 +134,26 @@ impl Disk {
         Ok(())
     }
 
+    /// The segments, listed if they were not yet.
+    fn store(&mut self) -> Result<&mut Store, StoreError> {
+        match &mut self.store {
+            Some(store) => Ok(store),
+            none => {
+                self.shared.step(self.generation)?;
+                let loaded = Store::load(&self.shared, self.generation);
+                Ok(none.insert(loaded.map_err(refused("list the segments"))?))
+            }
+        }
+    }
+
     /// Writes what is not durable; tells whether it was all.
     fn sync(&mut self) -> Result<bool, StoreError> {
         let shared = Arc::clone(&self.shared);
-        let generation = self.generation;
-        let store = match &mut self.store {
-            Some(store) => store,
-            none => {
-                shared.step(generation)?;
-                let loaded = Store::load(&shared, generation).map_err(refused("list the segments"))?;
-                none.insert(loaded)
-            }
-        };
+        let store = self.store()?;
         if shared.is_memory_only() {
             // Whether it is there again must be asked even when there is nothing to write.
             store.make_room()?;
-            let durable = held(&shared.tail).durable();
-            store.store_mark(durable, false)?;
+            store.store_mark(shared.newest(), false)?;
         }
         for _ in 0..BATCHES_MAX {
             let batch = held(&shared.tail).unsynced(BATCH_OCTETS_MAX);
@@ -162,20 +166,18 @@ impl Disk {
     }
 
     fn read(&mut self, after: u64, octets_max: usize) -> Reply {
-        match self.store.as_mut().map(|store| store.read(after, octets_max)) {
-            Some(Ok(reply)) => reply,
-            Some(Err(error)) => {
-                tracing::debug!(%error, "a reader is not answered");
-                Reply::Unavailable
-            }
-            None => Reply::Unavailable,
-        }
+        let read = self.store().and_then(|store| store.read(after, octets_max));
+        read.unwrap_or_else(|error| {
+            tracing::debug!(%error, "a reader is not answered");
+            Reply::Unavailable { upto: None }
+        })
     }
 
     fn keep_house(&mut self) -> Result<(), StoreError> {
+        // A segment goes by what is on the disk: what the cursors say in the meantime is not.
+        let passed = self.shared.passed();
         self.store_cursors()?;
         self.store_checkpoint()?;
-        let passed = self.shared.passed();
         held(&self.shared.losses).forget_upto(passed);
         if let Some(store) = &mut self.store {
             store.expire(passed)?;
@@ -319,20 +321,24 @@ impl Disk {
 
     fn close(&mut self) -> bool {
         let outcome = (|| {
+            // Should the rest fail or not come to its end, the next start counts what is missing.
+            if let Some(store) = &mut self.store {
+                store.store_mark(self.shared.newest(), false)?;
+            }
             while !self.sync()? {}
             self.keep_house()?;
             if let Some(store) = &mut self.store {
                 store.seal()?;
-                let durable = held(&self.shared.tail).durable();
-                store.store_mark(durable, true)?;
+                store.store_mark(self.shared.newest(), true)?;
             }
-            Ok::<(), StoreError>(())
+            let tail = held(&self.shared.tail);
+            Ok::<bool, StoreError>(tail.durable() == tail.newest())
         })();
         if let Err(error) = &outcome {
             tracing::error!(why = %chain(error), "the spool did not close cleanly");
         }
         self.store = None;
-        outcome.is_ok()
+        outcome.unwrap_or(false)
     }
 }
 
@@ -390,4 +396,70 @@ fn chain(error: &StoreError) -> String {
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use flowtilla_agent_core::spool::{Cursor, Value};
+
+    use super::*;
+    use crate::spool::{Spool, SpoolOptions};
+
+    #[test]
+    fn a_segment_goes_only_when_the_cursor_that_passed_it_is_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = SpoolOptions {
+            free_octets_min: 0,
+            ..SpoolOptions::in_directory(directory.path().join("spool"))
+        };
+        let (spool, _) = Spool::open(options).unwrap();
+        assert!(spool.close(Duration::from_secs(30)));
+        let shared = Arc::clone(&spool.shared);
+        let mut store = Store::load(&shared, 0).unwrap();
+        for first in [1, 11] {
+            let octets = vec![7; 100].into();
+            let records = 10;
+            store
+                .write(&[Value {
+                    first,
+                    records,
+                    octets,
+                }])
+                .unwrap();
+            store.seal().unwrap();
+        }
+        let mut disk = Disk {
+            shared: Arc::clone(&shared),
+            generation: 0,
+            store: Some(store),
+            backoff: Backoff::new(0),
+            next_sync: 0,
+            next_housekeeping: 0,
+        };
+        held(&shared.checkpoints).stored = 20;
+        let save = |read| {
+            let mut cursors = held(&shared.cursors);
+            let cursor = Cursor {
+                read,
+                ..Cursor::beginning_at(0)
+            };
+            cursors.by_collector.insert("one".into(), cursor);
+            cursors.dirty.insert("one".into());
+        };
+        save(5);
+        std::thread::scope(|scope| {
+            // The next one comes while that one is being written.
+            scope.spawn(|| {
+                while !held(&shared.cursors).dirty.is_empty() {
+                    std::hint::spin_loop();
+                }
+                save(10);
+            });
+            disk.keep_house().unwrap();
+        });
+        let segments = |disk: &Disk| disk.store.as_ref().map(Store::segments);
+        assert_eq!(segments(&disk), Some(2), "the cursor on the disk says 5");
+        disk.keep_house().unwrap();
+        assert_eq!(segments(&disk), Some(1));
+    }
 }

@@ -1,6 +1,7 @@
 //! A collector's side of the spool: from memory, else from the disk thread.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flowtilla_agent_core::spool::{Cursor, Value};
@@ -53,32 +54,49 @@ impl Reader {
 
     /// What comes after `after`: about `octets_max` octets of values, but at least one.
     ///
-    /// Waits only for the disk, and no longer than `patience`: then what is on it counts as lost for this reader, so that
-    /// what is in memory gets on its way.
+    /// Waits only for the disk. A segment that cannot be read counts as lost for this reader after `patience`. When the
+    /// disk does not answer at all, everything on it does, as soon as memory is about to overflow: what is in memory then
+    /// gets on its way.
     ///
     /// # Cancel safety
     /// Nothing is lost when it is dropped.
     pub async fn read(&self, after: u64, octets_max: usize) -> Read {
         let octets_max = octets_max.min(READ_OCTETS_MAX);
         let patience = self.shared.options.patience;
-        match tokio::time::timeout(patience, self.read_patiently(after, octets_max)).await {
-            Ok(read) => read,
-            Err(_) => self.shared.give_up(after),
+        loop {
+            let mut unavailable = None;
+            let read = self.read_patiently(after, octets_max, &mut unavailable);
+            if let Ok(read) = tokio::time::timeout(patience, read).await {
+                return read;
+            }
+            if unavailable.is_some() || held(&self.shared.tail).is_overflowing() {
+                return self.shared.give_up(after, unavailable);
+            }
         }
     }
 
-    async fn read_patiently(&self, after: u64, octets_max: usize) -> Read {
+    async fn read_patiently(&self, after: u64, octets_max: usize, unavailable: &mut Option<u64>) -> Read {
         loop {
+            let generation = self.shared.generation.load(Ordering::Acquire);
             if let Some(read) = self.shared.read_tail(after, octets_max) {
                 return read;
             }
-            let (sender, receiver) = oneshot::channel();
+            let (sender, mut receiver) = oneshot::channel();
             let reply = Box::new(move |reply| drop(sender.send(reply)));
             if self.shared.ask(Command::Read(after, octets_max, reply)) {
-                match receiver.await {
-                    Ok(Reply::Values(values)) => return Read::Values(values),
-                    Ok(Reply::Lost { upto, cause }) => return Read::Lost { upto, cause },
-                    Ok(Reply::InTail | Reply::Unavailable) | Err(_) => {}
+                let reply = loop {
+                    match tokio::time::timeout(READ_PAUSE, &mut receiver).await {
+                        Ok(reply) => break reply.ok(),
+                        // The thread that was asked may hang for ever.
+                        Err(_) if !self.shared.is_current(generation) => break None,
+                        Err(_) => {}
+                    }
+                };
+                match reply {
+                    Some(Reply::Values(values)) => return Read::Values(values),
+                    Some(Reply::Lost { upto, cause }) => return Read::Lost { upto, cause },
+                    Some(Reply::Unavailable { upto }) => *unavailable = upto,
+                    Some(Reply::InTail) | None => {}
                 }
             }
             tokio::time::sleep(READ_PAUSE).await;
@@ -95,5 +113,57 @@ impl Reader {
             *kept = cursor;
             cursors.dirty.insert(self.collector.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::Receiver;
+
+    use super::*;
+    use crate::spool::{Spool, SpoolOptions, disk};
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    fn asked(commands: &Receiver<Command>) -> Box<dyn FnOnce(Reply) + Send> {
+        match commands.recv_timeout(DEADLINE) {
+            Ok(Command::Read(0, _, reply)) => reply,
+            Ok(_) => panic!("something else was asked"),
+            Err(error) => panic!("nothing was asked: {error}"),
+        }
+    }
+
+    #[test]
+    fn a_thread_that_follows_one_that_hangs_is_asked_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = SpoolOptions::in_directory(directory.path().join("spool"));
+        let (spool, _) = Spool::open(options).unwrap();
+        assert!(spool.close(DEADLINE));
+        let shared = Arc::clone(&spool.shared);
+        let reader = Reader {
+            shared: Arc::clone(&shared),
+            collector: "one".into(),
+            cursor: Cursor::beginning_at(0),
+        };
+        shared.raise_readable(10);
+        let (sender, hangs) = disk::channel();
+        *held(&shared.commands) = sender;
+        let reading = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_time().build().unwrap();
+            runtime.block_on(reader.read(0, 1))
+        });
+        let unanswered = asked(&hangs);
+        let (sender, follows) = disk::channel();
+        *held(&shared.commands) = sender;
+        shared.generation.fetch_add(1, Ordering::AcqRel);
+        let value = Value {
+            first: 1,
+            records: 10,
+            octets: vec![7; 10].into(),
+        };
+        asked(&follows)(Reply::Values(vec![value.clone()]));
+        assert_eq!(reading.join().unwrap(), Read::Values(vec![value]));
+        drop((unanswered, hangs));
     }
 }

@@ -18,6 +18,7 @@ use std::thread;
 
 use bytes::Bytes;
 use flowtilla_agent_core::spool::Value;
+use tempfile::TempDir;
 
 use super::files;
 
@@ -100,6 +101,8 @@ pub(crate) struct Segment {
     db: Option<sled::Db>,
     file: File,
     path: PathBuf,
+    /// What goes with it, when it is a copy.
+    directory: Option<TempDir>,
 }
 
 /// What one reading found.
@@ -173,12 +176,19 @@ impl Segment {
                 db: Some(db),
                 file,
                 path: path.to_owned(),
+                directory: None,
             }),
             Err(error) => {
                 discard(db);
                 Err(error.into())
             }
         }
+    }
+
+    /// The directory goes when the segment does.
+    pub(crate) fn within(mut self, directory: TempDir) -> Self {
+        self.directory = Some(directory);
+        self
     }
 
     /// Writes a value. It is durable after the next [`Segment::sync`].

@@ -26,8 +26,6 @@ pub(crate) enum Command {
     Read(u64, usize, Box<dyn FnOnce(Reply) + Send>),
     /// Look what there is to do.
     Wake,
-    /// Sync everything and end; tell whether that was possible.
-    Close(Box<dyn FnOnce(bool) + Send>),
 }
 
 /// Cursors as the exporters last gave them.
@@ -79,6 +77,10 @@ pub(crate) struct Shared {
     /// Kernel time at which that thread last said that it does something; 0 while it waits.
     pub(crate) busy_since: AtomicU64,
     pub(crate) memory_only: AtomicBool,
+    /// A [`Command::Wake`] waits: more of them would only keep others out.
+    pub(crate) woken: AtomicBool,
+    /// Sync everything and end; tell here whether that was possible. A new thread finds it too.
+    pub(crate) closing: Mutex<Option<SyncSender<bool>>>,
     pub(crate) stopping: AtomicBool,
     /// Held as long as any thread may write.
     pub(crate) lock: Mutex<Option<File>>,
@@ -176,6 +178,11 @@ impl Shared {
         });
     }
 
+    /// Last sequence that was given.
+    pub(crate) fn newest(&self) -> u64 {
+        held(&self.tail).newest()
+    }
+
     /// Asks the disk thread. False: it does not take it.
     pub(crate) fn ask(&self, command: Command) -> bool {
         held(&self.commands).try_send(command).is_ok()
@@ -216,10 +223,11 @@ impl Shared {
         }
     }
 
-    /// Goes on without the disk: what is on it counts as lost for whoever has waited long enough.
-    pub(crate) fn give_up(&self, after: u64) -> Read {
+    /// Goes on without the disk: what is on it, or only up to `upto`, counts as lost for whoever has waited long enough.
+    pub(crate) fn give_up(&self, after: u64, upto: Option<u64>) -> Read {
         let first = held(&self.tail).first();
-        let upto = first.map_or(*self.readable.borrow(), |first| first - 1);
+        let end = first.map_or(*self.readable.borrow(), |first| first - 1);
+        let upto = upto.map_or(end, |upto| upto.min(end));
         if upto <= after {
             return Read::Nothing;
         }

@@ -1,7 +1,7 @@
 //! The segments on the disk: which there are, the head that is written, the one that is read, what goes.
 //!
 //! Only the disk thread is here. Every step says that it is alive ([`Shared::step`]) before it may hang.
-//! Invariants: `segments` ascends; the head, if there is one, is its last. A segment holds the records from its name up
+//! Invariants: `segments` ascends, none twice; the head, if there is one, is its last. A segment holds the records from its name up
 //! to the next one's name; anything else in it is void. Nothing durable is ever written again.
 
 use std::collections::VecDeque;
@@ -14,6 +14,8 @@ use std::time::Duration;
 use flowtilla_agent_core::spool::Value;
 
 mod reading;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use reading::Reply;
 
@@ -166,7 +168,7 @@ impl Store {
         };
         let first = first.first;
         self.make_room()?;
-        self.store_mark(last, false)?;
+        self.store_mark(self.shared.newest().max(last), false)?;
         let mut written = None;
         for value in values {
             self.shared.step(self.generation)?;
@@ -176,7 +178,9 @@ impl Store {
                     self.shared.advance(self.generation, first, last);
                 }
             }
-            let head = self.head(value.first)?;
+            self.make_head(value.first)?;
+            self.shared.step(self.generation)?;
+            let head = self.head.as_mut().ok_or(StoreError::Stale)?;
             head.segment.append(value)?;
             head.octets += value.octets.len() as u64;
             head.values += 1;
@@ -213,15 +217,26 @@ impl Store {
         self.mark = None;
         let Some(mut head) = self.head.take() else { return };
         head.segment.abandon();
-        if let Some(entry) = self.segments.back()
-            && entry.first > held(&self.shared.tail).durable()
-        {
-            let path = self.path(entry.first);
-            self.segments.pop_back();
-            if let Err(error) = segment::remove(&path) {
-                tracing::debug!(path = %path.display(), %error, "a failed segment stays");
-            }
+        let durable = held(&self.shared.tail).durable();
+        if let Err(error) = self.remove_from(durable + 1) {
+            tracing::debug!(%error, "a failed segment stays");
         }
+    }
+
+    /// Removes the segments that begin at `first` or later: none of their values is durable.
+    fn remove_from(&mut self, first: u64) -> Result<(), StoreError> {
+        while let Some(entry) = self.segments.pop_back_if(|entry| entry.first >= first) {
+            let path = self.path(entry.first);
+            if self
+                .reading
+                .as_ref()
+                .is_some_and(|(held, ..)| *held == entry.first)
+            {
+                self.reading = None;
+            }
+            segment::remove(&path).map_err(refused("remove a segment that is not whole"))?;
+        }
+        Ok(())
     }
 
     /// Syncs the head and closes it for good.
@@ -230,7 +245,16 @@ impl Store {
             return Ok(());
         };
         self.shared.step(self.generation)?;
-        let blobs = head.segment.seal()?;
+        let sealed = head.segment.seal();
+        self.shared.step(self.generation)?;
+        let blobs = match sealed {
+            Ok(blobs) => blobs,
+            Err(error) => {
+                let durable = held(&self.shared.tail).durable();
+                self.remove_from(durable + 1)?;
+                return Err(error.into());
+            }
+        };
         if blobs > 0 {
             tracing::error!(
                 blobs,
@@ -325,30 +349,37 @@ impl Store {
             || value.last() - first >= SEGMENT_RECORDS_MAX
     }
 
-    fn head(&mut self, first: u64) -> Result<&mut Head, StoreError> {
-        if self.head.is_none() {
-            self.shared.step(self.generation)?;
-            let path = self.path(first);
-            segment::remove(&path).map_err(refused("remove what stands in a segment's place"))?;
-            let segment = match Segment::create(&path) {
-                Ok(segment) => segment,
-                Err(error) => {
-                    let _ = segment::remove(&path);
-                    return Err(error.into());
-                }
-            };
-            self.segments.push_back(Entry {
-                first,
-                octets: files::allocated(&path),
-                made: boottime(),
-            });
-            self.head = Some(Head {
-                segment,
-                octets: 0,
-                values: 0,
-            });
+    fn make_head(&mut self, first: u64) -> Result<(), StoreError> {
+        if self.head.is_some() {
+            return Ok(());
         }
-        self.head.as_mut().ok_or(StoreError::Stale)
+        self.shared.step(self.generation)?;
+        // A thread that was given up may have begun it, and further ones.
+        self.remove_from(first)?;
+        let path = self.path(first);
+        segment::remove(&path).map_err(refused("remove what stands in a segment's place"))?;
+        let created = Segment::create(&path);
+        if let Err(stale) = self.shared.step(self.generation) {
+            // What is there now is another thread's.
+            if let Ok(mut segment) = created {
+                segment.abandon();
+            }
+            return Err(stale);
+        }
+        let segment = created.inspect_err(|_| {
+            let _ = segment::remove(&path);
+        })?;
+        self.segments.push_back(Entry {
+            first,
+            octets: files::allocated(&path),
+            made: boottime(),
+        });
+        self.head = Some(Head {
+            segment,
+            octets: 0,
+            values: 0,
+        });
+        Ok(())
     }
 
     fn is_head(&self, index: usize) -> bool {

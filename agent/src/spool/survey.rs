@@ -12,7 +12,7 @@
 //! holds, as `/proc/locks` has them: within this PID namespace, and on file systems whose devices stat(2) tells.
 
 mod account;
-mod copy;
+pub(super) mod copy;
 mod live;
 mod walk;
 

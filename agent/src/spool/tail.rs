@@ -131,6 +131,11 @@ impl Tail {
         self.octets > self.octets_max / 2
     }
 
+    /// Whether records are about to fall out that the disk does not have.
+    pub(crate) fn is_overflowing(&self) -> bool {
+        self.octets > self.octets_max / 4 * 3
+    }
+
     fn pop_durable(&mut self) -> bool {
         let durable = self
             .values

@@ -23,7 +23,7 @@ pub struct SpoolOptions {
     pub sync_interval: Duration,
     /// Octets of values in memory. A quarter of it may hold what is on the disk too.
     pub tail_octets_max: u64,
-    /// How long a reader waits for a disk that does not answer before it goes on with what is in memory.
+    /// How long a reader waits for a segment that cannot be read before it goes on without it.
     pub patience: Duration,
 }
 

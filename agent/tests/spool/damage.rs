@@ -188,3 +188,36 @@ fn a_segment_is_read_from_its_log_alone() {
     let (values, lost) = drain(&spool.reader(&collector("one")), 0);
     assert_eq!((records(&values), lost), (RECORDS, vec![]));
 }
+
+#[test]
+fn a_segment_that_another_holds_is_read_and_one_that_cannot_be_is_all_that_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = SpoolOptions {
+        patience: Duration::from_secs(1),
+        ..filled(directory.path(), true)
+    };
+    let segments = options.directory.join("segments");
+    let mut names: Vec<_> = fs::read_dir(&segments)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    let segment = segments.join(&names[1]);
+    let (spool, _) = open(&options);
+    // As a Db does that was given up.
+    let db = fs::File::open(segment.join("db")).unwrap();
+    db.lock().unwrap();
+    let (values, lost) = drain(&spool.reader(&collector("one")), 0);
+    assert_eq!((records(&values), lost), (RECORDS, vec![]));
+
+    // Larger than any that is copied.
+    let large = fs::File::create(segment.join("large")).unwrap();
+    large.set_len(1 << 30).unwrap();
+    drop(spool);
+    let (spool, _) = open(&options);
+    let (values, lost) = drain(&spool.reader(&collector("one")), 0);
+    let number = |name: &std::ffi::OsString| u64::from_str_radix(name.to_str().unwrap(), 16).unwrap();
+    let (first, next) = (number(&names[1]), number(&names[2]));
+    assert_eq!((lost[0].first, lost[0].last, lost.len()), (first, next - 1, 1));
+    assert_eq!(records(&values), RECORDS - (next - first));
+}

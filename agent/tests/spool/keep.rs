@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flowtilla_agent::spool::{Read, Spool, SpoolError};
+use flowtilla_agent::spool::{Bounds, Read, Spool, SpoolError, SpoolOptions};
 use flowtilla_agent_core::spool::Cursor;
 
 use crate::support::{self, assert_same, collector, drain, open, options, value, wait, wait_durable};
@@ -214,4 +214,48 @@ fn only_the_collectors_that_are_named_keep_their_place() {
     let (spool, _) = open(&options);
     assert_eq!(spool.reader(&one).cursor().begin, 0);
     assert_eq!(spool.reader(&two).cursor().begin, 100);
+}
+
+#[test]
+fn a_stop_under_pressure_keeps_everything() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = SpoolOptions {
+        tail_octets_max: 16 << 20,
+        sync_interval: Duration::from_secs(3_600),
+        ..options(directory.path())
+    };
+    let (spool, _) = open(&options);
+    let reader = spool.reader(&collector("one"));
+    let values: Vec<_> = (0..1_500).map(|n| value(n * 10 + 1, 10, 8_000)).collect();
+    values.iter().cloned().for_each(|value| spool.append(value));
+    assert!(spool.close(GRACE));
+    drop((spool, reader));
+
+    let (spool, opened) = open(&options);
+    assert_eq!((opened.next, opened.clean, opened.lost), (15_001, true, 0));
+    assert_same(&drain(&spool.reader(&collector("one")), 0), &values);
+}
+
+#[test]
+fn what_a_stop_cannot_write_is_counted_and_its_numbers_are_not_given_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let (spool, _) = open(&options);
+    let reader = spool.reader(&collector("one"));
+    spool.append(value(1, 10, 1_000));
+    wait_durable(&spool);
+    let mut full = Bounds::from(&options);
+    full.free_octets_min = 1 << 60;
+    spool.set_bounds(full);
+    spool.append(value(11, 10, 1_000));
+    assert!(!spool.close(GRACE));
+    drop((spool, reader));
+
+    let (spool, opened) = open(&options);
+    assert_eq!((opened.next, opened.clean, opened.lost), (21, false, 10));
+    let (values, lost) = drain(&spool.reader(&collector("one")), 0);
+    assert_eq!(
+        (values, lost.len(), lost[0].first),
+        (vec![value(1, 10, 1_000)], 1, 11)
+    );
 }

@@ -155,12 +155,17 @@ fn a_read_only_directory_is_no_reason_not_to_start() {
     drop(spool);
     image.remount("ro").unwrap();
 
+    let options = SpoolOptions {
+        patience: std::time::Duration::from_secs(5),
+        ..options
+    };
     let (spool, opened) = open(&options);
     assert_eq!(opened.next, 1_001);
     let reader = spool.reader(&collector("one"));
     let why = why(&spool);
     append(&spool, 100);
     assert_eq!(records(&drain(&reader, 1_000).0), 1_000, "{why}");
+    assert_eq!(records(&drain(&reader, 0).0), 2_000, "what is on it is read");
     image.remount("rw").unwrap();
     wait_working(&spool);
     assert_eq!(records(&drain(&reader, 0).0), 2_000);

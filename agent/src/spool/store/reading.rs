@@ -3,6 +3,7 @@
 //! At most one segment is open beside the head. What it does not hold is lost, and noted with its reason.
 
 use std::fs;
+use std::path::Path;
 
 use flowtilla_agent_core::spool::Value;
 
@@ -11,6 +12,7 @@ use crate::spool::SetAside;
 use crate::spool::lost::LostCause;
 use crate::spool::segment::{self, Segment, SegmentError, Verdict};
 use crate::spool::shared::held;
+use crate::spool::survey::copy::SegmentCopy;
 
 /// Damaged segments that are kept for whoever wants to look.
 const CORRUPT_MAX: usize = 4;
@@ -27,8 +29,10 @@ pub(crate) enum Reply {
     },
     /// It is in memory by now, or nowhere yet.
     InTail,
-    /// Not at this moment.
-    Unavailable,
+    /// Not at this moment; if it is told up to where, what comes after it may be had.
+    Unavailable {
+        upto: Option<u64>,
+    },
 }
 
 impl Store {
@@ -79,10 +83,13 @@ impl Store {
                 (Some(_), _) => return Ok(Reply::Values(without_gap(found.values))),
                 (None, Some(error)) if passing => {
                     tracing::debug!(%error, segment = first, "a segment cannot be read");
-                    return Ok(Reply::Unavailable);
+                    return Ok(Reply::Unavailable { upto: Some(last) });
                 }
                 (None, Some(error)) if from == first && !self.is_head(index - 1) => {
-                    self.set_aside(index - 1, last, &error)?;
+                    if let Err(refused) = self.set_aside(index - 1, last, &error) {
+                        tracing::debug!(%error, %refused, segment = first, "a damaged segment stays");
+                        return Ok(Reply::Unavailable { upto: Some(last) });
+                    }
                 }
                 (None, error) => {
                     if let Some(error) = error {
@@ -106,7 +113,7 @@ impl Store {
             other => {
                 // One is closed before the next is opened: memory is that of one.
                 drop(other);
-                Segment::open(&path_of(&self.layout, first))?
+                open_somehow(&path_of(&self.layout, first))?
             }
         };
         Ok(&mut self.reading.insert((first, segment, used)).1)
@@ -165,6 +172,22 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Opens a segment. One that is held by a thread that hangs, or that must not be written, is read through a copy.
+fn open_somehow(path: &Path) -> Result<Segment, SegmentError> {
+    Segment::open(path).or_else(|error| {
+        if error.verdict() != Verdict::Passing {
+            return Err(error);
+        }
+        match SegmentCopy::open(path) {
+            Ok(copy) => Ok(copy.segment),
+            Err(copy) => {
+                tracing::debug!(path = %path.display(), ?copy, "nor is there a copy of the segment");
+                Err(error)
+            }
+        }
+    })
 }
 
 fn without_gap(values: Vec<Value>) -> Vec<Value> {

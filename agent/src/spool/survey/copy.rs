@@ -10,10 +10,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use tempfile::TempDir;
-
 use super::files;
-use super::{Segment, SegmentInfo, SurveyError};
+use super::{Segment, SurveyError};
 use crate::spool::segment::{SegmentError, Verdict};
 
 /// Most octets of a segment that are copied. What is written stays below a twentieth of it.
@@ -26,16 +24,15 @@ const CHUNK_OCTETS: usize = 64 << 10;
 
 /// An open copy.
 #[derive(Debug)]
-pub(super) struct SegmentCopy {
-    pub(super) segment: Segment,
+pub(in crate::spool) struct SegmentCopy {
+    pub(in crate::spool) segment: Segment,
     /// Why only its log could be used, if that is so.
     pub(super) log_alone: Option<String>,
-    _directory: TempDir,
 }
 
 /// Why there is none.
 #[derive(Debug)]
-pub(super) enum CopyError {
+pub(in crate::spool) enum CopyError {
     /// The segment is gone.
     Gone,
     /// It is larger than any that is written.
@@ -49,17 +46,17 @@ pub(super) enum CopyError {
 }
 
 impl SegmentCopy {
-    pub(super) fn open(info: &SegmentInfo) -> Result<Self, CopyError> {
+    pub(in crate::spool) fn open(original: &Path) -> Result<Self, CopyError> {
         let directory = tempfile::Builder::new()
             .prefix("flowtilla-")
             .tempdir()
             .map_err(no_place)?;
         let path = directory.path().join("segment");
-        let log = info.path.join("db");
+        let log = original.join("db");
         for attempt in 1.. {
             let before = stamp(&log)?;
             let mut budget = SEGMENT_DISK_OCTETS_MAX;
-            copy(&info.path, &path, &mut budget)?;
+            copy(original, &path, &mut budget)?;
             if stamp(&log)? == before || attempt == COPIES_MAX {
                 break;
             }
@@ -75,9 +72,8 @@ impl SegmentCopy {
             Err(error) => return Err(CopyError::Segment(error)),
         };
         Ok(Self {
-            segment,
+            segment: segment.within(directory),
             log_alone,
-            _directory: directory,
         })
     }
 }
@@ -113,6 +109,8 @@ fn copy(from: &Path, to: &Path, budget: &mut u64) -> Result<(), CopyError> {
         let target = to.join(path.file_name().unwrap_or_default());
         if metadata.is_dir() && path.file_name().is_some_and(|name| name == "blobs") {
             copy(&path, &target, budget)?;
+        } else if metadata.len() > *budget {
+            return Err(CopyError::TooLarge);
         } else if metadata.is_file() {
             copy_file(&path, &target, budget)?;
         }

@@ -225,7 +225,7 @@ impl Survey {
             return Ok(None);
         }
         let newest = self.chain().next_back();
-        let on_disk = match newest.map(|info| (info, SegmentCopy::open(info))) {
+        let on_disk = match newest.map(|info| (info, SegmentCopy::open(&info.path))) {
             None => 0,
             Some((info, Ok(mut copy))) => match copy.segment.last() {
                 Ok(last) => last.unwrap_or(info.first - 1),
@@ -331,9 +331,9 @@ impl Walk<'_> {
 
     /// An agent may have written in the middle of the copy: once more.
     fn open(&self, info: &SegmentInfo) -> Result<SegmentCopy, CopyError> {
-        match SegmentCopy::open(info) {
+        match SegmentCopy::open(&info.path) {
             Err(CopyError::Segment(_) | CopyError::Read(_)) if self.survey.writer.is_some() => {
-                SegmentCopy::open(info)
+                SegmentCopy::open(&info.path)
             }
             opened => opened,
         }
