@@ -110,8 +110,9 @@ impl Source {
 fn give(kept: &Value, collector: &mut Collector, now: KernelTime) {
     let lost = match value::decode(&kept.octets, Some(kept.first)) {
         Ok((_, records)) if records.len() as u64 == u64::from(kept.records) => {
-            if collector.handle_values(kept.first, &records, now) {
-                return;
+            let follows = kept.first <= collector.reading_after() + 1;
+            if collector.handle_values(kept.first, &records, now) || follows {
+                return; // Taken, or nobody wants it any more.
             }
             tracing::error!(first = kept.first, "the spool left records out without a cause");
             kept.first - 1
