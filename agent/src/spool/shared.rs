@@ -245,8 +245,13 @@ impl Shared {
     /// The last sequence that every collector's application has handled and that the checkpoint covers.
     pub(crate) fn passed(&self) -> u64 {
         let checkpoint = held(&self.checkpoints).stored;
+        checkpoint.min(self.passed_by_all())
+    }
+
+    /// The last sequence that every collector's application has handled.
+    pub(crate) fn passed_by_all(&self) -> u64 {
         let cursors = held(&self.cursors);
         let read = cursors.by_collector.values().map(|cursor| cursor.read);
-        read.fold(checkpoint, u64::min)
+        read.min().unwrap_or(u64::MAX)
     }
 }

@@ -410,7 +410,12 @@ impl Store {
         let (first, last) = (self.segments[0].first, self.last_of(0));
         self.remove_oldest()?;
         if last >= first {
-            let records = held(&self.shared.losses).add(first, last, LostCause::Evicted);
+            let passed = self.shared.passed_by_all();
+            let mut losses = held(&self.shared.losses);
+            // Nobody misses what all have read.
+            losses.add(first, last.min(passed), LostCause::Evicted);
+            let records = losses.add(first, last, LostCause::Evicted);
+            drop(losses);
             self.shared.count_lost(records, LostCause::Evicted);
             tracing::info!(first, last, records, "the oldest segment was evicted");
         }

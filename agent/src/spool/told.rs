@@ -148,7 +148,7 @@ pub struct SpoolStatus {
     pub segments: u64,
     /// Octets in memory.
     pub tail_octets: u64,
-    /// Records that the bounds pushed out, since the start.
+    /// Records that the bounds pushed out before every collector had read them, since the start.
     pub evicted: u64,
     /// Records found damaged, since the start.
     pub damaged: u64,
