@@ -331,8 +331,7 @@ impl Spool {
             Some(cursor) => cursor.clone(),
             None => {
                 let cursor = begin_at(newest);
-                cursors.by_collector.insert(name.clone(), cursor.clone());
-                cursors.dirty.insert(name.clone());
+                cursors.put(name.clone(), cursor.clone());
                 cursors.forgotten.remove(&name);
                 cursor
             }

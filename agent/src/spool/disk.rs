@@ -91,6 +91,11 @@ impl Disk {
             }
             match command {
                 Ok(Command::Read(after, octets_max, reply)) => reply(self.read(after, octets_max)),
+                Ok(Command::KeepHouse) => {
+                    if !self.shared.is_memory_only() {
+                        self.next_housekeeping = 0;
+                    }
+                }
                 Ok(Command::Wake) => {
                     self.shared.woken.store(false, Ordering::Release);
                     if !self.shared.is_memory_only() {
@@ -194,7 +199,7 @@ impl Disk {
     }
 
     fn store_cursors(&self) -> Result<(), StoreError> {
-        let (dirty, forgotten) = {
+        let (dirty, forgotten, puts) = {
             let mut cursors = held(&self.shared.cursors);
             let names = std::mem::take(&mut cursors.dirty);
             let dirty: Vec<_> = names
@@ -207,7 +212,7 @@ impl Disk {
                         .map(|cursor| (name, cursor))
                 })
                 .collect();
-            (dirty, std::mem::take(&mut cursors.forgotten))
+            (dirty, std::mem::take(&mut cursors.forgotten), cursors.puts)
         };
         let layout = &self.shared.layout;
         let outcome = (|| {
@@ -230,7 +235,9 @@ impl Disk {
             }
             Ok(())
         })();
-        if outcome.is_err() {
+        if outcome.is_ok() {
+            held(&self.shared.cursors).stored.send_replace(puts);
+        } else {
             // Once more when the disk is back; a collector that came back meanwhile is not forgotten.
             let mut cursors = held(&self.shared.cursors);
             for (name, _) in dirty {

@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Read(u64, usize, Box<dyn FnOnce(Reply) + Send>),
     /// Look what there is to do.
     Wake,
+    /// Store cursors now.
+    KeepHouse,
 }
 
 /// Cursors as the exporters last gave them.
@@ -36,6 +38,18 @@ pub(crate) struct Cursors {
     pub(crate) dirty: BTreeSet<String>,
     /// Files to remove.
     pub(crate) forgotten: BTreeSet<String>,
+    /// How often one was put here, and how often when they were last stored.
+    pub(crate) puts: u64,
+    pub(crate) stored: watch::Sender<u64>,
+}
+
+impl Cursors {
+    /// Keeps a cursor, to be stored.
+    pub(crate) fn put(&mut self, collector: String, cursor: Cursor) {
+        self.dirty.insert(collector.clone());
+        self.by_collector.insert(collector, cursor);
+        self.puts += 1;
+    }
 }
 
 #[derive(Debug, Default)]

@@ -154,8 +154,7 @@ pub(crate) fn settle(shared: &Shared, store: &Store, files: &Files, on_disk: Opt
             collector = name,
             "its cursor is damaged: it gets everything there is once more"
         );
-        cursors.by_collector.insert(name.clone(), begin_at(oldest));
-        cursors.dirty.insert(name.clone());
+        cursors.put(name.clone(), begin_at(oldest));
     }
     drop(cursors);
 

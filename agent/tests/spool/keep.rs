@@ -259,3 +259,26 @@ fn what_a_stop_cannot_write_is_counted_and_its_numbers_are_not_given_again() {
         (vec![value(1, 10, 1_000)], 1, 11)
     );
 }
+
+#[test]
+fn a_cursor_that_must_be_stored_is_there_after_a_crash() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let one = collector("one");
+    for taken in [40, 30, 90] {
+        let (spool, opened) = open(&options);
+        let reader = spool.reader(&one);
+        spool.append(value(opened.next, 100, 1_000));
+        wait_durable(&spool);
+        let cursor = Cursor {
+            taken,
+            ..reader.cursor()
+        };
+        assert!(support::runtime().block_on(reader.save_now(cursor.clone())));
+        // Again, with nothing new.
+        assert!(support::runtime().block_on(reader.save_now(cursor)));
+        drop((spool, reader));
+        let (spool, _) = open(&options);
+        assert_eq!(spool.reader(&one).cursor().taken, taken);
+    }
+}
