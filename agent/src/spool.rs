@@ -25,10 +25,13 @@
 //! | `segments/%016x/` | a `sled::Db`; its name is the sequence of its first record |
 //! | `segments/*.corrupt-N` | set aside: it did not open. At most 4, and the first to go at the bound |
 //! | `segments/*.gone` | half removed |
-//! | `cursors/NAME.json` | [`Cursor`](flowtilla_agent_core::spool::Cursor) of the collector NAME |
+//! | `cursors/NAME.json` | [`Cursor`](flowtilla_agent_core::spool::Cursor) of the collector NAME, sealed |
 //! | `checkpoint` | `FTCK`, u32 sum of sequence and octets, u64 sequence, u64 length, octets |
 //! | `ledger` | `FTLG`, u32 sum of the octets, octets: what the owner wants kept, not known here |
-//! | `lost` | JSON array of [`LostRange`], ascending: what is missing and is not told by its place |
+//! | `lost` | JSON array of [`LostRange`], ascending, sealed: what is missing and is not told by its place |
+//!
+//! Sealed: `{"sum":"%08x","value":JSON}`, and the sum is that of the octets of JSON. A file that speaks of sequences more
+//! than 2^20 beyond the mark, or beyond 2^63, counts as damaged, as one with a wrong sum does.
 //!
 //! A segment holds the records from its name up to the next one's name. Key: u64 big-endian, first sequence. Value: u32
 //! length of the octets, u32 sum of (key, records, octets), u32 records, octets. A missing record without a range in `lost`

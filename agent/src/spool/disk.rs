@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use flowtilla_agent_core::backoff::Backoff;
 
-use super::files;
 use super::shared::{Command, Shared, held};
 use super::store::{Reply, Store, StoreError, refused};
 use crate::clock;
@@ -218,11 +217,9 @@ impl Disk {
         let outcome = (|| {
             for (name, cursor) in &dirty {
                 self.shared.step(self.generation)?;
-                let octets = serde_json::to_vec(cursor).map_err(|error| StoreError::Io {
-                    what: "write a cursor",
-                    source: error.into(),
-                })?;
-                files::replace(&layout.cursor(name), &octets).map_err(refused("write a cursor"))?;
+                layout
+                    .store_cursor(name, cursor)
+                    .map_err(refused("write a cursor"))?;
             }
             for name in &forgotten {
                 self.shared.step(self.generation)?;
@@ -308,7 +305,7 @@ impl Disk {
         self.shared.step(self.generation)?;
         let stored = octets
             .map_err(io::Error::from)
-            .and_then(|octets| files::replace(&self.shared.layout.lost(), &octets));
+            .and_then(|octets| self.shared.layout.store_losses(&octets));
         stored.map_err(|error| {
             held(&self.shared.losses).set_changed();
             refused("write what was lost")(error)

@@ -14,6 +14,8 @@ use flowtilla_agent_core::spool::Cursor;
 use rustix::fs::{FlockOperation, flock};
 
 use super::Checkpoint;
+use super::lost::Losses;
+use super::store::{SEGMENT_RECORDS_MAX, SEQUENCE_MAX};
 
 /// What this version writes, and all that it reads.
 const FORMAT: &[u8] = b"flowtilla-spool 1\n";
@@ -126,6 +128,7 @@ impl Layout {
     /// Cursors by collector, and the names of those that cannot be read.
     pub(crate) fn load_cursors(&self) -> io::Result<(BTreeMap<String, Cursor>, Vec<String>)> {
         let (mut cursors, mut unreadable) = (BTreeMap::new(), Vec::new());
+        let limit = self.limit()?;
         for path in entries(&self.cursors())? {
             let name = path
                 .file_name()
@@ -134,14 +137,45 @@ impl Layout {
             let Some(name) = name.filter(|name| !name.is_empty()) else {
                 continue;
             };
-            match read(&path)?.map(|octets| serde_json::from_slice(&octets)) {
-                Some(Ok(cursor)) => {
+            let octets = read(&path)?.unwrap_or_default();
+            let cursor = unseal(&octets).and_then(|octets| serde_json::from_slice(octets).ok());
+            match cursor.filter(|cursor| is_possible(cursor, limit)) {
+                Some(cursor) => {
                     cursors.insert(name.to_owned(), cursor);
                 }
-                _ => unreadable.push(name.to_owned()),
+                None => unreadable.push(name.to_owned()),
             }
         }
         Ok((cursors, unreadable))
+    }
+
+    pub(crate) fn store_cursor(&self, collector: &str, cursor: &Cursor) -> io::Result<()> {
+        replace(&self.cursor(collector), &seal(&serde_json::to_vec(cursor)?))
+    }
+
+    /// What is noted as lost; `None` when nothing ever was; `InvalidData` when it is damaged.
+    pub(crate) fn load_losses(&self) -> io::Result<Option<Losses>> {
+        let Some(octets) = read(&self.lost())? else {
+            return Ok(None);
+        };
+        let limit = self.limit()?;
+        unseal(&octets)
+            .and_then(|octets| Losses::decode(octets).ok())
+            .filter(|losses| losses.ranges().last().is_none_or(|range| range.last <= limit))
+            .map(Some)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))
+    }
+
+    pub(crate) fn store_losses(&self, octets: &[u8]) -> io::Result<()> {
+        replace(&self.lost(), &seal(octets))
+    }
+
+    /// The last sequence that any file can speak of: beyond it no number follows from a file, whatever it says.
+    fn limit(&self) -> io::Result<u64> {
+        let mark = Mark::load(self)?;
+        Ok(mark.map_or(SEQUENCE_MAX, |(last, _)| {
+            last.saturating_add(SEGMENT_RECORDS_MAX).min(SEQUENCE_MAX)
+        }))
     }
 
     pub(crate) fn store_checkpoint(&self, checkpoint: &Checkpoint) -> io::Result<()> {
@@ -159,7 +193,9 @@ impl Layout {
         let Some(octets) = read(&self.checkpoint())? else {
             return Ok(None);
         };
+        let limit = self.limit()?;
         decode_checkpoint(&octets)
+            .filter(|checkpoint| checkpoint.sequence <= limit)
             .map(Some)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the checkpoint is damaged"))
     }
@@ -180,6 +216,29 @@ impl Layout {
             .map(|(_, octets)| Some(Bytes::copy_from_slice(octets)))
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the ledger is damaged"))
     }
+}
+
+/// JSON with the checksum of its octets before it, as JSON.
+fn seal(json: &[u8]) -> Vec<u8> {
+    let sum = crc32fast::hash(json);
+    [
+        format!("{{\"sum\":\"{sum:08x}\",\"value\":").as_bytes(),
+        json,
+        b"}",
+    ]
+    .concat()
+}
+
+/// What [`seal`] was given; `None`: it is not what was written.
+fn unseal(octets: &[u8]) -> Option<&[u8]> {
+    let rest = octets.strip_prefix(b"{\"sum\":\"")?;
+    let (sum, rest) = rest.split_first_chunk::<8>()?;
+    let json = rest.strip_prefix(b"\",\"value\":")?.strip_suffix(b"}")?;
+    (*sum == *format!("{:08x}", crc32fast::hash(json)).as_bytes()).then_some(json)
+}
+
+fn is_possible(cursor: &Cursor, limit: u64) -> bool {
+    cursor.begin <= cursor.read && cursor.read <= cursor.taken && cursor.taken <= limit
 }
 
 fn decode_checkpoint(octets: &[u8]) -> Option<Checkpoint> {
@@ -338,6 +397,7 @@ fn open_for_writing(path: &Path, truncate: bool) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spool::lost::LostCause;
 
     #[test]
     fn checkpoint_comes_back_and_every_flipped_bit_is_noticed() {
@@ -360,6 +420,57 @@ mod tests {
         }
         for length in 0..whole.len() {
             assert_eq!(decode_checkpoint(&whole[..length]), None, "length {length}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_cursor_or_of_what_was_lost_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            directory: directory.path().to_owned(),
+        };
+        layout.make().unwrap();
+        let cursor = Cursor::beginning_at(4_321);
+        layout.store_cursor("one", &cursor).unwrap();
+        let mut losses = Losses::default();
+        losses.add(5, 4_321, LostCause::Evicted);
+        layout.store_losses(&losses.encode().unwrap()).unwrap();
+        assert_eq!(layout.load_cursors().unwrap().0["one"], cursor);
+        assert_eq!(layout.load_losses().unwrap().unwrap().ranges(), losses.ranges());
+        for path in [layout.cursor("one"), layout.lost()] {
+            let whole = fs::read(path).unwrap();
+            for bit in 0..whole.len() * 8 {
+                let mut flipped = whole.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(unseal(&flipped), None, "bit {bit}");
+            }
+            assert!(serde_json::from_slice::<serde_json::Value>(&whole).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_sequence_that_was_never_given_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            directory: directory.path().to_owned(),
+        };
+        layout.make().unwrap();
+        Mark::open(&layout).unwrap().store(100, false).unwrap();
+        let mut losses = Losses::default();
+        losses.add(5, u64::MAX, LostCause::Evicted);
+        layout.store_losses(&losses.encode().unwrap()).unwrap();
+        assert!(layout.load_losses().is_err());
+        for (taken, is_read) in [(100, true), (u64::MAX, false)] {
+            let cursor = Cursor {
+                taken,
+                ..Cursor::beginning_at(50)
+            };
+            layout.store_cursor("one", &cursor).unwrap();
+            let (cursors, unreadable) = layout.load_cursors().unwrap();
+            assert_eq!(
+                (cursors.len(), unreadable.len()),
+                if is_read { (1, 0) } else { (0, 1) }
+            );
         }
     }
 

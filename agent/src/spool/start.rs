@@ -108,14 +108,11 @@ impl Files {
             tracing::error!(%error, "the ledger is not used");
             None
         });
-        let losses = match files::read(&layout.lost())?.map(|octets| Losses::decode(&octets)) {
-            None => Losses::default(),
-            Some(Ok(losses)) => losses,
-            Some(Err(error)) => {
-                tracing::error!(%error, "what was lost earlier is not known");
-                Losses::default()
-            }
-        };
+        let losses = layout.load_losses().unwrap_or_else(|error| {
+            tracing::error!(%error, "what was lost earlier is not known");
+            None
+        });
+        let losses = losses.unwrap_or_default();
         let mark = Mark::load(layout)?;
         let sequences = by_collector
             .values()
