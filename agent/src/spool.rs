@@ -15,7 +15,8 @@
 //! # On the disk
 //!
 //! Version 1. Directories are 0700, files in them 0600 (sled's snapshots apart). Numbers are little-endian where it is
-//! not said otherwise. `sum` is CRC-32 (IEEE).
+//! not said otherwise. Directories that belong to another user or that others may write to are refused, links to files are not
+//! followed. `sum` is CRC-32 (IEEE).
 //!
 //! | path | what |
 //! | --- | --- |
@@ -130,7 +131,7 @@ impl Spool {
     ///
     /// # Errors
     /// [`SpoolError::Locked`] when another process has it; [`SpoolError::Unreadable`] when it is there and its sequences
-    /// cannot be told; [`SpoolError::Thread`] when no thread can be started.
+    /// cannot be told; [`SpoolError::Unsafe`] when another user can change it; [`SpoolError::Thread`] when no thread can be started.
     pub fn open(options: SpoolOptions) -> Result<(Self, Opened), SpoolError> {
         settle_allocator();
         let layout = Layout {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -13,9 +13,9 @@ use bytes::Bytes;
 use flowtilla_agent_core::spool::Cursor;
 use rustix::fs::{FlockOperation, flock};
 
-use super::Checkpoint;
 use super::lost::Losses;
 use super::store::{SEGMENT_RECORDS_MAX, SEQUENCE_MAX};
+use super::{Checkpoint, SpoolError};
 
 /// What this version writes, and all that it reads.
 const FORMAT: &[u8] = b"flowtilla-spool 1\n";
@@ -93,6 +93,31 @@ impl Layout {
         self.directory.parent().map_or(Ok(()), sync_directory)
     }
 
+    /// Refuses what another user can change: this process may be root, and follow where that user leads.
+    pub(crate) fn check_owner(&self) -> Result<(), SpoolError> {
+        let ours = rustix::process::geteuid().as_raw();
+        for path in [&self.directory, &self.segments(), &self.cursors()] {
+            // A link of ours to another disk is welcome.
+            let metadata = [fs::symlink_metadata(path), fs::metadata(path)];
+            for metadata in metadata.into_iter().flatten() {
+                let is_link = metadata.file_type().is_symlink();
+                let why = if metadata.uid() != ours {
+                    let uid = metadata.uid();
+                    format!(
+                        "it belongs to user {uid}, this is user {ours}: chown it, or name another directory"
+                    )
+                } else if !is_link && metadata.mode() & 0o022 != 0 {
+                    "others may write to it: chmod go-w it, or name another directory".to_owned()
+                } else {
+                    continue;
+                };
+                let path = path.clone();
+                return Err(SpoolError::Unsafe { path, why });
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn read_format(&self) -> io::Result<Format> {
         let octets = read(&self.format())?;
         match octets.as_deref() {
@@ -114,7 +139,7 @@ impl Layout {
     /// A directory that cannot be written is locked too, if the file is there.
     pub(crate) fn lock(&self) -> io::Result<Option<File>> {
         let path = self.directory.join("lock");
-        let file = open_for_writing(&path, false).or_else(|error| match File::open(&path) {
+        let file = open_for_writing(&path, false).or_else(|error| match open_for_reading(&path) {
             Ok(file) => Ok(file),
             Err(_) => Err(error),
         })?;
@@ -370,18 +395,26 @@ pub(crate) fn free(path: &Path) -> io::Result<(u64, u64)> {
 
 /// A whole file; `None` when there is none.
 pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match fs::metadata(path) {
+    let mut file = match open_for_reading(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-        Ok(metadata) if metadata.len() > FILE_OCTETS_MAX => {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "larger than any that is written",
-            ));
-        }
-        Ok(_) => {}
+        file => file?,
+    };
+    let length = file.metadata()?.len();
+    if length > FILE_OCTETS_MAX {
+        let why = "larger than any that is written";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
-    fs::read(path).map(Some)
+    let mut octets = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    file.read_to_end(&mut octets)?;
+    Ok(Some(octets))
+}
+
+/// Opens a file, unless it is a link.
+pub(crate) fn open_for_reading(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
 }
 
 fn open_for_writing(path: &Path, truncate: bool) -> io::Result<File> {
@@ -391,6 +424,7 @@ fn open_for_writing(path: &Path, truncate: bool) -> io::Result<File> {
         .create(true)
         .truncate(truncate)
         .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
         .open(path)
 }
 

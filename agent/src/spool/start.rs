@@ -57,6 +57,7 @@ pub(crate) fn claim(layout: &Layout) -> Result<Claim, SpoolError> {
 impl Claim {
     fn take(&mut self, layout: &Layout) -> Result<(), SpoolError> {
         self.refused(files::make_directory(&layout.directory).err());
+        layout.check_owner()?;
         match layout.lock() {
             Ok(Some(lock)) => self.lock = Some(lock),
             Ok(None) => return Err(SpoolError::Locked(layout.directory.clone())),
