@@ -10,8 +10,8 @@
 //! [`DropPoint::ShutdownGrace`].
 //!
 //! Order of a turn: time before input, the socket before records: a busy producer must not hold back acknowledgements.
-//! The cursor is saved at once when the collector restarted, before anything is sent to its successor: an agent that died
-//! meanwhile must not believe the old one.
+//! When the collector restarted or another is fed, the cursor is on the disk before a connection to the successor is
+//! tried, if the disk lets it within 2 s: an agent that died meanwhile must not believe the old one.
 //!
 //! A change from one collector to another, which is the end of the connection:
 //! - The one left is in reach: no record is sent any more, and what is on the way may come to its end, for
@@ -223,12 +223,20 @@ impl Exporter {
 
     /// Feeds the member in use over one connection after the other.
     async fn feed(&mut self) -> Interrupt {
+        let mut is_successor = true;
         loop {
+            if is_successor {
+                let stored = self.reader.save_now(self.cursor());
+                if let Err(interrupt) = self.attend(stored).await {
+                    return interrupt;
+                }
+            }
             let end = match self.run_connection().await {
                 Ok(end) => end,
                 Err(interrupt) => return interrupt,
             };
             self.handle_end(&end);
+            is_successor = end.restarted;
             let used = self.used();
             let delay = used.backoff.handle_failure();
             tracing::debug!(collector = %used.collector.name, delay_ms = delay.as_millis(), "waits before the next try");

@@ -15,7 +15,8 @@
 //! # On the disk
 //!
 //! Version 1. Directories are 0700, files in them 0600 (sled's snapshots apart). Numbers are little-endian where it is
-//! not said otherwise. `sum` is CRC-32 (IEEE).
+//! not said otherwise. Directories that belong to another user or that others may write to are refused, links to files are not
+//! followed. `sum` is CRC-32 (IEEE).
 //!
 //! | path | what |
 //! | --- | --- |
@@ -25,10 +26,13 @@
 //! | `segments/%016x/` | a `sled::Db`; its name is the sequence of its first record |
 //! | `segments/*.corrupt-N` | set aside: it did not open. At most 4, and the first to go at the bound |
 //! | `segments/*.gone` | half removed |
-//! | `cursors/NAME.json` | [`Cursor`](flowtilla_agent_core::spool::Cursor) of the collector NAME |
+//! | `cursors/NAME.json` | [`Cursor`](flowtilla_agent_core::spool::Cursor) of the collector NAME, sealed |
 //! | `checkpoint` | `FTCK`, u32 sum of sequence and octets, u64 sequence, u64 length, octets |
 //! | `ledger` | `FTLG`, u32 sum of the octets, octets: what the owner wants kept, not known here |
-//! | `lost` | JSON array of [`LostRange`], ascending: what is missing and is not told by its place |
+//! | `lost` | JSON array of [`LostRange`], ascending, sealed: what is missing and is not told by its place |
+//!
+//! Sealed: `{"sum":"%08x","value":JSON}`, and the sum is that of the octets of JSON. A file that speaks of sequences more
+//! than 2^20 beyond the mark, or beyond 2^63, counts as damaged, as one with a wrong sum does.
 //!
 //! A segment holds the records from its name up to the next one's name. Key: u64 big-endian, first sequence. Value: u32
 //! length of the octets, u32 sum of (key, records, octets), u32 records, octets. A missing record without a range in `lost`
@@ -127,7 +131,7 @@ impl Spool {
     ///
     /// # Errors
     /// [`SpoolError::Locked`] when another process has it; [`SpoolError::Unreadable`] when it is there and its sequences
-    /// cannot be told; [`SpoolError::Thread`] when no thread can be started.
+    /// cannot be told; [`SpoolError::Unsafe`] when another user can change it; [`SpoolError::Thread`] when no thread can be started.
     pub fn open(options: SpoolOptions) -> Result<(Self, Opened), SpoolError> {
         settle_allocator();
         let layout = Layout {
@@ -331,8 +335,7 @@ impl Spool {
             Some(cursor) => cursor.clone(),
             None => {
                 let cursor = begin_at(newest);
-                cursors.by_collector.insert(name.clone(), cursor.clone());
-                cursors.dirty.insert(name.clone());
+                cursors.put(name.clone(), cursor.clone());
                 cursors.forgotten.remove(&name);
                 cursor
             }

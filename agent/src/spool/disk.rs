@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use flowtilla_agent_core::backoff::Backoff;
 
-use super::files;
 use super::shared::{Command, Shared, held};
 use super::store::{Reply, Store, StoreError, refused};
 use crate::clock;
@@ -91,6 +90,11 @@ impl Disk {
             }
             match command {
                 Ok(Command::Read(after, octets_max, reply)) => reply(self.read(after, octets_max)),
+                Ok(Command::KeepHouse) => {
+                    if !self.shared.is_memory_only() {
+                        self.next_housekeeping = 0;
+                    }
+                }
                 Ok(Command::Wake) => {
                     self.shared.woken.store(false, Ordering::Release);
                     if !self.shared.is_memory_only() {
@@ -194,7 +198,7 @@ impl Disk {
     }
 
     fn store_cursors(&self) -> Result<(), StoreError> {
-        let (dirty, forgotten) = {
+        let (dirty, forgotten, puts) = {
             let mut cursors = held(&self.shared.cursors);
             let names = std::mem::take(&mut cursors.dirty);
             let dirty: Vec<_> = names
@@ -207,17 +211,15 @@ impl Disk {
                         .map(|cursor| (name, cursor))
                 })
                 .collect();
-            (dirty, std::mem::take(&mut cursors.forgotten))
+            (dirty, std::mem::take(&mut cursors.forgotten), cursors.puts)
         };
         let layout = &self.shared.layout;
         let outcome = (|| {
             for (name, cursor) in &dirty {
                 self.shared.step(self.generation)?;
-                let octets = serde_json::to_vec(cursor).map_err(|error| StoreError::Io {
-                    what: "write a cursor",
-                    source: error.into(),
-                })?;
-                files::replace(&layout.cursor(name), &octets).map_err(refused("write a cursor"))?;
+                layout
+                    .store_cursor(name, cursor)
+                    .map_err(refused("write a cursor"))?;
             }
             for name in &forgotten {
                 self.shared.step(self.generation)?;
@@ -230,7 +232,9 @@ impl Disk {
             }
             Ok(())
         })();
-        if outcome.is_err() {
+        if outcome.is_ok() {
+            held(&self.shared.cursors).stored.send_replace(puts);
+        } else {
             // Once more when the disk is back; a collector that came back meanwhile is not forgotten.
             let mut cursors = held(&self.shared.cursors);
             for (name, _) in dirty {
@@ -301,7 +305,7 @@ impl Disk {
         self.shared.step(self.generation)?;
         let stored = octets
             .map_err(io::Error::from)
-            .and_then(|octets| files::replace(&self.shared.layout.lost(), &octets));
+            .and_then(|octets| self.shared.layout.store_losses(&octets));
         stored.map_err(|error| {
             held(&self.shared.losses).set_changed();
             refused("write what was lost")(error)

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,12 @@ use bytes::Bytes;
 use flowtilla_agent_core::spool::Cursor;
 use rustix::fs::{FlockOperation, flock};
 
-use super::Checkpoint;
+use super::lost::Losses;
+use super::store::{SEGMENT_RECORDS_MAX, SEQUENCE_MAX};
+use super::{Checkpoint, SpoolError};
+
+#[cfg(test)]
+mod tests;
 
 /// What this version writes, and all that it reads.
 const FORMAT: &[u8] = b"flowtilla-spool 1\n";
@@ -91,6 +96,31 @@ impl Layout {
         self.directory.parent().map_or(Ok(()), sync_directory)
     }
 
+    /// Refuses what another user can change: this process may be root, and follow where that user leads.
+    pub(crate) fn check_owner(&self) -> Result<(), SpoolError> {
+        let ours = rustix::process::geteuid().as_raw();
+        for path in [&self.directory, &self.segments(), &self.cursors()] {
+            // A link of ours to another disk is welcome.
+            let metadata = [fs::symlink_metadata(path), fs::metadata(path)];
+            for metadata in metadata.into_iter().flatten() {
+                let is_link = metadata.file_type().is_symlink();
+                let why = if metadata.uid() != ours {
+                    let uid = metadata.uid();
+                    format!(
+                        "it belongs to user {uid}, this is user {ours}: chown it, or name another directory"
+                    )
+                } else if !is_link && metadata.mode() & 0o022 != 0 {
+                    "others may write to it: chmod go-w it, or name another directory".to_owned()
+                } else {
+                    continue;
+                };
+                let path = path.clone();
+                return Err(SpoolError::Unsafe { path, why });
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn read_format(&self) -> io::Result<Format> {
         let octets = read(&self.format())?;
         match octets.as_deref() {
@@ -112,7 +142,7 @@ impl Layout {
     /// A directory that cannot be written is locked too, if the file is there.
     pub(crate) fn lock(&self) -> io::Result<Option<File>> {
         let path = self.directory.join("lock");
-        let file = open_for_writing(&path, false).or_else(|error| match File::open(&path) {
+        let file = open_for_writing(&path, false).or_else(|error| match open_for_reading(&path) {
             Ok(file) => Ok(file),
             Err(_) => Err(error),
         })?;
@@ -126,6 +156,7 @@ impl Layout {
     /// Cursors by collector, and the names of those that cannot be read.
     pub(crate) fn load_cursors(&self) -> io::Result<(BTreeMap<String, Cursor>, Vec<String>)> {
         let (mut cursors, mut unreadable) = (BTreeMap::new(), Vec::new());
+        let limit = self.limit()?;
         for path in entries(&self.cursors())? {
             let name = path
                 .file_name()
@@ -134,14 +165,45 @@ impl Layout {
             let Some(name) = name.filter(|name| !name.is_empty()) else {
                 continue;
             };
-            match read(&path)?.map(|octets| serde_json::from_slice(&octets)) {
-                Some(Ok(cursor)) => {
+            let octets = read(&path)?.unwrap_or_default();
+            let cursor = unseal(&octets).and_then(|octets| serde_json::from_slice(octets).ok());
+            match cursor.filter(|cursor| is_possible(cursor, limit)) {
+                Some(cursor) => {
                     cursors.insert(name.to_owned(), cursor);
                 }
-                _ => unreadable.push(name.to_owned()),
+                None => unreadable.push(name.to_owned()),
             }
         }
         Ok((cursors, unreadable))
+    }
+
+    pub(crate) fn store_cursor(&self, collector: &str, cursor: &Cursor) -> io::Result<()> {
+        replace(&self.cursor(collector), &seal(&serde_json::to_vec(cursor)?))
+    }
+
+    /// What is noted as lost; `None` when nothing ever was; `InvalidData` when it is damaged.
+    pub(crate) fn load_losses(&self) -> io::Result<Option<Losses>> {
+        let Some(octets) = read(&self.lost())? else {
+            return Ok(None);
+        };
+        let limit = self.limit()?;
+        unseal(&octets)
+            .and_then(|octets| Losses::decode(octets).ok())
+            .filter(|losses| losses.ranges().last().is_none_or(|range| range.last <= limit))
+            .map(Some)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))
+    }
+
+    pub(crate) fn store_losses(&self, octets: &[u8]) -> io::Result<()> {
+        replace(&self.lost(), &seal(octets))
+    }
+
+    /// The last sequence that any file can speak of: beyond it no number follows from a file, whatever it says.
+    fn limit(&self) -> io::Result<u64> {
+        let mark = Mark::load(self)?;
+        Ok(mark.map_or(SEQUENCE_MAX, |(last, _)| {
+            last.saturating_add(SEGMENT_RECORDS_MAX).min(SEQUENCE_MAX)
+        }))
     }
 
     pub(crate) fn store_checkpoint(&self, checkpoint: &Checkpoint) -> io::Result<()> {
@@ -159,7 +221,9 @@ impl Layout {
         let Some(octets) = read(&self.checkpoint())? else {
             return Ok(None);
         };
+        let limit = self.limit()?;
         decode_checkpoint(&octets)
+            .filter(|checkpoint| checkpoint.sequence <= limit)
             .map(Some)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the checkpoint is damaged"))
     }
@@ -180,6 +244,29 @@ impl Layout {
             .map(|(_, octets)| Some(Bytes::copy_from_slice(octets)))
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the ledger is damaged"))
     }
+}
+
+/// JSON with the checksum of its octets before it, as JSON.
+fn seal(json: &[u8]) -> Vec<u8> {
+    let sum = crc32fast::hash(json);
+    [
+        format!("{{\"sum\":\"{sum:08x}\",\"value\":").as_bytes(),
+        json,
+        b"}",
+    ]
+    .concat()
+}
+
+/// What [`seal`] was given; `None`: it is not what was written.
+fn unseal(octets: &[u8]) -> Option<&[u8]> {
+    let rest = octets.strip_prefix(b"{\"sum\":\"")?;
+    let (sum, rest) = rest.split_first_chunk::<8>()?;
+    let json = rest.strip_prefix(b"\",\"value\":")?.strip_suffix(b"}")?;
+    (*sum == *format!("{:08x}", crc32fast::hash(json)).as_bytes()).then_some(json)
+}
+
+fn is_possible(cursor: &Cursor, limit: u64) -> bool {
+    cursor.begin <= cursor.read && cursor.read <= cursor.taken && cursor.taken <= limit
 }
 
 fn decode_checkpoint(octets: &[u8]) -> Option<Checkpoint> {
@@ -311,18 +398,26 @@ pub(crate) fn free(path: &Path) -> io::Result<(u64, u64)> {
 
 /// A whole file; `None` when there is none.
 pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match fs::metadata(path) {
+    let mut file = match open_for_reading(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-        Ok(metadata) if metadata.len() > FILE_OCTETS_MAX => {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "larger than any that is written",
-            ));
-        }
-        Ok(_) => {}
+        file => file?,
+    };
+    let length = file.metadata()?.len();
+    if length > FILE_OCTETS_MAX {
+        let why = "larger than any that is written";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
-    fs::read(path).map(Some)
+    let mut octets = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    file.read_to_end(&mut octets)?;
+    Ok(Some(octets))
+}
+
+/// Opens a file, unless it is a link.
+pub(crate) fn open_for_reading(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
 }
 
 fn open_for_writing(path: &Path, truncate: bool) -> io::Result<File> {
@@ -332,69 +427,6 @@ fn open_for_writing(path: &Path, truncate: bool) -> io::Result<File> {
         .create(true)
         .truncate(truncate)
         .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
         .open(path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn checkpoint_comes_back_and_every_flipped_bit_is_noticed() {
-        let directory = tempfile::tempdir().unwrap();
-        let layout = Layout {
-            directory: directory.path().to_owned(),
-        };
-        assert_eq!(layout.load_checkpoint().unwrap(), None);
-        let checkpoint = Checkpoint {
-            sequence: 77,
-            octets: Bytes::from_static(b"what was reported"),
-        };
-        layout.store_checkpoint(&checkpoint).unwrap();
-        assert_eq!(layout.load_checkpoint().unwrap(), Some(checkpoint));
-        let whole = fs::read(layout.checkpoint()).unwrap();
-        for bit in 0..whole.len() * 8 {
-            let mut flipped = whole.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode_checkpoint(&flipped), None, "bit {bit}");
-        }
-        for length in 0..whole.len() {
-            assert_eq!(decode_checkpoint(&whole[..length]), None, "length {length}");
-        }
-    }
-
-    #[test]
-    fn mark_comes_back_and_a_torn_one_is_noticed() {
-        let directory = tempfile::tempdir().unwrap();
-        let layout = Layout {
-            directory: directory.path().to_owned(),
-        };
-        let mark = Mark::open(&layout).unwrap();
-        assert_eq!(Mark::load(&layout).unwrap(), None);
-        mark.store(5, true).unwrap();
-        mark.store(1 << 40, false).unwrap();
-        assert_eq!(Mark::load(&layout).unwrap(), Some((1 << 40, false)));
-        let whole = fs::read(layout.mark()).unwrap();
-        for bit in 0..whole.len() * 8 {
-            let mut flipped = whole.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode_mark(&flipped), None, "bit {bit}");
-        }
-    }
-
-    #[test]
-    fn another_format_is_told_by_its_text() {
-        let directory = tempfile::tempdir().unwrap();
-        let layout = Layout {
-            directory: directory.path().join("spool"),
-        };
-        assert_eq!(layout.read_format().unwrap(), Format::Absent);
-        layout.make().unwrap();
-        assert_eq!(layout.read_format().unwrap(), Format::Known);
-        fs::write(layout.format(), "flowtilla-spool 0\n").unwrap();
-        assert_eq!(
-            layout.read_format().unwrap(),
-            Format::Unknown("flowtilla-spool 0".into())
-        );
-    }
 }

@@ -15,6 +15,9 @@ use super::store::Reply;
 /// Pause before a segment that cannot be read is asked again.
 const READ_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a cursor is waited for that must be on the disk. A sync that takes longer is a disk about to be given up.
+const SAVE_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What a reader gets.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Read {
@@ -107,11 +110,29 @@ impl Reader {
     pub fn save(&self, cursor: Cursor) {
         let mut cursors = held(&self.shared.cursors);
         // A collector that was forgotten meanwhile stays forgotten.
-        if let Some(kept) = cursors.by_collector.get_mut(&self.collector)
+        if let Some(kept) = cursors.by_collector.get(&self.collector)
             && *kept != cursor
         {
-            *kept = cursor;
-            cursors.dirty.insert(self.collector.clone());
+            cursors.put(self.collector.clone(), cursor);
+        }
+    }
+
+    /// Keeps the cursor, and tells whether it is on the disk: as soon as it is, or after 2 s, or at once when the spool
+    /// keeps to memory.
+    pub fn save_now(&self, cursor: Cursor) -> impl Future<Output = bool> + use<> {
+        self.save(cursor);
+        let (puts, mut stored) = {
+            let cursors = held(&self.shared.cursors);
+            (cursors.puts, cursors.stored.subscribe())
+        };
+        let shared = Arc::clone(&self.shared);
+        async move {
+            if *stored.borrow() < puts && !shared.is_memory_only() {
+                // Should it not be asked, it looks within a second anyway.
+                let _ = shared.ask(Command::KeepHouse);
+                let _ = tokio::time::timeout(SAVE_PATIENCE, stored.wait_for(|stored| *stored >= puts)).await;
+            }
+            *stored.borrow() >= puts
         }
     }
 }

@@ -129,7 +129,7 @@ impl Segment {
         files::make_directory(path)?;
         let segment = Self::open(path)?;
         for name in ["conf", "db"] {
-            let file = File::open(path.join(name))?;
+            let file = files::open_for_reading(&path.join(name))?;
             file.set_permissions(Permissions::from_mode(0o600))?;
             file.sync_all()?;
         }
@@ -171,7 +171,7 @@ impl Segment {
                 .flush_every_ms(None);
             Ok(config.open()?)
         })?;
-        match File::open(path.join("db")) {
+        match files::open_for_reading(&path.join("db")) {
             Ok(file) => Ok(Self {
                 db: Some(db),
                 file,

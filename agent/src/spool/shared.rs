@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Read(u64, usize, Box<dyn FnOnce(Reply) + Send>),
     /// Look what there is to do.
     Wake,
+    /// Store cursors now.
+    KeepHouse,
 }
 
 /// Cursors as the exporters last gave them.
@@ -36,6 +38,18 @@ pub(crate) struct Cursors {
     pub(crate) dirty: BTreeSet<String>,
     /// Files to remove.
     pub(crate) forgotten: BTreeSet<String>,
+    /// How often one was put here, and how often when they were last stored.
+    pub(crate) puts: u64,
+    pub(crate) stored: watch::Sender<u64>,
+}
+
+impl Cursors {
+    /// Keeps a cursor, to be stored.
+    pub(crate) fn put(&mut self, collector: String, cursor: Cursor) {
+        self.dirty.insert(collector.clone());
+        self.by_collector.insert(collector, cursor);
+        self.puts += 1;
+    }
 }
 
 #[derive(Debug, Default)]
@@ -245,8 +259,13 @@ impl Shared {
     /// The last sequence that every collector's application has handled and that the checkpoint covers.
     pub(crate) fn passed(&self) -> u64 {
         let checkpoint = held(&self.checkpoints).stored;
+        checkpoint.min(self.passed_by_all())
+    }
+
+    /// The last sequence that every collector's application has handled.
+    pub(crate) fn passed_by_all(&self) -> u64 {
         let cursors = held(&self.cursors);
         let read = cursors.by_collector.values().map(|cursor| cursor.read);
-        read.fold(checkpoint, u64::min)
+        read.min().unwrap_or(u64::MAX)
     }
 }

@@ -57,6 +57,7 @@ pub(crate) fn claim(layout: &Layout) -> Result<Claim, SpoolError> {
 impl Claim {
     fn take(&mut self, layout: &Layout) -> Result<(), SpoolError> {
         self.refused(files::make_directory(&layout.directory).err());
+        layout.check_owner()?;
         match layout.lock() {
             Ok(Some(lock)) => self.lock = Some(lock),
             Ok(None) => return Err(SpoolError::Locked(layout.directory.clone())),
@@ -108,14 +109,11 @@ impl Files {
             tracing::error!(%error, "the ledger is not used");
             None
         });
-        let losses = match files::read(&layout.lost())?.map(|octets| Losses::decode(&octets)) {
-            None => Losses::default(),
-            Some(Ok(losses)) => losses,
-            Some(Err(error)) => {
-                tracing::error!(%error, "what was lost earlier is not known");
-                Losses::default()
-            }
-        };
+        let losses = layout.load_losses().unwrap_or_else(|error| {
+            tracing::error!(%error, "what was lost earlier is not known");
+            None
+        });
+        let losses = losses.unwrap_or_default();
         let mark = Mark::load(layout)?;
         let sequences = by_collector
             .values()
@@ -154,8 +152,7 @@ pub(crate) fn settle(shared: &Shared, store: &Store, files: &Files, on_disk: Opt
             collector = name,
             "its cursor is damaged: it gets everything there is once more"
         );
-        cursors.by_collector.insert(name.clone(), begin_at(oldest));
-        cursors.dirty.insert(name.clone());
+        cursors.put(name.clone(), begin_at(oldest));
     }
     drop(cursors);
 

@@ -31,6 +31,8 @@ const SEGMENT_OCTETS_MAX: u64 = 4 << 20;
 const SEGMENT_VALUES_MAX: u32 = 2_048;
 /// Sequences in a segment: how far to skip when not even the mark tells what the newest segment held.
 pub(crate) const SEGMENT_RECORDS_MAX: u64 = 1 << 20;
+/// The last sequence: at 10 million records a second it is reached after 29,000 years, so what says more is damaged.
+pub(crate) const SEQUENCE_MAX: u64 = u64::MAX >> 1;
 /// A head older than this part of the greatest age is sealed, so that it can go.
 const AGE_SHARE: u32 = 8;
 /// What must be free beyond the bound: a batch, its rewriting by sled, and the segment that may have to be made for it.
@@ -410,7 +412,12 @@ impl Store {
         let (first, last) = (self.segments[0].first, self.last_of(0));
         self.remove_oldest()?;
         if last >= first {
-            let records = held(&self.shared.losses).add(first, last, LostCause::Evicted);
+            let passed = self.shared.passed_by_all();
+            let mut losses = held(&self.shared.losses);
+            // Nobody misses what all have read.
+            losses.add(first, last.min(passed), LostCause::Evicted);
+            let records = losses.add(first, last, LostCause::Evicted);
+            drop(losses);
             self.shared.count_lost(records, LostCause::Evicted);
             tracing::info!(first, last, records, "the oldest segment was evicted");
         }
@@ -442,7 +449,8 @@ pub(crate) fn parse(name: &str) -> Option<u64> {
         && name
             .bytes()
             .all(|octet| matches!(octet, b'0'..=b'9' | b'a'..=b'f'));
-    let first = u64::from_str_radix(name, 16).ok().filter(|first| *first > 0);
+    let first = u64::from_str_radix(name, 16).ok();
+    let first = first.filter(|first| (1..=SEQUENCE_MAX).contains(first));
     first.filter(|_| plain)
 }
 

@@ -26,7 +26,6 @@ use flowtilla_agent_core::spool::Cursor;
 
 use super::LostRange;
 use super::files::{self, Format, Layout, Mark};
-use super::lost::Losses;
 use super::segment::Segment;
 use super::start::settle_allocator;
 use super::store::parse;
@@ -189,12 +188,11 @@ impl Survey {
         let locks = Locks::read();
         let segments = list(&layout.segments(), &locks).map_err(unreadable(layout.segments()))?;
         let (cursors, cursors_damaged) = layout.load_cursors().map_err(unreadable(layout.cursors()))?;
-        let lost = match files::read(&layout.lost()).map_err(unreadable(layout.lost()))? {
-            None => SmallFile::Absent,
-            Some(octets) => match Losses::decode(&octets) {
-                Ok(losses) => SmallFile::Whole(losses.ranges().to_vec()),
-                Err(_) => SmallFile::Damaged,
-            },
+        let lost = match layout.load_losses() {
+            Ok(None) => SmallFile::Absent,
+            Ok(Some(losses)) => SmallFile::Whole(losses.ranges().to_vec()),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => SmallFile::Damaged,
+            Err(error) => return Err(unreadable(layout.lost())(error)),
         };
         let checkpoint = match layout.load_checkpoint() {
             Ok(None) => SmallFile::Absent,

@@ -148,7 +148,7 @@ pub struct SpoolStatus {
     pub segments: u64,
     /// Octets in memory.
     pub tail_octets: u64,
-    /// Records that the bounds pushed out, since the start.
+    /// Records that the bounds pushed out before every collector had read them, since the start.
     pub evicted: u64,
     /// Records found damaged, since the start.
     pub damaged: u64,
@@ -164,6 +164,14 @@ pub enum SpoolError {
     /// Another process has it.
     #[error("another process uses the spool {}", .0.display())]
     Locked(PathBuf),
+    /// Somebody else could change what is there, and what this process reads and writes with it.
+    #[error("the spool {} is not safe to use: {why}", path.display())]
+    Unsafe {
+        /// The spool, or what is in it.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
     /// What is there cannot be read, so that no sequence can be given.
     #[error("the spool {} cannot be read", path.display())]
     Unreadable {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use flowtilla_agent::spool::{Bounds, LostCause, SpoolOptions};
+use flowtilla_agent_core::spool::Cursor;
 
 use crate::support::{collector, drain, lost_for, open, options, records, value, wait, wait_durable};
 
@@ -88,4 +89,31 @@ fn a_bound_that_is_lowered_holds_at_once() {
     wait(&spool, "less on the disk", |status| {
         status.evicted > 0 && status.octets < lowered.octets_max + (6 << 20)
     });
+}
+
+#[test]
+fn what_everyone_has_read_is_not_counted_as_evicted() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = SpoolOptions {
+        octets_max: 8 << 20,
+        ..options(directory.path())
+    };
+    let (spool, _) = open(&options);
+    let reader = spool.reader(&collector("one"));
+    // Nothing goes by the cursor: there is no checkpoint.
+    for n in 0..2_000 {
+        spool.append(value(n * 10 + 1, 10, 8_000));
+        if n % 50 == 49 {
+            wait_durable(&spool);
+            let newest = spool.newest();
+            reader.save(Cursor {
+                read: newest,
+                taken: newest,
+                ..reader.cursor()
+            });
+        }
+    }
+    let first = options.directory.join("segments/0000000000000001");
+    assert!(!first.exists(), "the oldest went");
+    assert_eq!(spool.status().borrow().evicted, 0);
 }

@@ -1,6 +1,7 @@
 //! What is kept, and what comes back after a stop.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -258,4 +259,69 @@ fn what_a_stop_cannot_write_is_counted_and_its_numbers_are_not_given_again() {
         (values, lost.len(), lost[0].first),
         (vec![value(1, 10, 1_000)], 1, 11)
     );
+}
+
+#[test]
+fn a_cursor_that_must_be_stored_is_there_after_a_crash() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let one = collector("one");
+    for taken in [40, 30, 90] {
+        let (spool, opened) = open(&options);
+        let reader = spool.reader(&one);
+        spool.append(value(opened.next, 100, 1_000));
+        wait_durable(&spool);
+        let cursor = Cursor {
+            taken,
+            ..reader.cursor()
+        };
+        assert!(support::runtime().block_on(reader.save_now(cursor.clone())));
+        // Again, with nothing new.
+        assert!(support::runtime().block_on(reader.save_now(cursor)));
+        drop((spool, reader));
+        let (spool, _) = open(&options);
+        assert_eq!(spool.reader(&one).cursor().taken, taken);
+    }
+}
+
+#[test]
+fn a_directory_that_others_can_change_is_refused_with_the_remedy() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    drop(open(&options));
+    let refused = || match Spool::open(options.clone()) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("it was opened"),
+    };
+    for inner in ["", "segments", "cursors"] {
+        let path = options.directory.join(inner);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(refused().contains("chmod go-w"), "{}", refused());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    // Only root can give it away.
+    if chown(&options.directory, Some(4_242), None).is_ok() {
+        assert!(refused().contains("user 4242") && refused().contains("chown"));
+        chown(&options.directory, Some(0), None).unwrap();
+    }
+    drop(open(&options));
+}
+
+#[test]
+fn a_link_in_place_of_a_file_is_not_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    drop(open(&options));
+    let target = directory.path().join("target");
+    fs::write(&target, "of another").unwrap();
+    for name in ["cursors/one.json.tmp", "lock"] {
+        let link = options.directory.join(name);
+        let _ = fs::remove_file(&link);
+        symlink(&target, &link).unwrap();
+    }
+    let (spool, _) = open(&options);
+    let _reader = spool.reader(&collector("one"));
+    spool.append(value(1, 10, 100));
+    assert!(!spool.close(GRACE), "the cursor cannot be written");
+    assert_eq!(fs::read_to_string(&target).unwrap(), "of another");
 }

@@ -413,7 +413,7 @@ mod tests {
         std::fs::rename(aside, aside.with_extension("corrupt-0")).expect("it is there");
         std::fs::write(
             state.path().join("spool/lost"),
-            r#"[{"first":1,"last":30,"cause":"spoolDamaged"}]"#,
+            r#"{"sum":"8fd8aae5","value":[{"first":1,"last":30,"cause":"spoolDamaged"}]}"#,
         )
         .expect("it can be written");
         let survey = Survey::take(state.path()).expect("it is a spool");

@@ -20,9 +20,15 @@ fn told(state: &Path) -> (bool, String, serde_json::Value) {
 fn change_cursor(state: &Path, change: impl Fn(&mut serde_json::Value)) {
     let path = state.join("spool/cursors/ntopng-1.json");
     let text = fs::read(&path).expect("it is there");
-    let mut cursor = serde_json::from_slice(&text).expect("it is JSON");
-    change(&mut cursor);
-    fs::write(path, cursor.to_string()).expect("it can be written");
+    let mut stored: serde_json::Value = serde_json::from_slice(&text).expect("it is JSON");
+    change(&mut stored["value"]);
+    fs::write(path, sealed(&stored["value"].to_string())).expect("it can be written");
+}
+
+/// As the spool keeps it.
+fn sealed(json: &str) -> String {
+    let sum = crc32(json.as_bytes());
+    format!("{{\"sum\":\"{sum:08x}\",\"value\":{json}}}")
 }
 
 #[test]
@@ -44,7 +50,9 @@ fn losses_are_pinned_with_their_gaps() {
     let state = samples::spool();
     fs::write(
         state.path().join("spool/lost"),
-        r#"[{"first":1,"last":30,"cause":"evicted"},{"first":41,"last":45,"cause":"spoolUnwritable"}]"#,
+        sealed(
+            r#"[{"first":1,"last":30,"cause":"evicted"},{"first":41,"last":45,"cause":"spoolUnwritable"}]"#,
+        ),
     )
     .expect("it can be written");
     fs::remove_dir_all(&samples::segments(state.path())[0]).expect("it is there");
