@@ -9,18 +9,31 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// What each package of the workspace may import of the others.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("flowtilla-abi", &[]),
     ("flowtilla-proto", &[]),
+    ("flowtilla-grpc", &["flowtilla-proto"]),
     ("flowtilla-agent-core", &["flowtilla-abi", "flowtilla-proto"]),
     (
         "flowtilla-agent",
-        &["flowtilla-agent-core", "flowtilla-abi", "flowtilla-proto"],
+        &[
+            "flowtilla-agent-core",
+            "flowtilla-abi",
+            "flowtilla-grpc",
+            "flowtilla-proto",
+        ],
     ),
+    ("flowtilla-controller", &["flowtilla-grpc", "flowtilla-proto"]),
     // `up` runs the agent in its own process, `loss` and `buffer` look at its spool: nothing else may reach for it.
     (
         "agentctl",
-        &["flowtilla-proto", "flowtilla-agent", "flowtilla-agent-core"],
+        &[
+            "flowtilla-proto",
+            "flowtilla-grpc",
+            "flowtilla-agent",
+            "flowtilla-agent-core",
+            "flowtilla-controller",
+        ],
     ),
     (
         "integration",
@@ -29,6 +42,8 @@ const ARROWS: [(&str, &[&str]); 6] = [
             "flowtilla-proto",
             "flowtilla-agent-core",
             "flowtilla-agent",
+            "flowtilla-controller",
+            "flowtilla-grpc",
         ],
     ),
 ];

@@ -17,25 +17,7 @@ pub struct CollectorName(String);
 
 impl CollectorName {
     pub(crate) fn parse(text: &str) -> Result<Self, Refused> {
-        let remedy = || {
-            format!(
-                "write 1 to {NAME_OCTETS_MAX} of a-z, 0-9, '-' and '.', with a letter or digit at both ends"
-            )
-        };
-        let inner = |octet: u8| matches!(octet, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
-        let outer =
-            |octet: Option<&u8>| octet.is_some_and(|octet| matches!(octet, b'a'..=b'z' | b'0'..=b'9'));
-        let octets = text.as_bytes();
-        if octets.is_empty() {
-            return Err(Refused::new("is no name", remedy()));
-        }
-        if octets.len() > NAME_OCTETS_MAX {
-            return Err(Refused::new("is too long for a name", remedy()));
-        }
-        if !octets.iter().all(|&octet| inner(octet)) || !outer(octets.first()) || !outer(octets.last()) {
-            return Err(Refused::new("is not a name", remedy()));
-        }
-        Ok(Self(text.to_owned()))
+        parse_name(text).map(Self)
     }
 
     /// The name of all collectors together when only one of them is fed at a time. No collector has it.
@@ -55,6 +37,26 @@ impl CollectorName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// A name: 1 to [`NAME_OCTETS_MAX`] of `a-z 0-9 - .`, a letter or digit at both ends.
+pub(crate) fn parse_name(text: &str) -> Result<String, Refused> {
+    let remedy = || {
+        format!("write 1 to {NAME_OCTETS_MAX} of a-z, 0-9, '-' and '.', with a letter or digit at both ends")
+    };
+    let inner = |octet: u8| matches!(octet, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
+    let outer = |octet: Option<&u8>| octet.is_some_and(|octet| matches!(octet, b'a'..=b'z' | b'0'..=b'9'));
+    let octets = text.as_bytes();
+    if octets.is_empty() {
+        return Err(Refused::new("is no name", remedy()));
+    }
+    if octets.len() > NAME_OCTETS_MAX {
+        return Err(Refused::new("is too long for a name", remedy()));
+    }
+    if !octets.iter().all(|&octet| inner(octet)) || !outer(octets.first()) || !outer(octets.last()) {
+        return Err(Refused::new("is not a name", remedy()));
+    }
+    Ok(text.to_owned())
 }
 
 impl fmt::Display for CollectorName {

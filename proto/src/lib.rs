@@ -10,6 +10,8 @@ pub mod collector;
 pub mod ids;
 pub mod mistake;
 pub mod policy;
+pub mod spiffe;
+pub mod token;
 pub mod wire;
 
 mod reading;

@@ -366,6 +366,7 @@ fn every_mistake_of_every_section_is_told_at_once() {
             age_max_ms: Some(0),
             ..wire::Buffer::default()
         }),
+        ..wire::Policy::default()
     })
     .expect_err("all of it");
     let paths: Vec<&str> = refused

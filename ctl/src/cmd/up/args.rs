@@ -194,6 +194,7 @@ impl UpArgs {
                 max_flows: self.max_flows,
                 active_timeout_ms: self.active_timeout,
                 idle_timeout_ms: self.idle_timeout,
+                ..wire::Capture::default()
             }),
             enrich: Some(wire::Enrich {
                 command_line: command_line.into(),
@@ -212,6 +213,7 @@ impl UpArgs {
                 octets_max: self.buffer,
                 ..wire::Buffer::default()
             }),
+            ..wire::Policy::default()
         }
     }
 

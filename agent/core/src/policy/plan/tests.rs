@@ -282,6 +282,7 @@ fn policy(choice: &Choice) -> Policy {
             sync_interval_ms: Some(choice.sync_ms),
             ..wire::Buffer::default()
         }),
+        ..wire::Policy::default()
     })
     .expect("the choice is sound")
 }

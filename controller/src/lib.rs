@@ -1,0 +1,3 @@
+//! The controller: gives agents and operators their identities, keeps policies and collectors, and brings them to agents.
+
+pub mod store;

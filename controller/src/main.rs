@@ -1,0 +1,3 @@
+//! `flowtilla-controller`.
+
+fn main() {}

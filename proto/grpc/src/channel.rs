@@ -1,0 +1,179 @@
+//! A channel to a controller.
+//!
+//! TCP, then TLS as [`crate::trust`] set it up, then HTTP/2. TLS is ours and not tonic's, because tonic's has no TLS 1.3 only,
+//! no change of identity and no pin.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::trust::CONTROLLER_NAME;
+
+/// Port of a controller when the address names none.
+pub const PORT_DEFAULT: u16 = 7443;
+
+/// How long a connection may take, TLS included.
+///
+/// Three retransmissions of a SYN take 7 s. Half of it gives up on a bad line; double it, and a dead controller holds up its
+/// callers.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often HTTP/2 asks whether the other side is there, and how long it waits for the answer.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// See [`KEEP_ALIVE`].
+pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Where a controller is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    host: String,
+    port: u16,
+}
+
+/// Why a text is no address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("is no address of a controller; write HOST or HOST:PORT, an IPv6 address in brackets")]
+pub struct AddressError;
+
+/// Why there is no channel.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Not reached, or not believed.
+    #[error("connecting to the controller at {address}")]
+    Connect {
+        /// Where.
+        address: Address,
+        /// TCP, TLS or HTTP/2: see its own sources.
+        #[source]
+        source: tonic::transport::Error,
+    },
+}
+
+impl Address {
+    /// Reads `HOST`, `HOST:PORT`, `ADDRESS` or `[ADDRESS]:PORT`.
+    ///
+    /// # Errors
+    ///
+    /// [`AddressError`].
+    pub fn parse(text: &str) -> Result<Self, AddressError> {
+        let of = |host: &str, port: Option<&str>| {
+            let port = match port {
+                None => PORT_DEFAULT,
+                Some(digits) if digits.bytes().all(|octet| octet.is_ascii_digit()) => {
+                    digits.parse().ok().filter(|&port| port > 0).ok_or(AddressError)?
+                }
+                Some(_) => return Err(AddressError),
+            };
+            let name = |octet: u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'.' | b'_');
+            let address = host.parse::<std::net::Ipv6Addr>().is_ok();
+            if host.is_empty() || host.len() > 253 || !(address || host.bytes().all(name)) {
+                return Err(AddressError);
+            }
+            Ok(Self {
+                host: host.to_owned(),
+                port,
+            })
+        };
+        if let Some(rest) = text.strip_prefix('[') {
+            let (host, rest) = rest.split_once(']').ok_or(AddressError)?;
+            host.parse::<std::net::Ipv6Addr>().map_err(|_| AddressError)?;
+            return match rest {
+                "" => of(host, None),
+                _ => of(host, Some(rest.strip_prefix(':').ok_or(AddressError)?)),
+            };
+        }
+        match text.split_once(':') {
+            Some((_, rest)) if rest.contains(':') => of(text, None),
+            Some((host, port)) => of(host, Some(port)),
+            None => of(text, None),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// Connects. The channel makes a connection of its own again when this one ends; whoever wants to decide when (the agent's
+/// session does) drops it.
+///
+/// # Errors
+///
+/// [`ConnectError`]. A controller that refuses the caller's SVID shows it at the first call only: in TLS 1.3 the caller's
+/// handshake ends before the SVID is looked at.
+///
+/// # Cancel safety
+///
+/// The connection is dropped.
+pub async fn connect(address: &Address, tls: Arc<ClientConfig>) -> Result<Channel, ConnectError> {
+    let target = (address.host.clone(), address.port);
+    let connector = tower::service_fn(move |_| {
+        let (target, tls) = (target.clone(), Arc::clone(&tls));
+        async move {
+            let connecting = async {
+                let tcp = TcpStream::connect((target.0.as_str(), target.1)).await?;
+                tcp.set_nodelay(true)?;
+                let name = ServerName::try_from(CONTROLLER_NAME).expect("a DNS name");
+                TlsConnector::from(tls).connect(name, tcp).await
+            };
+            match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+                Ok(connected) => connected.map(TokioIo::new),
+                Err(_) => Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+                )),
+            }
+        }
+    });
+    // The scheme and the name are tonic's alone: TLS is in the connector.
+    Endpoint::from_static("http://controller.flowtilla.internal")
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect_with_connector(connector)
+        .await
+        .map_err(|source| ConnectError::Connect {
+            address: address.clone(),
+            source,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_hosts_with_or_without_a_port() {
+        for (text, shown) in [
+            ("c.example", "c.example:7443"),
+            ("c.example:1", "c.example:1"),
+            ("192.0.2.1:65535", "192.0.2.1:65535"),
+            ("[2001:db8::1]:9", "[2001:db8::1]:9"),
+            ("[::1]", "[::1]:7443"),
+            ("2001:db8::1", "[2001:db8::1]:7443"),
+        ] {
+            assert_eq!(
+                Address::parse(text).map(|a| a.to_string()),
+                Ok(shown.to_owned()),
+                "{text}"
+            );
+        }
+        for text in [
+            "", ":1", "a:", "a:0", "a:65536", "a:+1", "a b", "[a]:1", "[::1", "[::1]1", "http://a", "a/b",
+        ] {
+            assert_eq!(Address::parse(text), Err(AddressError), "{text}");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Stubs of the API's services, and the one way to call them: TLS 1.3 to a controller that proves to be one.
+//!
+//! A crate of its own, because the agent's core uses the API's messages and must not reach a network.
+//! In: where the controller is, whom to trust, who one is. Out: a [`tonic::transport::Channel`]. Reads no files.
+
+pub mod channel;
+pub mod svid;
+pub mod trust;
+
+/// Stubs of the enrolment service.
+#[allow(
+    missing_docs,
+    clippy::all,
+    reason = "generated: the .proto files hold the documentation"
+)]
+pub mod enrol {
+    include!(concat!(env!("OUT_DIR"), "/flowtilla.enrol.v1.rs"));
+}
+
+/// Stubs of the agents' session.
+#[allow(
+    missing_docs,
+    clippy::all,
+    reason = "generated: the .proto files hold the documentation"
+)]
+pub mod session {
+    include!(concat!(env!("OUT_DIR"), "/flowtilla.session.v1.rs"));
+}
+
+/// Stubs of the operators' service.
+#[allow(
+    missing_docs,
+    clippy::all,
+    reason = "generated: the .proto files hold the documentation"
+)]
+pub mod fleet {
+    include!(concat!(env!("OUT_DIR"), "/flowtilla.fleet.v1.rs"));
+}
