@@ -14,6 +14,7 @@ use crate::signals::Signals;
 
 mod cli;
 mod cmd;
+mod document;
 mod exit;
 mod output;
 mod signals;
