@@ -180,9 +180,14 @@ impl Documents {
             let Some(object::Kind::Policy(policy)) = &document.object.kind else {
                 continue;
             };
-            let named = policy.export.iter().flat_map(|export| &export.collectors);
-            for (n, name) in named.enumerate() {
-                if here.contains(name.as_str()) || known.contains(name) {
+            let named = policy
+                .export
+                .as_ref()
+                .map_or(&[][..], |export| &export.collectors);
+            for (n, name) in named.iter().enumerate() {
+                let again = named[..n].contains(name); // Said already, as is what is no name.
+                let is_name = MemberName::parse(name).is_ok();
+                if again || !is_name || here.contains(name.as_str()) || known.contains(name) {
                     continue;
                 }
                 let all = here.iter().copied().chain(known.iter().map(String::as_str));
@@ -342,7 +347,10 @@ fn head(root: &tree::Item, found: &mut Vec<(Place, Mistake)>) -> Option<Kind> {
             Some(near) => format!("did you mean {near}?"),
             None => remedy,
         };
-        found.push((place, mistake("kind", raw, "is no kind of object".to_owned(), remedy)));
+        found.push((
+            place,
+            mistake("kind", raw, "is no kind of object".to_owned(), remedy),
+        ));
     }
     kind
 }

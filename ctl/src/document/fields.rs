@@ -88,7 +88,7 @@ pub(crate) fn members(of: &EnumDescriptor) -> Vec<(String, i32)> {
         .collect()
 }
 
-/// The one of `all` that `text` was probably meant to be.
+/// The one of `all` that `text` was probably meant to be; `None`: none, or one of several.
 pub(crate) fn nearest<'a>(text: &str, all: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     /// A text that is longer is no slip of a name. Bounds the work, too.
     const OCTETS_MAX: usize = 64;
@@ -102,7 +102,18 @@ pub(crate) fn nearest<'a>(text: &str, all: impl IntoIterator<Item = &'a str>) ->
         // `activeTimeoutMs`, `nameSpace`: the name with something after it.
         distance(name) <= slips_max || (name.len() > 3 && lower.starts_with(&name.to_lowercase()))
     };
-    all.into_iter().filter(near).min_by_key(|name| distance(name))
+    let mut all: Vec<_> = all
+        .into_iter()
+        .filter(near)
+        .map(|name| (distance(name), name))
+        .collect();
+    all.sort_unstable();
+    match all[..] {
+        // Two that are as near: nobody knows which was meant.
+        [(one, _), (other, _), ..] if one == other => None,
+        [(_, nearest), ..] => Some(nearest),
+        [] => None,
+    }
 }
 
 fn is_duration(field: &FieldDescriptor) -> bool {

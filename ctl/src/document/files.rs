@@ -139,9 +139,22 @@ mod tests {
         std::fs::write(&binary, [0xff]).expect("written");
         let empty = dir.path().join("empty");
         std::fs::create_dir(&empty).expect("made");
-        let paths = [long, binary, empty, dir.path().join("none"), "-".into(), "-".into()];
+        let paths = [
+            long,
+            binary,
+            empty,
+            dir.path().join("none"),
+            "-".into(),
+            "-".into(),
+        ];
         let refused = read(&paths, &b""[..]).expect_err("each is refused");
         assert_eq!(refused.0.len(), 5, "{refused}");
-        assert!(refused.0.iter().all(|line| line.starts_with("-f: ") && line.contains("; ")), "{refused}");
+        assert!(
+            refused
+                .0
+                .iter()
+                .all(|line| line.starts_with("-f: ") && line.contains("; ")),
+            "{refused}"
+        );
     }
 }

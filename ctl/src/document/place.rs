@@ -6,9 +6,9 @@
 use flowtilla_proto::mistake::Mistake;
 use prost_reflect::MessageDescriptor;
 
+use super::Place;
 use super::fields::{self, Shape};
 use super::tree::{Item, Node};
-use super::Place;
 
 /// The path as files write it.
 pub(super) fn written(message: &MessageDescriptor, path: &str) -> String {
@@ -17,7 +17,9 @@ pub(super) fn written(message: &MessageDescriptor, path: &str) -> String {
 
 /// Where the value at a path stands, or what should hold it.
 pub(super) fn of(root: &Item, message: &MessageDescriptor, path: &str) -> Place {
-    follow(Some(root), message, path).1.map_or(root.place, |found| found.place)
+    follow(Some(root), message, path)
+        .1
+        .map_or(root.place, |found| found.place)
 }
 
 /// A mistake with its place; its path is as files write it, its value as it was written.
@@ -26,7 +28,14 @@ pub(super) fn put(root: &Item, message: &MessageDescriptor, mistake: Mistake) ->
     let place = found.as_ref().map_or(root.place, |found| found.place);
     let raw = found.filter(|found| found.whole).and_then(|found| found.scalar);
     let value = raw.filter(|_| mistake.value.is_some()).or(mistake.value);
-    (place, Mistake { path, value, ..mistake })
+    (
+        place,
+        Mistake {
+            path,
+            value,
+            ..mistake
+        },
+    )
 }
 
 /// Whether one path is the other, or within it.
@@ -78,8 +87,13 @@ fn follow(root: Option<&Item>, message: &MessageDescriptor, path: &str) -> (Stri
                 Some(Node::Map(entries)) => entries.as_slice(),
                 _ => &[],
             };
-            let bare = stripped.trim_start_matches('[').trim_end_matches(']').trim_matches('"');
-            let entry = entries.iter().find(|(key, _)| key.text == stripped || key.text == bare);
+            let bare = stripped
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .trim_matches('"');
+            let entry = entries
+                .iter()
+                .find(|(key, _)| key.text == stripped || key.text == bare);
             item = entry.map(|(_, value)| value);
             (place, whole) = stepped(item, place, whole);
             break;

@@ -20,7 +20,10 @@ fn read(content: &str) -> (Documents, Vec<Complaint>) {
 }
 
 fn lines(complaints: &[Complaint]) -> String {
-    complaints.iter().map(|complaint| format!("{complaint}\n")).collect()
+    complaints
+        .iter()
+        .map(|complaint| format!("{complaint}\n"))
+        .collect()
 }
 
 #[test]
@@ -28,18 +31,39 @@ fn a_file_that_is_right_is_read_whole() {
     let (documents, complaints) = read(FLEET);
     assert_eq!(lines(&complaints), "");
     assert_eq!(lines(&documents.dangling(&BTreeSet::new())), "");
-    let names: Vec<_> = documents.list.iter().map(Document::name).map(|n| (n.kind, n.name)).collect();
+    let names: Vec<_> = documents
+        .list
+        .iter()
+        .map(Document::name)
+        .map(|n| (n.kind, n.name))
+        .collect();
     let name = |kind: &str, name: &str| (kind.to_owned(), name.to_owned());
-    assert_eq!(names, [name("Collector", "main"), name("Collector", "spare"), name("Policy", "web")]);
+    assert_eq!(
+        names,
+        [
+            name("Collector", "main"),
+            name("Collector", "spare"),
+            name("Policy", "web")
+        ]
+    );
     let Some(object::Kind::Policy(policy)) = &documents.list[2].object.kind else {
         panic!("the third is a policy");
     };
     let capture = policy.capture.as_ref().expect("it is there");
     assert_eq!(capture.active_timeout_ms, Some(10_000));
     assert_eq!(capture.include[0].ports, ["443", "8000-8100"]);
-    assert_eq!(policy.rollout.as_ref().expect("it is there").waves, ["1", "10%", "100%"]);
-    assert_eq!(policy.buffer.as_ref().expect("it is there").octets_max, Some(512 << 20));
-    assert_eq!(policy.selector.as_ref().expect("it is there").labels["role"], "web");
+    assert_eq!(
+        policy.rollout.as_ref().expect("it is there").waves,
+        ["1", "10%", "100%"]
+    );
+    assert_eq!(
+        policy.buffer.as_ref().expect("it is there").octets_max,
+        Some(512 << 20)
+    );
+    assert_eq!(
+        policy.selector.as_ref().expect("it is there").labels["role"],
+        "web"
+    );
 }
 
 #[test]
@@ -105,7 +129,8 @@ fn a_text_that_unfolds_without_end_is_refused() {
 fn one_object_twice_is_refused_across_files() {
     let text = |name: &str| Text {
         name: name.to_owned(),
-        content: "apiVersion: flowtilla/v1\nkind: Collector\nname: main\nendpoint: tcp://192.0.2.1:5556\n".to_owned(),
+        content: "apiVersion: flowtilla/v1\nkind: Collector\nname: main\nendpoint: tcp://192.0.2.1:5556\n"
+            .to_owned(),
     };
     let (_, complaints) = Documents::read(&[text("a.yaml"), text("b.yaml")]);
     assert_eq!(
@@ -136,7 +161,11 @@ fn what_the_controller_refuses_is_told_at_its_place() {
         why: "is bad".to_owned(),
         remedy: "write better".to_owned(),
     };
-    let lines = documents.refused(&[told(-1, "objects"), told(2, "capture.activeTimeoutMs"), told(9, "name")]);
+    let lines = documents.refused(&[
+        told(-1, "objects"),
+        told(2, "capture.activeTimeoutMs"),
+        told(9, "name"),
+    ]);
     let place = place_in(FLEET, "activeTimeout: 10s", "10s");
     assert_eq!(
         lines,
@@ -150,7 +179,11 @@ fn what_the_controller_refuses_is_told_at_its_place() {
 
 /// `LINE:COLUMN` of `part` in the line that has `line` in it.
 fn place_in(text: &str, line: &str, part: &str) -> String {
-    let (n, found) = text.lines().enumerate().find(|(_, l)| l.contains(line)).expect("it is there");
+    let (n, found) = text
+        .lines()
+        .enumerate()
+        .find(|(_, l)| l.contains(line))
+        .expect("it is there");
     format!("{}:{}", n + 1, found.find(part).expect("it is there") + 1)
 }
 
@@ -159,12 +192,45 @@ fn text() -> impl Strategy<Value = String> {
         "[a-z0-9.-]{0,12}",
         "\\PC{0,12}",
         any::<String>().prop_map(|text| text.chars().take(12).collect()),
-        prop::sample::select(vec!["true", "null", "~", "1", "0x10", "1e3", "on", "- a", "a: b", "#", "", " a ", "'", "\"", "*a", "&a", "---", "a\nb\n", "\u{85}", "\u{feff}a", "2026-01-01", ".nan", "<<", "|", "%a", "10s"]).prop_map(str::to_owned),
+        prop::sample::select(vec![
+            "true",
+            "null",
+            "~",
+            "1",
+            "0x10",
+            "1e3",
+            "on",
+            "- a",
+            "a: b",
+            "#",
+            "",
+            " a ",
+            "'",
+            "\"",
+            "*a",
+            "&a",
+            "---",
+            "a\nb\n",
+            "\u{85}",
+            "\u{feff}a",
+            "2026-01-01",
+            ".nan",
+            "<<",
+            "|",
+            "%a",
+            "10s"
+        ])
+        .prop_map(str::to_owned),
     ]
 }
 
 fn number() -> impl Strategy<Value = Option<u64>> {
-    prop_oneof![Just(None), (0..100_000_u64).prop_map(Some), any::<u64>().prop_map(Some), (0..60_u32).prop_map(|n| Some(1 << n))]
+    prop_oneof![
+        Just(None),
+        (0..100_000_u64).prop_map(Some),
+        any::<u64>().prop_map(Some),
+        (0..60_u32).prop_map(|n| Some(1 << n))
+    ]
 }
 
 fn rule() -> impl Strategy<Value = wire::FlowRule> {
@@ -195,25 +261,31 @@ fn policy() -> impl Strategy<Value = wire::Policy> {
         prop::collection::vec(rule(), 0..3),
         prop::option::of(number().prop_map(|one_in| wire::Sampling { one_in })),
     )
-        .prop_map(|(tcp, max_flows, idle_timeout_ms, scopes, include, sampling)| wire::Capture {
-            tcp,
-            max_flows,
-            idle_timeout_ms,
-            scopes,
-            include,
-            sampling,
-            ..wire::Capture::default()
-        });
-    let selector = (prop::collection::btree_map(text(), text(), 0..3), prop::collection::vec(text(), 0..3))
+        .prop_map(
+            |(tcp, max_flows, idle_timeout_ms, scopes, include, sampling)| wire::Capture {
+                tcp,
+                max_flows,
+                idle_timeout_ms,
+                scopes,
+                include,
+                sampling,
+                ..wire::Capture::default()
+            },
+        );
+    let selector = (
+        prop::collection::btree_map(text(), text(), 0..3),
+        prop::collection::vec(text(), 0..3),
+    )
         .prop_map(|(labels, agents)| wire::Selector { labels, agents });
-    let export = (prop::collection::vec(text(), 0..3), 0..4, 0..3).prop_map(|(collectors, loopback, mode)| {
-        wire::Export {
-            collectors,
-            loopback,
-            mode,
-            ..wire::Export::default()
-        }
-    });
+    let export =
+        (prop::collection::vec(text(), 0..3), 0..4, 0..3).prop_map(|(collectors, loopback, mode)| {
+            wire::Export {
+                collectors,
+                loopback,
+                mode,
+                ..wire::Export::default()
+            }
+        });
     let buffer = (number(), number()).prop_map(|(octets_max, age_max_ms)| wire::Buffer {
         octets_max,
         age_max_ms,
@@ -228,22 +300,32 @@ fn policy() -> impl Strategy<Value = wire::Policy> {
         prop::option::of(export),
         prop::option::of(buffer),
     )
-        .prop_map(|(name, priority, selector, capture, enrich, export, buffer)| wire::Policy {
-            name,
-            priority,
-            selector,
-            capture,
-            enrich,
-            export,
-            buffer,
-            ..wire::Policy::default()
-        })
+        .prop_map(
+            |(name, priority, selector, capture, enrich, export, buffer)| wire::Policy {
+                name,
+                priority,
+                selector,
+                capture,
+                enrich,
+                export,
+                buffer,
+                ..wire::Policy::default()
+            },
+        )
 }
 
 fn collector() -> impl Strategy<Value = wire::Collector> {
-    (text(), text(), prop::option::of(text()), 0..4, number(), number(), any::<Option<bool>>()).prop_map(
-        |(name, endpoint, curve_server_key, header_version, window_octets, records_per_second, record_ids)| {
-            wire::Collector {
+    (
+        text(),
+        text(),
+        prop::option::of(text()),
+        0..4,
+        number(),
+        number(),
+        any::<Option<bool>>(),
+    )
+        .prop_map(
+            |(
                 name,
                 endpoint,
                 curve_server_key,
@@ -251,10 +333,19 @@ fn collector() -> impl Strategy<Value = wire::Collector> {
                 window_octets,
                 records_per_second,
                 record_ids,
-                ..wire::Collector::default()
-            }
-        },
-    )
+            )| {
+                wire::Collector {
+                    name,
+                    endpoint,
+                    curve_server_key,
+                    header_version,
+                    window_octets,
+                    records_per_second,
+                    record_ids,
+                    ..wire::Collector::default()
+                }
+            },
+        )
 }
 
 proptest! {
@@ -314,8 +405,21 @@ impl Arbitrary for Change {
         prop_oneof![
             (1..40_usize).prop_map(Self::Remove),
             text().prop_map(Self::Insert),
-            prop::sample::select(vec!["\n", "  ", ": ", "- ", "[", "}", "\t", "\r", "\0", "ü", "!!int ", "99999999999999999999"])
-                .prop_map(|text| Self::Insert(text.to_owned())),
+            prop::sample::select(vec![
+                "\n",
+                "  ",
+                ": ",
+                "- ",
+                "[",
+                "}",
+                "\t",
+                "\r",
+                "\0",
+                "ü",
+                "!!int ",
+                "99999999999999999999"
+            ])
+            .prop_map(|text| Self::Insert(text.to_owned())),
             (1..80_usize).prop_map(Self::Repeat),
             any::<prop::sample::Index>().prop_map(Self::Swap),
         ]

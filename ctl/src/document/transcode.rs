@@ -1,6 +1,7 @@
 //! A tree into a message, by the message's descriptor.
 //!
-//! Everything that is wrong is told, each with its place; a field that is refused is left out of the message.
+//! Everything that is wrong is told, each with its place; a field that is refused is left out of the message,
+//! a member of a list stays as an empty one.
 
 use std::collections::HashMap;
 
@@ -39,7 +40,14 @@ struct Reader {
 }
 
 impl Reader {
-    fn refuse(&mut self, place: Place, path: &str, value: Option<String>, why: &str, remedy: impl Into<String>) {
+    fn refuse(
+        &mut self,
+        place: Place,
+        path: &str,
+        value: Option<String>,
+        why: &str,
+        remedy: impl Into<String>,
+    ) {
         self.refused.push((
             place,
             Mistake {
@@ -71,7 +79,9 @@ impl Reader {
                 continue;
             };
             if let Some(one) = field.containing_oneof().filter(|one| !one.is_synthetic()) {
-                let first = chosen.entry(one.name().to_owned()).or_insert_with(|| key.text.clone());
+                let first = chosen
+                    .entry(one.name().to_owned())
+                    .or_insert_with(|| key.text.clone());
                 if *first != key.text {
                     let why = format!("stands beside {first}, and only one of them may");
                     self.refuse(key.place, &at, None, &why, "write two entries");
@@ -129,10 +139,11 @@ impl Reader {
         };
         let mut values = Vec::new();
         for (n, item) in list.iter().enumerate() {
-            values.extend(self.value(&shape, item, &format!("{at}[{n}]")));
+            // What is refused leaves something in its place: whoever judges the others counts as the file does.
+            let value = self.value(&shape, item, &format!("{at}[{n}]"));
+            values.push(value.unwrap_or_else(|| Value::default_value(&field.kind())));
         }
-        // A list with holes has other places than the file: whoever judges it would name the wrong ones.
-        (values.len() == list.len()).then_some(Value::List(values))
+        Some(Value::List(values))
     }
 
     fn map(&mut self, shape: &Shape, item: &Item, at: &str) -> Option<Value> {
@@ -211,13 +222,15 @@ fn owned(read: Result<u64, units::Refused>) -> Result<Value, (String, String)> {
 fn choice(of: &prost_reflect::EnumDescriptor, text: &str) -> Result<Value, (String, String)> {
     let members = fields::members(of);
     let found = members.iter().find(|(name, _)| name == text);
-    found.map(|(_, number)| Value::EnumNumber(*number)).ok_or_else(|| {
-        let remedy = match fields::nearest(text, members.iter().map(|(name, _)| name.as_str())) {
-            Some(near) => format!("did you mean {near}?"),
-            None => one_of(of),
-        };
-        ("is not known".to_owned(), remedy)
-    })
+    found
+        .map(|(_, number)| Value::EnumNumber(*number))
+        .ok_or_else(|| {
+            let remedy = match fields::nearest(text, members.iter().map(|(name, _)| name.as_str())) {
+                Some(near) => format!("did you mean {near}?"),
+                None => one_of(of),
+            };
+            ("is not known".to_owned(), remedy)
+        })
 }
 
 fn one_of(of: &prost_reflect::EnumDescriptor) -> String {

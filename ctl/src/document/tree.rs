@@ -154,8 +154,13 @@ fn settle(raw: Spanned<Raw>, lines: &Lines<'_>) -> Item {
         let span = raw.defined.span();
         let from = span.byte_offset().and_then(|at| usize::try_from(at).ok());
         let octets = span.byte_len().and_then(|len| usize::try_from(len).ok());
-        let range = from.zip(octets).map(|(from, octets)| from..from.saturating_add(octets));
-        range.and_then(|range| lines.text.get(range)).unwrap_or_default().to_owned()
+        let range = from
+            .zip(octets)
+            .map(|(from, octets)| from..from.saturating_add(octets));
+        range
+            .and_then(|range| lines.text.get(range))
+            .unwrap_or_default()
+            .to_owned()
     };
     let node = match raw.value {
         Raw::Null => Node::Null,

@@ -9,7 +9,12 @@ const TIMES: [(&str, u64); 5] = [
     ("s", 1_000),
     ("ms", 1),
 ];
-const SIZES: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+const SIZES: [(&str, u64); 4] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+];
 
 /// Why a text is no time or size: why, and what to write.
 pub(crate) type Refused = (&'static str, &'static str);
@@ -45,7 +50,10 @@ pub(crate) fn read_size(text: &str) -> Result<u64, Refused> {
     let (number, unit) = split(text);
     let factor = match unit {
         "" => Some(1),
-        unit => SIZES.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor),
+        unit => SIZES
+            .iter()
+            .find(|(name, _)| *name == unit)
+            .map(|(_, factor)| *factor),
     };
     match factor {
         Some(factor) if !number.is_empty() => {
@@ -57,7 +65,10 @@ pub(crate) fn read_size(text: &str) -> Result<u64, Refused> {
 
 /// A time in the largest unit that divides it.
 pub(crate) fn time(ms: u64) -> String {
-    match TIMES.iter().find(|(_, factor)| ms > 0 && ms.is_multiple_of(*factor)) {
+    match TIMES
+        .iter()
+        .find(|(_, factor)| ms > 0 && ms.is_multiple_of(*factor))
+    {
         Some((unit, factor)) => format!("{}{unit}", ms / factor),
         None => "0s".to_owned(),
     }
@@ -88,7 +99,18 @@ mod tests {
 
     #[test]
     fn times_and_sizes_are_read_as_they_were_written() {
-        for n in [0, 1, 999, 1_000, 60_000, 90_000, 86_400_000, u64::MAX, 1 << 20, 1025] {
+        for n in [
+            0,
+            1,
+            999,
+            1_000,
+            60_000,
+            90_000,
+            86_400_000,
+            u64::MAX,
+            1 << 20,
+            1025,
+        ] {
             assert_eq!(read_time(&time(n)), Ok(n), "{}", time(n));
             let text = size(n).unwrap_or_else(|| n.to_string());
             assert_eq!(read_size(&text), Ok(n), "{text}");
@@ -101,10 +123,29 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in ["", "10", "s", "1w", "-1s", "1.5s", "1 s s", "1h30m", "99999999999999999999s", "300000000000d"] {
+        for text in [
+            "",
+            "10",
+            "s",
+            "1w",
+            "-1s",
+            "1.5s",
+            "1 s s",
+            "1h30m",
+            "99999999999999999999s",
+            "300000000000d",
+        ] {
             assert!(read_time(text).is_err(), "{text}");
         }
-        for text in ["", "MiB", "1MB", "-1", "1.5GiB", "99999999999999999999", "20000000TiB"] {
+        for text in [
+            "",
+            "MiB",
+            "1MB",
+            "-1",
+            "1.5GiB",
+            "99999999999999999999",
+            "20000000TiB",
+        ] {
             assert!(read_size(text).is_err(), "{text}");
         }
     }
