@@ -43,6 +43,9 @@ pub(crate) struct Reach {
     /// Context that names the controller and holds the identity [default: the current one, see context list].
     #[arg(long, value_name = "NAME")]
     pub(crate) context: Option<String>,
+    /// Where contexts are; `None`: where the environment says.
+    #[arg(skip)]
+    pub(crate) home: Option<Home>,
 }
 
 /// A channel to a controller, with an operator's identity.
@@ -60,11 +63,15 @@ impl Client {
     ///
     /// No context, no identity in it, or no controller that accepts it.
     pub(crate) async fn reach(reach: &Reach) -> anyhow::Result<Self> {
-        Self::reach_from(&Home::of_user()?, reach, clock::wall_now()).await
+        Self::reach_at(reach, clock::wall_now()).await
     }
 
-    /// [`Self::reach`], with the files below `home`, at `now`.
-    pub(crate) async fn reach_from(home: &Home, reach: &Reach, now: WallTime) -> anyhow::Result<Self> {
+    /// [`Self::reach`], at `now`.
+    pub(crate) async fn reach_at(reach: &Reach, now: WallTime) -> anyhow::Result<Self> {
+        let home = match &reach.home {
+            Some(home) => home.clone(),
+            None => Home::of_user()?,
+        };
         let (context, place) = home.context(reach.context.as_deref())?;
         let address = Address::parse(&place.controller).map_err(|_| {
             anyhow::anyhow!(

@@ -9,7 +9,7 @@ use flowtilla_proto::wire::fleet::{Object, ObjectsRequest};
 use similar::TextDiff;
 
 use super::{deploy, print};
-use crate::client::{Client, Reach};
+use crate::client::Reach;
 use crate::document::{name_of, render};
 use crate::exit::Exit;
 
