@@ -141,10 +141,11 @@ fn remedy(reason: Reason) -> &'static str {
 
 fn explain_tls(stage: Stage, error: &Tls) -> String {
     match (error, stage) {
-        (Tls::InvalidCertificate(Certificate::UnknownIssuer), Stage::Enrol) => {
+        // A root of the same name with another key.
+        (Tls::InvalidCertificate(Certificate::UnknownIssuer | Certificate::BadSignature), Stage::Enrol) => {
             "this is not the controller that made the token; check --controller, or make a token there".into()
         }
-        (Tls::InvalidCertificate(Certificate::UnknownIssuer), _) => {
+        (Tls::InvalidCertificate(Certificate::UnknownIssuer | Certificate::BadSignature), _) => {
             "this is not the controller that this context logged in to, or its roots have changed meanwhile; check the \
              address, or log in again"
                 .into()
