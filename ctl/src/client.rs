@@ -8,8 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock;
 use clap::Args;
-use flowtilla_agent::clock;
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_grpc::channel::{Address, connect};
 use flowtilla_grpc::enrol::enrolment_client::EnrolmentClient;

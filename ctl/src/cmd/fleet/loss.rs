@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use flowtilla_agent::clock;
+use crate::clock;
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{Agent, AgentState, AgentsRequest};
 use flowtilla_proto::wire::session::{CollectorHealth, Drop};

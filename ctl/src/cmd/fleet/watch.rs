@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write as _};
 use std::time::Duration;
 
-use flowtilla_agent::clock;
+use crate::clock;
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{Rollout, RolloutEvent, RolloutPart, RolloutState, WatchRequest};
 use futures_util::StreamExt as _;
