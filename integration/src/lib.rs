@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod cable;
 pub mod collector;
 pub mod disk;
+pub mod flaky;
 pub mod need;
 pub mod netns;
 pub mod ntopng;

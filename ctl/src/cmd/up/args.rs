@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use flowtilla_agent_core::policy::Wanted;
-use flowtilla_proto::collector::Collector;
+use flowtilla_proto::collector::{Collector, RECORDS_PER_SECOND_DEFAULT};
 use flowtilla_proto::ids::NAME_OCTETS_MAX;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
 use flowtilla_proto::policy::{
@@ -83,6 +83,10 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help = buffer_help())]
     pub(crate) buffer: Option<u64>,
 
+    #[arg(long, value_name = "N", value_parser = parse_number,
+          help = format!("Most records a second that each --ntopng gets; what waits drains at this pace [default: {RECORDS_PER_SECOND_DEFAULT}]"))]
+    pub(crate) rate: Option<u64>,
+
     /// Exports each record's identity (boot id, cookie, part) with it.
     #[arg(long)]
     pub(crate) record_ids: bool,
@@ -140,6 +144,7 @@ impl UpArgs {
                 endpoint: endpoint.clone(),
                 curve_server_key: key,
                 record_ids: Some(self.record_ids),
+                records_per_second: self.rate,
                 ..wire::Collector::default()
             };
             match Collector::try_from(sent) {
@@ -276,7 +281,7 @@ const PORT_OCTETS_MAX: usize = 5;
 
 /// The flag that sets the field at `path`.
 fn flag(path: &str) -> Option<&'static str> {
-    const FLAGS: [(&str, &str); 11] = [
+    const FLAGS: [(&str, &str); 12] = [
         ("capture.scopes", "--scope"),
         ("capture.maxFlows", "--max-flows"),
         ("capture.activeTimeoutMs", "--active-timeout"),
@@ -288,6 +293,7 @@ fn flag(path: &str) -> Option<&'static str> {
         ("buffer.octetsMax", "--buffer"),
         ("endpoint", "--ntopng"),
         ("curveServerKey", "--curve-key"),
+        ("recordsPerSecond", "--rate"),
     ];
     let path = match path.strip_prefix("collectors[") {
         Some(rest) => rest.split_once("].").map_or(path, |(_, field)| field),
