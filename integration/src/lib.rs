@@ -7,6 +7,7 @@
 
 pub mod bpf;
 pub mod cable;
+pub mod cgroup;
 pub mod collector;
 pub mod disk;
 pub mod flaky;
