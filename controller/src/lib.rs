@@ -10,6 +10,7 @@ pub mod grpc;
 pub mod identities;
 pub mod identity;
 pub mod local;
+pub mod rollout;
 pub mod run;
 pub mod setup;
 pub mod state;
