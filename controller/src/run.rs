@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -178,9 +178,18 @@ impl Controller {
             addresses.push(listener.local_addr().map_err(refused)?);
             listeners.push(listener);
         }
+        let socket = match local::bind(parts.directory.path()) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                let without = "no backup and no operator's token while it runs";
+                tracing::warn!(%error, without, "commands on this host cannot ask this controller");
+                None
+            }
+        };
         tracing::info!(id = %parts.tls.id(), ?addresses, "the controller listens");
         let stop = CancellationToken::new();
-        let running = run(Arc::clone(&parts), listeners, options.limits, stop.clone());
+        let ears = Ears { listeners, socket };
+        let running = run(Arc::clone(&parts), ears, options.limits, stop.clone());
         Ok(Self {
             parts,
             addresses,
@@ -250,15 +259,16 @@ fn services(parts: &Arc<Parts>) -> Router {
         ))
 }
 
-async fn run(
-    parts: Arc<Parts>,
+/// Where a controller hears others.
+struct Ears {
     listeners: Vec<TcpListener>,
-    limits: Limits,
-    stop: CancellationToken,
-) -> Result<(), RunError> {
+    socket: Option<UnixListener>,
+}
+
+async fn run(parts: Arc<Parts>, ears: Ears, limits: Limits, stop: CancellationToken) -> Result<(), RunError> {
     let (out, incoming) = mpsc::channel(CONNECTIONS_QUEUED);
     let mut tasks: JoinSet<Result<&'static str, RunError>> = JoinSet::new();
-    for listener in listeners {
+    for listener in ears.listeners {
         let door = Door {
             tls: Arc::clone(&parts.tls),
             domain: parts.tls.id().domain.clone(),
@@ -277,10 +287,14 @@ async fn run(
     tasks.spawn(serve(services(&parts), incoming, stop.clone()));
     tasks.spawn(renew_own(Arc::clone(&parts), stop.clone()));
     tasks.spawn(cut_revoked(Arc::clone(&parts), stop.clone()));
-    tasks.spawn(hear_host(Arc::clone(&parts), stop.clone()));
+    if let Some(socket) = ears.socket {
+        tasks.spawn(hear_host(socket, Arc::clone(&parts), stop.clone()));
+    }
 
     let mut outcome = Ok(());
+    // A stop comes first: tasks end because of it.
     tokio::select! {
+        biased;
         () = stop.cancelled() => {}
         Some(ended) = tasks.join_next() => {
             outcome = match ended {
@@ -372,20 +386,17 @@ async fn cut_revoked(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'sta
     }
 }
 
-async fn hear_host(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'static str, RunError> {
-    let state = parts.directory.path();
+async fn hear_host(
+    socket: UnixListener,
+    parts: Arc<Parts>,
+    stop: CancellationToken,
+) -> Result<&'static str, RunError> {
     let local = Local {
         identities: Arc::clone(&parts.identities),
         store: Arc::clone(&parts.store),
-        state: state.to_owned(),
+        state: parts.directory.path().to_owned(),
         clock: parts.clock.clone(),
     };
-    match local::bind(state) {
-        Ok(listener) => local::run(listener, local, stop).await,
-        Err(error) => {
-            tracing::warn!(%error, "commands on this host cannot ask this controller: backups only while it is stopped");
-            stop.cancelled().await;
-        }
-    }
+    local::run(socket, local, stop).await;
     Ok("hearing this host's commands")
 }
