@@ -252,6 +252,71 @@ fn what_the_rules_leave_out_is_not_counted_as_sampled_out() {
     assert_eq!(judge(&mut filter, &simple(2, 1, 80, "x")), Verdict::SampledOut);
 }
 
+#[test]
+#[ignore = "prints times: run alone, in release"]
+#[expect(clippy::disallowed_methods, reason = "it measures real time")]
+fn cost_of_a_verdict() {
+    let member = |set: fn(&mut wire::FlowRule) -> &mut Vec<String>, text: &str| {
+        let mut rule = wire::FlowRule::default();
+        set(&mut rule).push(text.into());
+        rule
+    };
+    let exclude = vec![
+        member(|rule| &mut rule.cidrs, "198.51.100.0/24"),
+        member(|rule| &mut rule.cidrs, "2001:db8::/32"),
+        member(|rule| &mut rule.ports, "53"),
+        member(|rule| &mut rule.ports, "100-1000"),
+        member(|rule| &mut rule.processes, "agentctl"),
+        member(|rule| &mut rule.processes, "*-exporter"),
+        member(|rule| &mut rule.processes, "/opt/*/bin/*"),
+        member(|rule| &mut rule.users, "backup"),
+        member(|rule| &mut rule.users, "65534"),
+        member(|rule| &mut rule.cgroups, "/system.slice/backup.service"),
+    ];
+    let path = Some("/usr/lib/service-7/bin/worker");
+    let records: Vec<FlowRecord> = (0..1_000)
+        .map(|cookie| {
+            let mut record = simple(cookie, 1, 8_080, "worker");
+            record.initiator.owner = owner("worker", path, 1_000, Some("service"), 7);
+            record.responder.owner = owner("worker", path, 1_001, Some("service"), 8);
+            record
+        })
+        .collect();
+    for (name, last, mut filter) in [
+        (
+            "ten rules, flows of one record",
+            true,
+            filter(vec![], exclude.clone(), 1),
+        ),
+        (
+            "ten rules, later records of a flow",
+            false,
+            filter(vec![], exclude, 1),
+        ),
+        ("sampling", true, filter(vec![], vec![], 1_000_000)),
+    ] {
+        filter.set_flows_max(65_536);
+        let mut records = records.clone();
+        for record in &mut records {
+            record.reason = if last {
+                EndReason::EndOfFlow
+            } else {
+                EndReason::ActiveTimeout
+            };
+        }
+        let began = std::time::Instant::now();
+        for _ in 0..1_000 {
+            for record in &records {
+                let verdict = filter.judge(std::hint::black_box(record), |_| {
+                    Some("/user.slice/user-1000.slice")
+                });
+                let _ = std::hint::black_box(verdict);
+            }
+        }
+        println!("{name}: {} ns a record", began.elapsed().as_nanos() / 1_000_000);
+    }
+}
+
 const CIDRS: [&str; 7] = [
     "10.0.0.0/8",
     "10.1.0.0/16",
@@ -312,7 +377,9 @@ fn ends() -> impl Strategy<Value = End> {
 }
 
 fn lists() -> impl Strategy<Value = Lists> {
-    let some = |n: usize| prop::collection::btree_set(0..n, 0..3).prop_map(|set| set.into_iter().collect());
+    let some = |n: usize| {
+        prop::collection::btree_set(0..n, 0..3).prop_map(|set| set.into_iter().collect::<Vec<_>>())
+    };
     (
         some(CIDRS.len()),
         some(PORTS.len()),
@@ -320,9 +387,7 @@ fn lists() -> impl Strategy<Value = Lists> {
         some(USERS.len()),
         some(CGROUPS.len()),
     )
-        .prop_map(
-            |(a, b, c, d, e): (Vec<usize>, Vec<usize>, Vec<usize>, Vec<usize>, Vec<usize>)| [a, b, c, d, e],
-        )
+        .prop_map(|(a, b, c, d, e)| [a, b, c, d, e])
         .prop_filter("a rule has members", |lists| {
             lists.iter().any(|list| !list.is_empty())
         })
