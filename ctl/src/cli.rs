@@ -132,9 +132,10 @@ fn sentence(error: &clap::Error) -> String {
         Some(ContextValue::Strings(list)) => Some(list.join(", ")),
         _ => None,
     };
-    // `--max-flows <N>`: the flag alone.
+    // `--max-flows <N>`, `--wait[=<TIME>]`: the flag alone.
     let flag = text(ContextKind::InvalidArg)
         .map(|arg| arg.split(" <").next().unwrap_or_default().to_owned())
+        .map(|arg| arg.split("[=").next().unwrap_or_default().to_owned())
         .map(|arg| arg.trim_matches(['<', '>']).to_owned())
         .unwrap_or_default();
     let value = text(ContextKind::InvalidValue).unwrap_or_default();

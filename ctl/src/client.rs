@@ -8,8 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock;
 use clap::Args;
-use flowtilla_agent::clock;
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_grpc::channel::{Address, connect};
 use flowtilla_grpc::enrol::enrolment_client::EnrolmentClient;
@@ -79,13 +79,18 @@ impl Client {
                 harmless(&place.controller)
             )
         })?;
-        let mut identity = Identity::load(&place.identity)?;
-        if identity.is_over(now) {
-            identity = recover(&address, &identity).await?;
+        let kept = Identity::load(&place.identity)?;
+        if kept.is_over(now) {
+            let identity = recover(&address, &kept).await?;
             identity.store(&place.identity)?;
+            return Ok(Self {
+                fleet: FleetClient::new(channel(&address, &identity).await?),
+                address,
+                context,
+            });
         }
-        let channel = channel(&address, &identity).await?;
-        if identity.is_due(now) {
+        let channel = channel(&address, &kept).await?;
+        if kept.is_due(now) {
             match renew(channel.clone()).await {
                 Ok(next) => next.store(&place.identity)?,
                 // The one there is counts for hours: what was asked is not held up.

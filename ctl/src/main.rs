@@ -15,6 +15,7 @@ use crate::signals::Signals;
 
 mod cli;
 mod client;
+mod clock;
 mod cmd;
 mod document;
 mod exit;

@@ -20,6 +20,9 @@ use crate::output::harmless;
 /// Causes that are looked through.
 const CAUSES_MAX: usize = 16;
 
+/// What the TLS library says before the name of an alert that it was sent.
+const ALERT: &str = "received fatal alert: ";
+
 /// What was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -71,6 +74,11 @@ impl Failed {
             }
             _ => Vec::new(),
         };
+        // HTTP/2 keeps of a TLS alert its text alone.
+        let causes = status.source().map(chain).unwrap_or_default();
+        if let Some((_, alert)) = causes.split_once(ALERT) {
+            return Self::without_answer(explain_alert(alert));
+        }
         let message = harmless(status.message());
         let refusal = match stage {
             Stage::Call => None,
@@ -88,7 +96,10 @@ impl Failed {
                     format!("the controller does not allow it: {message}; log in as an operator")
                 }
                 Code::Unavailable | Code::Unknown | Code::Cancelled => {
-                    format!("the controller broke off ({message}); see its log, and try again")
+                    let causes = if causes.is_empty() { message } else { causes };
+                    format!(
+                        "the controller broke off ({causes}); try again, and see its log: when it refuses the SVID, log in again"
+                    )
                 }
                 Code::Unimplemented => {
                     format!("the controller does not know this call ({message}); it is older")
@@ -141,10 +152,11 @@ fn remedy(reason: Reason) -> &'static str {
 
 fn explain_tls(stage: Stage, error: &Tls) -> String {
     match (error, stage) {
-        (Tls::InvalidCertificate(Certificate::UnknownIssuer), Stage::Enrol) => {
+        // A root of the same name with another key.
+        (Tls::InvalidCertificate(Certificate::UnknownIssuer | Certificate::BadSignature), Stage::Enrol) => {
             "this is not the controller that made the token; check --controller, or make a token there".into()
         }
-        (Tls::InvalidCertificate(Certificate::UnknownIssuer), _) => {
+        (Tls::InvalidCertificate(Certificate::UnknownIssuer | Certificate::BadSignature), _) => {
             "this is not the controller that this context logged in to, or its roots have changed meanwhile; check the \
              address, or log in again"
                 .into()
@@ -161,22 +173,27 @@ fn explain_tls(stage: Stage, error: &Tls) -> String {
         (Tls::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. }), _) => {
             "what answers is no controller; check the address".into()
         }
-        (Tls::AlertReceived(Alert::CertificateExpired), _) => {
-            "the controller refuses the SVID, which has run out; check the clocks of both hosts, or log in again".into()
-        }
         (
             Tls::AlertReceived(
-                Alert::UnknownCA
+                alert @ (Alert::CertificateExpired
+                | Alert::UnknownCA
                 | Alert::BadCertificate
                 | Alert::CertificateRevoked
                 | Alert::CertificateUnknown
                 | Alert::AccessDenied
-                | Alert::DecryptError,
+                | Alert::DecryptError),
             ),
             _,
-        ) => format!("the controller refuses the SVID ({error}); log in again"),
+        ) => explain_alert(&format!("{alert:?}")),
         (Tls::InvalidMessage(_), _) => "what answers does not speak TLS; check the port".into(),
         _ => format!("TLS failed ({error}); check that the address is a controller's"),
+    }
+}
+
+fn explain_alert(alert: &str) -> String {
+    match alert.contains("CertificateExpired") {
+        true => "the controller refuses the SVID, which has run out; check the clocks of both hosts, or log in again".into(),
+        false => format!("the controller refuses the SVID ({alert}); log in again"),
     }
 }
 

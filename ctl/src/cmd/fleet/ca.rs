@@ -1,7 +1,7 @@
 //! `agentctl ca rotate`: changes the root of the trust domain, in three steps with time between them.
 
+use crate::clock;
 use clap::{Args, Subcommand, ValueEnum};
-use flowtilla_agent::clock;
 use flowtilla_proto::wire::fleet::{Root, RotateCaRequest, RotateCaStep};
 
 use super::{Output, print, table};

@@ -1,7 +1,7 @@
 //! `agentctl describe`: everything that the controller knows of one thing, as YAML.
 
+use crate::clock;
 use clap::Args;
-use flowtilla_agent::clock;
 
 use super::get::{List, What};
 use super::print;

@@ -3,8 +3,8 @@
 //! `-o json`: an array of the shapes in [`crate::view`]; policies and collectors are the documents that `deploy` takes. With a NAME
 //! the list has that one, or the command ends with exit code 1.
 
+use crate::clock;
 use clap::{Args, ValueEnum};
-use flowtilla_agent::clock;
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{
     Agent, AgentsRequest, HistoryRequest, Object, ObjectsRequest, Revision, Rollout, RolloutsRequest, Token,

@@ -1,7 +1,7 @@
 //! `agentctl history`: revisions, the newest first.
 
+use crate::clock;
 use clap::Args;
-use flowtilla_agent::clock;
 use flowtilla_proto::wire::fleet::HistoryRequest;
 
 use super::get::List;

@@ -11,8 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use flowtilla_agent::clock;
-use flowtilla_agent_core::loss::DropPoint;
+use crate::clock;
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{Agent, AgentState, AgentsRequest};
 use flowtilla_proto::wire::session::{CollectorHealth, Drop};
@@ -57,9 +56,15 @@ fn lost(collector: &CollectorHealth) -> u64 {
     dropped.fold(collector.evicted, |sum, drop| sum.saturating_add(drop.count))
 }
 
+/// Places that keep back what was not wanted: a policy says so, or another agent tells it.
+const ON_PURPOSE: [&str; 2] = ["withheld", "reportedByPeer"];
+
 /// Whether a place loses what was wanted. One that this version does not know does: better too much than too little.
 fn is_loss(drop: &Drop) -> bool {
-    drop.count > 0 && drop.point != DropPoint::Withheld.to_string() && drop.point != "reportedByPeer"
+    let on_purpose = ON_PURPOSE
+        .iter()
+        .any(|point| drop.point.eq_ignore_ascii_case(point));
+    drop.count > 0 && !on_purpose
 }
 
 fn missing(collector: &CollectorHealth) -> i128 {

@@ -2,8 +2,8 @@
 //!
 //! `-o json`: the shape `status` in [`crate::view`].
 
+use crate::clock;
 use clap::Args;
-use flowtilla_agent::clock;
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{StatusRequest, StatusResponse};
 

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::clock;
 use clap::{Args, Subcommand};
-use flowtilla_agent::clock;
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet::{CreateTokenRequest, RevokeRequest, revoke_request};
 
@@ -141,7 +141,7 @@ async fn create(client: &Client, args: &CreateArgs, request: CreateTokenRequest)
             "  agentctl login --controller {address} --token-file FILE"
         )),
         None => say(format_args!(
-            "  flowtilla-agent --controller {address} --token-file FILE"
+            "  flowtilla-agent run --state DIR --controller {address} --token-file FILE"
         )),
     }
     Ok(exit)

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write as _};
 use std::time::Duration;
 
-use flowtilla_agent::clock;
+use crate::clock;
 use flowtilla_agent_core::time::WallTime;
-use flowtilla_proto::wire::fleet::{RolloutEvent, RolloutPart, RolloutState, WatchRequest};
+use flowtilla_proto::wire::fleet::{Rollout, RolloutEvent, RolloutPart, RolloutState, WatchRequest};
 use futures_util::StreamExt as _;
 use futures_util::stream::select_all;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -41,7 +41,9 @@ struct Seen {
     state: RolloutState,
     wave: u32,
     parts: BTreeMap<String, RolloutPart>,
-    event: RolloutEvent,
+    /// How many failures were told.
+    failures: usize,
+    rollout: Rollout,
 }
 
 impl Picture {
@@ -54,7 +56,8 @@ impl Picture {
             state: RolloutState::Unspecified,
             wave: 0,
             parts: BTreeMap::new(),
-            event: RolloutEvent::default(),
+            failures: 0,
+            rollout: Rollout::default(),
         });
         let mut lines = Vec::new();
         if (seen.state, seen.wave) != (rollout.state(), rollout.wave) {
@@ -70,13 +73,10 @@ impl Picture {
                 rollout.wave,
                 rollout.waves
             ));
-            lines.extend(
-                rollout
-                    .failures
-                    .iter()
-                    .map(|failure| format!("  {}", harmless(&failure.message))),
-            );
         }
+        let failures = rollout.failures.iter().skip(seen.failures);
+        lines.extend(failures.map(|failure| format!("  {}", harmless(&failure.message))));
+        seen.failures = seen.failures.max(rollout.failures.len());
         for agent in &event.agents {
             let before = seen.parts.insert(agent.agent.clone(), agent.part());
             if before == Some(agent.part()) {
@@ -97,10 +97,7 @@ impl Picture {
             };
             lines.push(format!("  {} {word_of}{why}", word(&agent.agent)));
         }
-        seen.event = RolloutEvent {
-            rollout: Some(rollout),
-            agents: Vec::new(),
-        };
+        seen.rollout = rollout;
         lines
     }
 
@@ -108,11 +105,7 @@ impl Picture {
     pub(crate) fn line(&self, now: WallTime) -> String {
         let mut sums = [0_u32; 4];
         let mut soaks = String::new();
-        for rollout in self
-            .rollouts
-            .values()
-            .filter_map(|seen| seen.event.rollout.as_ref())
-        {
+        for rollout in self.rollouts.values().map(|seen| &seen.rollout) {
             let counts = [rollout.acked, rollout.nacked, rollout.pending, rollout.offline];
             for (sum, count) in sums.iter_mut().zip(counts) {
                 *sum = sum.saturating_add(count);

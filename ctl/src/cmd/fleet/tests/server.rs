@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use flowtilla_agent::clock;
+use crate::clock;
 use flowtilla_grpc::enrol::enrolment_server::{Enrolment, EnrolmentServer};
 use flowtilla_grpc::fleet::fleet_server::{Fleet, FleetServer};
 use flowtilla_grpc::svid;
