@@ -4,4 +4,5 @@ pub mod fleet;
 pub mod grpc;
 pub mod pace;
 pub mod policy;
+pub mod rollout;
 pub mod store;

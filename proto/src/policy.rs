@@ -7,14 +7,18 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::ids::CollectorName;
+use crate::ids::{CollectorName, PolicyName};
 use crate::mistake::Mistakes;
 use crate::reading::{Reading, Refused};
 use crate::wire;
 
+pub use self::rollout::{Gates, Rollout, Wave};
 pub use self::scope::{SCOPE_OCTETS_MAX, Scope, ScopePath};
+pub use self::selector::Selector;
 
+pub mod rollout;
 mod scope;
+pub mod selector;
 
 /// Most scopes of one kind. The kernel programs compare with each in turn; their list has this many places.
 pub const SCOPES_MAX: usize = 8;
@@ -100,6 +104,14 @@ pub const SYNC_INTERVAL_MS: RangeInclusive<u64> = 10..=60_000;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Policy {
+    /// Its name; `None`: no controller keeps it.
+    pub name: Option<PolicyName>,
+    /// Agents that it is for.
+    pub selector: Selector,
+    /// Of several policies that are for an agent, the one of the highest priority applies.
+    pub priority: u32,
+    /// How it reaches its agents.
+    pub rollout: Rollout,
     /// What is observed, and how it is cut into records.
     pub capture: Capture,
     /// What is learnt about processes.
@@ -218,6 +230,12 @@ impl TryFrom<wire::Policy> for Policy {
     /// Every field that is refused, with its path from the policy.
     fn try_from(sent: wire::Policy) -> Result<Self, Mistakes> {
         let mut reading = Reading::default();
+        let name = match sent.name.as_str() {
+            "" => Some(None),
+            text => reading.text("name", text, PolicyName::parse).map(Some),
+        };
+        let selector = reading.inner("selector", Selector::try_from(sent.selector.unwrap_or_default()));
+        let rollout = reading.inner("rollout", Rollout::try_from(sent.rollout.unwrap_or_default()));
         let exporting = sent
             .export
             .as_ref()
@@ -231,6 +249,10 @@ impl TryFrom<wire::Policy> for Policy {
         let buffer = reading.inner("buffer", parse_buffer(sent.buffer.unwrap_or_default()));
         let made = (|| {
             Some(Self {
+                name: name?,
+                selector: selector?,
+                priority: sent.priority,
+                rollout: rollout?,
                 capture: capture?,
                 enrich: enrich?,
                 export: export?,
