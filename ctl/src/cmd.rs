@@ -1,6 +1,7 @@
 //! The commands, one module each.
 
 pub(crate) mod buffer;
+mod left_out;
 pub(crate) mod loss;
 mod spooled;
 pub(crate) mod tap;
