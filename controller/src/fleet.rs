@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use flowtilla_proto::labels::Labels;
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::session::{self as wire, EndReason};
 use prost::Message;
@@ -27,7 +28,8 @@ use self::questions::Questions;
 use self::rollouts::Rollouts;
 use self::row::{META_KEY, MetaRow};
 use self::source::SourceIds;
-use crate::policy::{Labels, Objects};
+use crate::policy::Objects;
+use crate::store::counter::Counter;
 use crate::store::{Batch, Table};
 
 pub use self::change::{Change, ChangeRefused};
@@ -130,6 +132,9 @@ pub enum Unwelcome {
 /// What every agent is to have, and has.
 pub struct Fleet {
     meta: MetaRow,
+    numbers: Numbers,
+    /// As they are on the disk.
+    numbers_kept: Numbers,
     objects: Objects,
     targets: Targets,
     /// Those of the revision that a rollout goes back to.
@@ -150,6 +155,16 @@ pub struct Fleet {
     speech: VecDeque<(SessionId, Speech)>,
 }
 
+/// Numbers that are given once: the last of each, and the epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Numbers {
+    epoch: u64,
+    version: u64,
+    revision: u64,
+    rollout: u64,
+    source: u64,
+}
+
 /// What the agents of each policy are to do; `None`: those without one.
 type Targets = BTreeMap<Option<String>, Arc<Content>>;
 
@@ -165,10 +180,10 @@ impl Fleet {
             .or_insert_with(|| Agent::new(now.wall_ms));
         if agent.enrolled != *labels || agent.revoked || agent.wanted.is_none() {
             agent.enrolled = labels.clone();
-            agent.labels = agent.enrolled.or(&agent.host);
+            agent.labels = agent.enrolled.over(&agent.host);
             agent.revoked = false;
             self.dirty.insert(id.clone());
-            self.settle(id);
+            self.settle(id, now);
         }
     }
 
@@ -180,7 +195,7 @@ impl Fleet {
         agent.revoked = true;
         let connected = agent.line.is_some();
         self.dirty.insert(id.clone());
-        self.rollouts.touch();
+        self.rollouts.handle_revoked(id);
         let text = Unwelcome::Revoked.to_string();
         self.end(id, EndReason::Revoked, text);
         connected
@@ -206,7 +221,7 @@ impl Fleet {
         }
         let text = "the same agent has connected once more".to_owned();
         self.end(id, EndReason::Replaced, text);
-        let (source_id, given) = self.sources.allot(id, hello.source_id, self.meta.epoch);
+        let (source_id, given) = self.sources.allot(id, hello.source_id, &mut self.numbers.source);
         if given {
             let key = source_id.number().to_be_bytes();
             self.batch.put(Table::SourceIds, key, id.as_str());
@@ -224,11 +239,12 @@ impl Fleet {
             source_id: source_id.number(),
         };
         self.speech.push_back((session, welcome));
-        self.settle(id);
+        self.rollouts.handle_open(id, now);
+        self.settle(id, now);
         self.reconcile(id);
+        self.tell_rollouts(id, now);
         self.members.handle_open(session);
         self.members.touch();
-        self.rollouts.touch();
         Ok(())
     }
 
@@ -251,24 +267,24 @@ impl Fleet {
                 health,
                 addresses,
             } => {
-                if health.is_some() {
-                    agent.health = health;
-                    agent.health_at = now;
+                if let Some(health) = health {
+                    self.rollouts.handle_health(&id, &health, now);
+                    agent.health = Some(health);
                 }
                 if let Some(addresses) = addresses.filter(|addresses| *addresses != agent.addresses) {
                     agent.addresses = addresses;
                     self.members.touch();
                 }
                 if let Some(held) = held {
-                    self.handle_held(&id, held);
+                    self.handle_held(&id, held, now);
                 }
             }
             Heard::Ack {
                 nonce,
                 held,
                 effective,
-            } => self.handle_ack(&id, nonce, held, effective),
-            Heard::Nack(nack) => self.handle_nack(&id, nack),
+            } => self.handle_ack(&id, nonce, held, effective, now),
+            Heard::Nack(nack) => self.handle_nack(&id, nack, now),
             Heard::Question { id: number, about } => {
                 self.handle_question(&id, session, number, about, now);
             }
@@ -276,7 +292,10 @@ impl Fleet {
                 let answers = self.questions.handle_answer(session, number, end, now);
                 self.speech.extend(answers);
             }
-            Heard::Goodbye => self.handle_closed(session, now),
+            Heard::Goodbye => {
+                self.rollouts.handle_closed(&id, true);
+                self.handle_closed(session, now);
+            }
             Heard::Unknown => {}
         }
     }
@@ -290,7 +309,7 @@ impl Fleet {
         self.speech.extend(answers);
         self.members.handle_closed(session);
         self.members.touch();
-        self.rollouts.touch();
+        self.rollouts.handle_closed(&id, false);
         if let Some(agent) = self.agents.get_mut(&id) {
             agent.line = None;
             agent.seen_ms = now.wall_ms;
@@ -316,7 +335,6 @@ impl Fleet {
         let answers = self.questions.handle_timeout(now);
         self.speech.extend(answers);
         self.update_members(now);
-        self.advance_rollouts(now);
         if now.run_ms >= self.forget_at_ms {
             self.forget_at_ms = now.run_ms.saturating_add(FORGET_EVERY_MS);
             for digest in self.contents.forget_unused() {
@@ -327,7 +345,7 @@ impl Fleet {
 
     /// Something may have changed what the rollouts wait for. To be called once a turn, before [`Self::take_batch`].
     pub fn finish_turn(&mut self, now: Now) {
-        if self.rollouts.is_touched() {
+        if self.rollouts_wait(now) {
             self.advance_rollouts(now);
         }
     }
@@ -342,6 +360,18 @@ impl Fleet {
         if std::mem::take(&mut self.meta_dirty) {
             self.batch.put(Table::Meta, META_KEY, self.meta.encode_to_vec());
         }
+        let (now, kept) = (self.numbers, self.numbers_kept);
+        for (counter, last, kept) in [
+            (Counter::Version, now.version, kept.version),
+            (Counter::Revision, now.revision, kept.revision),
+            (Counter::Rollout, now.rollout, kept.rollout),
+            (Counter::SourceId, now.source, kept.source),
+        ] {
+            if last != kept {
+                counter.note(&mut self.batch, last);
+            }
+        }
+        self.numbers_kept = now;
         std::mem::take(&mut self.batch)
     }
 
@@ -363,12 +393,12 @@ impl Fleet {
         self.speech.extend(answers);
         self.members.handle_closed(line.session);
         self.members.touch();
-        self.rollouts.touch();
+        self.rollouts.handle_closed(id, false);
         self.dirty.insert(id.clone());
         self.speech.push_back((line.session, Speech::Ended(reason, text)));
     }
 
-    fn handle_ack(&mut self, id: &MemberName, nonce: u64, held: Mark, effective: Box<wire::Effective>) {
+    fn handle_ack(&mut self, id: &MemberName, nonce: u64, held: Mark, effective: Box<wire::Effective>, now: Now) {
         let Some(agent) = self.agents.get_mut(id) else {
             return;
         };
@@ -386,10 +416,10 @@ impl Fleet {
         agent.nack = None;
         self.dirty.insert(id.clone());
         self.members.touch();
-        self.rollouts.touch();
+        self.tell_rollouts(id, now);
     }
 
-    fn handle_nack(&mut self, id: &MemberName, nack: Box<wire::Nack>) {
+    fn handle_nack(&mut self, id: &MemberName, nack: Box<wire::Nack>, now: Now) {
         let Some(agent) = self.agents.get_mut(id) else {
             return;
         };
@@ -401,11 +431,11 @@ impl Fleet {
         }
         agent.nack = Some((open.place(), nack));
         self.dirty.insert(id.clone());
-        self.rollouts.touch();
+        self.tell_rollouts(id, now);
     }
 
     /// A heartbeat says what is in force: when it is not what was acked, the agent has lost it.
-    fn handle_held(&mut self, id: &MemberName, held: Mark) {
+    fn handle_held(&mut self, id: &MemberName, held: Mark, now: Now) {
         let Some(agent) = self.agents.get_mut(id) else {
             return;
         };
@@ -418,10 +448,11 @@ impl Fleet {
         self.dirty.insert(id.clone());
         self.members.touch();
         self.reconcile(id);
+        self.tell_rollouts(id, now);
     }
 
     /// Gives an agent what the objects of record say, unless a rollout holds it back.
-    fn settle(&mut self, id: &MemberName) {
+    fn settle(&mut self, id: &MemberName, now: Now) {
         let Some(agent) = self.agents.get(id).filter(|agent| !agent.revoked) else {
             return;
         };
@@ -432,11 +463,13 @@ impl Fleet {
             let wanted = agent.wanted.as_ref();
             wanted.is_some_and(|wanted| wanted.content.sameness == content.sameness)
         };
-        if !same(&next)
-            && self
-                .rollouts
-                .holds_back(id, next.policy.as_deref(), self.meta.revision)
-        {
+        if same(&next) {
+            return;
+        }
+        if let Some(policy) = &next.policy {
+            self.rollouts.handle_due(id, policy, self.meta.revision, now);
+        }
+        if self.rollouts.holds_back(id, next.policy.as_deref(), self.meta.revision) {
             if agent.wanted.is_some() {
                 return;
             }
@@ -456,17 +489,17 @@ impl Fleet {
             return;
         };
         let (epoch, floor) = agent.highest();
-        let place = if epoch > self.meta.epoch {
+        let place = if epoch > self.numbers.epoch {
             // The agent has seen a later controller than this one remembers: only its own order goes on from there.
             floor.checked_add(1).map(|version| (epoch, version))
         } else {
-            self.meta.version = self.meta.version.saturating_add(1);
-            let least = if epoch == self.meta.epoch {
+            self.numbers.version = self.numbers.version.saturating_add(1);
+            let least = if epoch == self.numbers.epoch {
                 floor.checked_add(1)
             } else {
                 Some(0)
             };
-            least.map(|least| (self.meta.epoch, self.meta.version.max(least)))
+            least.map(|least| (self.numbers.epoch, self.numbers.version.max(least)))
         };
         let Some((epoch, version)) = place else {
             tracing::warn!(agent = %id, "holds the last version there is: nothing can be offered to it");
@@ -484,7 +517,6 @@ impl Fleet {
         });
         agent.nack = None;
         self.dirty.insert(id.clone());
-        self.meta_dirty = true;
         self.offer(id);
     }
 

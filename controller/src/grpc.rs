@@ -1,3 +1,5 @@
-//! The doors: services that turn wire messages into calls of the cores, and their answers into wire messages. No decisions.
+//! The API's services: who calls, parse, ask, answer. Nothing is decided here.
 
+pub mod enrol;
+pub mod fleet;
 pub mod session;

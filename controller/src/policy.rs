@@ -6,21 +6,17 @@
 //! Invariants: a set is changed by [`Objects::changed`] only, which makes another one or tells every mistake at once; every
 //! collector that a policy names is in the set; no two policies of one priority have the same selector.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use flowtilla_proto::collector::Collector;
-use flowtilla_proto::mistake::{MISTAKES_MAX, Mistake};
-use flowtilla_proto::policy::Policy;
+use flowtilla_proto::labels::Labels;
+use flowtilla_proto::mistake::{MISTAKES_MAX, Mistake, Mistakes};
+use flowtilla_proto::policy::{Policy, Rollout, Selector};
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire;
 use flowtilla_proto::wire::fleet::{Change, Object, ObjectChange, ObjectName, object};
 use flowtilla_proto::wire::session::Assignment;
-
-pub use self::labels::{LABEL_OCTETS_MAX, LABELS_MAX, Labels, LabelsRefused};
-use self::selector::Selector;
-
-mod labels;
-mod selector;
 
 /// Most objects of a revision.
 ///
@@ -40,11 +36,11 @@ pub struct Objects {
     collectors: BTreeMap<String, wire::Collector>,
 }
 
-/// A policy, with what was read of it.
+/// A policy as it was sent, and as it was read.
 #[derive(Clone, Debug, PartialEq)]
 struct Kept {
     sent: wire::Policy,
-    selector: Selector,
+    parsed: Policy,
 }
 
 /// A mistake in a request, and where.
@@ -113,10 +109,17 @@ impl Objects {
         self.policies.keys().map(String::as_str)
     }
 
-    /// How a change of a policy reaches its agents; absent: it says nothing about that.
+    /// A policy; its `rollout` says how a change of it reaches its agents.
     #[must_use]
-    pub fn rollout_of(&self, policy: &str) -> Option<&wire::Rollout> {
-        self.policies.get(policy)?.sent.rollout.as_ref()
+    pub fn policy(&self, name: &str) -> Option<&Policy> {
+        Some(&self.policies.get(name)?.parsed)
+    }
+
+    /// The longest time that a policy wants agents to be watched after a change.
+    #[must_use]
+    pub fn longest_soak(&self) -> Duration {
+        let rollouts = self.policies.values().map(|kept| &kept.parsed.rollout);
+        rollouts.map(|rollout: &Rollout| rollout.soak).max().unwrap_or_default()
     }
 
     /// Name of the policy that an agent gets: the one of the highest priority that matches it. When two are equal, which
@@ -125,7 +128,7 @@ impl Objects {
     pub fn policy_for(&self, agent: &MemberName, labels: &Labels) -> Option<&str> {
         self.policies
             .iter()
-            .filter(|(_, kept)| kept.selector.matches(agent, labels))
+            .filter(|(_, kept)| kept.parsed.selector.matches(agent, labels))
             // The last of equal ones is taken: seen from the end it is the first by name.
             .rev()
             .max_by_key(|(_, kept)| kept.sent.priority)
@@ -147,7 +150,7 @@ impl Objects {
             by_priority
                 .entry(kept.sent.priority)
                 .or_default()
-                .push((name, &kept.selector));
+                .push((name, &kept.parsed.selector));
         }
         by_priority.retain(|_, policies| policies.len() > 1);
         let mut pairs = BTreeMap::new();
@@ -191,7 +194,7 @@ impl Objects {
         let mut odd = Vec::new();
         for (n, (name, kept)) in self.policies.iter().enumerate() {
             for (other, with) in self.policies.iter().skip(n + 1) {
-                if kept.sent.priority == with.sent.priority && kept.selector.may_meet(&with.selector) {
+                if kept.sent.priority == with.sent.priority && may_meet(&kept.parsed.selector, &with.parsed.selector) {
                     odd.push(format!(
                         "policies {name} and {other} have the priority {}: an agent that comes to match both gets {name}",
                         kept.sent.priority
@@ -299,16 +302,23 @@ impl Objects {
                 return;
             }
             Some(object::Kind::Policy(sent)) => {
-                check.object(n, Policy::try_from(sent.clone()).err());
-                if let Err(mistakes) = MemberName::parse(&sent.name) {
-                    check.object(n, Some(mistakes.under("name")));
+                if sent.name.is_empty() {
+                    check.object(n, MemberName::parse("").err().map(|mistakes| mistakes.under("name")));
                 }
-                let selector = Selector::parse(check, n, sent.selector.as_ref());
-                let kept = Kept {
-                    sent: sent.clone(),
-                    selector,
-                };
-                self.policies.insert(sent.name.clone(), kept);
+                match Policy::try_from(sent.clone()) {
+                    Err(mistakes) => {
+                        check.object(n, Some(mistakes));
+                        // Its collectors are not looked at: the names of others must not hide behind it.
+                        self.policies.remove(&sent.name);
+                    }
+                    Ok(parsed) => {
+                        let kept = Kept {
+                            sent: sent.clone(),
+                            parsed,
+                        };
+                        self.policies.insert(sent.name.clone(), kept);
+                    }
+                }
                 (KIND_POLICY, &sent.name)
             }
             Some(object::Kind::Collector(sent)) => {
@@ -375,9 +385,9 @@ impl Objects {
 
     /// No two policies of one priority have the same selector.
     fn check_selectors(&self, check: &mut Check) {
-        let mut seen = BTreeMap::new();
+        let mut seen = HashMap::new();
         for (name, kept) in &self.policies {
-            let Some(first) = seen.insert((kept.sent.priority, &kept.selector), name) else {
+            let Some(first) = seen.insert((kept.sent.priority, &kept.parsed.selector), name) else {
                 continue;
             };
             let (object, other) = match (check.place(KIND_POLICY, name), check.place(KIND_POLICY, first)) {
@@ -415,6 +425,14 @@ pub fn name_of(object: &Object) -> Option<ObjectName> {
     })
 }
 
+/// Whether an agent can be that both choose.
+fn may_meet(one: &Selector, other: &Selector) -> bool {
+    let ids = one.agents.is_empty() || other.agents.is_empty() || !one.agents.is_disjoint(&other.agents);
+    let theirs = other.labels.as_map();
+    let contradicts = |(key, value): (&String, &String)| theirs.get(key).is_some_and(|other| other != value);
+    ids && !one.labels.as_map().iter().any(contradicts)
+}
+
 fn place_of(objects: &[Object], policy: &str) -> Option<usize> {
     objects
         .iter()
@@ -447,7 +465,7 @@ impl Check {
         self.mistakes.push(ObjectMistake { object, mistake });
     }
 
-    fn object(&mut self, n: usize, mistakes: Option<flowtilla_proto::mistake::Mistakes>) {
+    fn object(&mut self, n: usize, mistakes: Option<Mistakes>) {
         let mistakes = mistakes.into_iter().flatten();
         self.mistakes.extend(mistakes.map(|mistake| ObjectMistake {
             object: Some(n),

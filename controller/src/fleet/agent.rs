@@ -3,14 +3,15 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use flowtilla_proto::labels::Labels;
+use flowtilla_proto::mistake::Mistakes;
 use flowtilla_proto::wire::session as wire;
 use prost::Message;
 
 use super::content::{Content, Contents};
 use super::heard::{Hello, Mark};
 use super::row::AgentRow;
-use super::{Now, SessionId};
-use crate::policy::{Labels, LabelsRefused};
+use super::SessionId;
 
 /// One agent.
 pub(super) struct Agent {
@@ -38,8 +39,6 @@ pub(super) struct Agent {
     /// Its refusal of the content at this place.
     pub(super) nack: Option<((u64, u64), Box<wire::Nack>)>,
     pub(super) health: Option<Box<wire::Health>>,
-    /// When `health` came.
-    pub(super) health_at: Now,
     /// Its stream.
     pub(super) line: Option<Line>,
 }
@@ -94,7 +93,6 @@ impl Agent {
             effective: None,
             nack: None,
             health: None,
-            health_at: Now::default(),
             line: None,
         }
     }
@@ -103,7 +101,7 @@ impl Agent {
     pub(super) fn handle_hello(&mut self, labels: &Labels, hello: Hello, contents: &Contents) {
         self.enrolled = labels.clone();
         self.host = hello.labels;
-        self.labels = self.enrolled.or(&self.host);
+        self.labels = self.enrolled.over(&self.host);
         self.hello = Some(Box::new(hello.said));
         self.addresses = hello.addresses;
         self.held = None;
@@ -173,7 +171,7 @@ impl Agent {
     }
 
     /// One that was kept. What it is to have is `None` when the content is not there.
-    pub(super) fn from_row(row: AgentRow, contents: &Contents) -> Result<Self, LabelsRefused> {
+    pub(super) fn from_row(row: AgentRow, contents: &Contents) -> Result<Self, Mistakes> {
         let mark = |held: wire::Held| {
             Some(Mark {
                 epoch: held.epoch,
@@ -194,7 +192,7 @@ impl Agent {
         let in_force = held.and_then(|held| contents.of_digest(&held.digest).cloned());
         let nacked = (row.nacked_epoch, row.nacked_version);
         Ok(Self {
-            labels: enrolled.or(&host),
+            labels: enrolled.over(&host),
             enrolled,
             host,
             enrolled_ms: row.enrolled_ms,

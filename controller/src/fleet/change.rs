@@ -4,12 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use flowtilla_proto::spiffe::MemberName;
-use flowtilla_proto::wire::fleet::{
-    AgentChange, ApplyResponse, GateFailure, Object, ObjectName, Rollout, RolloutState, Steering,
-};
+use flowtilla_proto::wire::fleet::{AgentChange, ApplyResponse, Object, ObjectName, Rollout, Steering};
 use prost::Message;
 
-use super::rollouts::Run;
+use super::rollouts::Steered;
 use super::row::RevisionRow;
 use super::{Fleet, Now, of_targets, targets};
 use crate::policy::{ChangeMistakes, Objects};
@@ -67,9 +65,12 @@ pub enum ChangeRefused {
     /// It is not kept, or never was.
     #[error("there is no rollout {0}")]
     NoRollout(u64),
-    /// It has ended, or goes back already.
+    /// It has ended.
     #[error("rollout {0} has ended")]
     Ended(u64),
+    /// Not as it stands.
+    #[error(transparent)]
+    Steer(#[from] crate::rollout::SteerError),
     /// It does not say what to do.
     #[error("neither pause, resume nor abort is asked for")]
     NoSteering,
@@ -148,38 +149,16 @@ impl Fleet {
         by: &str,
         now: Now,
     ) -> Result<Rollout, ChangeRefused> {
-        let Some(run) = self.rollouts.runs.get_mut(&id) else {
-            let past = self.rollouts.past.contains_key(&id);
-            return Err(if past {
-                ChangeRefused::Ended(id)
-            } else {
-                ChangeRefused::NoRollout(id)
-            });
-        };
-        if run.state == RolloutState::RollingBack {
-            return Err(ChangeRefused::Ended(id));
+        match self.rollouts.steer(id, steering, by, now) {
+            Some(Steered::Done(steered)) => steered?,
+            Some(Steered::Nothing) => return Err(ChangeRefused::NoSteering),
+            None if self.rollouts.past().contains_key(&id) => return Err(ChangeRefused::Ended(id)),
+            None => return Err(ChangeRefused::NoRollout(id)),
         }
-        match steering {
-            Steering::Unspecified => return Err(ChangeRefused::NoSteering),
-            Steering::Pause => run.state = RolloutState::Paused,
-            Steering::Resume => run.state = RolloutState::Running,
-            Steering::Abort => {
-                let failure = GateFailure {
-                    gate: "abort".to_owned(),
-                    message: format!("{by} aborted it"),
-                    ..GateFailure::default()
-                };
-                self.go_back(id, vec![failure], now);
-            }
-        }
-        self.rollouts.told.insert(id);
-        self.rollouts.touch();
-        let Some(run) = self.rollouts.runs.get(&id) else {
-            return Err(ChangeRefused::NoRollout(id));
-        };
-        self.batch
-            .put(Table::Rollouts, id.to_be_bytes(), run.to_row().encode_to_vec());
-        Ok(self.rollout_of(run))
+        self.advance_rollouts(now);
+        let run = self.rollouts.run(id).map(crate::rollout::Rollout::view);
+        let view = run.or_else(|| self.rollouts.past().get(&id).cloned());
+        view.ok_or(ChangeRefused::NoRollout(id))
     }
 
     fn adopt(
@@ -210,6 +189,7 @@ impl Fleet {
         response.agents = agents;
         if !dry_run {
             response.rollouts = self.make_revision(draft, Some(groups), now);
+            self.advance_rollouts(now);
             response.rollout = response.rollouts.first().copied().unwrap_or_default();
             response.revision = self.meta.revision;
         }
@@ -229,12 +209,12 @@ impl Fleet {
     }
 
     /// The revision of record is the one to go back to from here on, and everybody gets it.
-    pub(super) fn settle_revision(&mut self) {
+    pub(super) fn settle_revision(&mut self, now: Now) {
         self.meta.settled = self.meta.revision;
         self.settled_objects = self.objects.clone();
         self.settled = self.targets.clone();
         self.meta_dirty = true;
-        self.settle_all();
+        self.settle_all(now);
     }
 
     /// `groups`: agents whose assignment changes, by the policy that they get; each makes a rollout. `None`: at once.
@@ -244,18 +224,9 @@ impl Fleet {
         groups: Option<BTreeMap<String, BTreeSet<MemberName>>>,
         now: Now,
     ) -> Vec<u64> {
-        let going: Vec<u64> = self
-            .rollouts
-            .runs
-            .values()
-            .filter(|run| groups.is_some() || run.state != RolloutState::RollingBack)
-            .map(|run| run.id)
-            .collect();
-        for id in going {
-            self.finish(id, RolloutState::Superseded, now);
-        }
-        self.meta.last_revision = self.meta.last_revision.max(self.meta.revision).saturating_add(1);
-        let number = self.meta.last_revision;
+        self.rollouts.supersede(groups.is_none(), now);
+        self.numbers.revision = self.numbers.revision.max(self.meta.revision).saturating_add(1);
+        let number = self.numbers.revision;
         let mut message = draft.message;
         if let Some((at, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
             message.truncate(at);
@@ -282,38 +253,31 @@ impl Fleet {
         self.targets = targets(&draft.objects, number, &mut self.contents, &mut self.batch);
         self.objects = draft.objects;
         self.meta_dirty = true;
+        self.rollouts.handle_soak(self.objects.longest_soak());
         let mut ids = Vec::new();
-        for (policy, population) in groups.unwrap_or_default() {
-            self.meta.last_rollout = self.meta.last_rollout.saturating_add(1);
-            let id = self.meta.last_rollout;
-            let run = Run {
-                id,
-                revision: number,
-                policy,
-                began_ms: now.wall_ms,
-                state: RolloutState::Running,
-                failures: Vec::new(),
-                population,
+        for (name, population) in groups.unwrap_or_default() {
+            let Some(policy) = self.objects.policy(&name) else {
+                continue;
             };
-            self.batch
-                .put(Table::Rollouts, id.to_be_bytes(), run.to_row().encode_to_vec());
-            self.rollouts.runs.insert(id, run);
-            self.rollouts.told.insert(id);
+            let live = |id: &MemberName| self.agents.get(id).is_some_and(|agent| agent.line.is_some());
+            let agents = population.iter().map(|id| (id.to_string(), live(id))).collect();
+            self.numbers.rollout = self.numbers.rollout.saturating_add(1);
+            let id = self.numbers.rollout;
+            self.rollouts.begin(id, number, policy, agents, now);
             ids.push(id);
         }
-        self.rollouts.touch();
         if ids.is_empty() {
-            self.settle_revision();
+            self.settle_revision(now);
         } else {
-            self.settle_all();
+            self.settle_all(now);
         }
         ids
     }
 
-    fn settle_all(&mut self) {
+    fn settle_all(&mut self, now: Now) {
         let ids: Vec<MemberName> = self.agents.keys().cloned().collect();
         for id in &ids {
-            self.settle(id);
+            self.settle(id, now);
         }
     }
 

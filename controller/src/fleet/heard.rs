@@ -6,10 +6,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flowtilla_proto::ids::SourceId;
+use flowtilla_proto::labels::Labels;
 use flowtilla_proto::wire::session::{self as wire, from_agent::Body};
 
 use super::content::Hash;
-use crate::policy::{Labels, LabelsRefused};
 
 /// Most octets of one message of an agent.
 ///
@@ -151,12 +151,11 @@ impl Hello {
             return Err(Refused::NotHello);
         };
         let addresses = addresses("hello.addresses", &std::mem::take(&mut said.addresses))?;
-        let labels = Labels::parse(&std::mem::take(&mut said.labels)).map_err(|refused| match refused {
-            LabelsRefused::TooMany(_) => field("hello.labels", refused.to_string()),
-            LabelsRefused::Label { ref key, .. } => {
-                let key: String = key.chars().take(SENTENCE_CHARS_MAX).collect();
-                field("hello.labels", format!("{key:?} {refused}"))
-            }
+        let labels = Labels::parse(&std::mem::take(&mut said.labels)).map_err(|mistakes| {
+            let first = mistakes.iter().next().map(ToString::to_string);
+            let mut first = first.unwrap_or_default();
+            sentence(&mut first);
+            field("hello.labels", first)
         })?;
         let source_id = SourceId::new(said.source_id)
             .ok_or_else(|| field("hello.source_id", "is 0, which names no source"))?;

@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::spiffe::MemberName;
-use flowtilla_proto::wire::fleet::{Rollout, RolloutState};
 use prost::Message;
 
 use super::agent::Agent;
 use super::content::{Content, Contents};
 use super::members::Members;
 use super::questions::Questions;
-use super::rollouts::{Rollouts, Run};
+use super::rollouts::Rollouts;
 use super::row::{AgentRow, META_KEY, MetaRow, RevisionRow, RolloutRow};
 use super::source::SourceIds;
-use super::{Fleet, Now, targets};
+use super::{Fleet, Now, Numbers, targets};
 use crate::policy::Objects;
+use crate::rollout::{Head, Member, Moment, Rollout};
+use crate::store::counter::{self, Counter};
 use crate::store::{Batch, Entry, Store, StoreError, Table};
 
 /// Entries that are read from a table at once.
@@ -111,6 +112,13 @@ impl Fleet {
             Some(value) => MetaRow::decode(&value[..]).map_err(|error| row(Table::Meta, error))?,
             None => MetaRow::default(),
         };
+        let numbers = Numbers {
+            epoch: counter::epoch(store)?,
+            version: Counter::Version.last(store)?,
+            revision: Counter::Revision.last(store)?,
+            rollout: Counter::Rollout.last(store)?,
+            source: Counter::SourceId.last(store)?,
+        };
         let mut contents = Contents::default();
         let mut kept = Vec::new();
         for (_, value) in all(store, Table::Contents)? {
@@ -139,6 +147,8 @@ impl Fleet {
         let mut fleet = Self {
             traceparent: Arc::from(meta.traceparent.as_str()),
             meta,
+            numbers,
+            numbers_kept: numbers,
             objects: now_objects,
             targets: now_targets,
             settled_objects,
@@ -147,7 +157,7 @@ impl Fleet {
             sessions: BTreeMap::new(),
             sources,
             contents,
-            rollouts: rollouts(store)?,
+            rollouts: rollouts(store, now)?,
             members: Members::new(now),
             questions: Questions::default(),
             forget_at_ms: 0,
@@ -158,9 +168,11 @@ impl Fleet {
         };
         drop(kept);
         fleet.rollouts.touch();
+        let soak = fleet.objects.longest_soak();
+        fleet.rollouts.handle_soak(soak);
         let ids: Vec<MemberName> = fleet.agents.keys().cloned().collect();
         for id in &ids {
-            fleet.settle(id);
+            fleet.settle(id, now);
         }
         Ok(fleet)
     }
@@ -171,35 +183,35 @@ fn name(table: Table, octets: &[u8]) -> Result<MemberName, LoadError> {
     MemberName::parse(text).map_err(|mistakes| row(table, mistakes))
 }
 
-fn rollouts(store: &dyn Store) -> Result<Rollouts, LoadError> {
+fn rollouts(store: &dyn Store, now: Now) -> Result<Rollouts, LoadError> {
     let mut rollouts = Rollouts::default();
-    for (_, value) in all(store, Table::Rollouts)? {
-        let kept = RolloutRow::decode(&value[..]).map_err(|error| row(Table::Rollouts, error))?;
-        let state = RolloutState::try_from(kept.state).unwrap_or_default();
-        if kept.ended_ms != 0 {
-            let summary = kept.ended.and_then(|event| event.rollout).unwrap_or(Rollout {
-                id: kept.id,
-                ..Rollout::default()
-            });
-            rollouts.past.insert(kept.id, summary);
+    let mut heads = BTreeMap::new();
+    let mut members = BTreeMap::<u64, BTreeMap<String, Member>>::new();
+    let unread = |error: serde_json::Error| row(Table::Rollouts, error);
+    for (key, value) in all(store, Table::Rollouts)? {
+        let Some((id, agent)) = key.split_first_chunk::<8>() else {
+            return Err(row(Table::Rollouts, "a key is too short"));
+        };
+        let id = u64::from_be_bytes(*id);
+        if !agent.is_empty() {
+            let agent = name(Table::Rollouts, agent)?;
+            let member = serde_json::from_slice(&value).map_err(unread)?;
+            members.entry(id).or_default().insert(agent.to_string(), member);
             continue;
         }
-        let names: Vec<String> =
-            serde_json::from_slice(&kept.machine).map_err(|error| row(Table::Rollouts, error))?;
-        let population = names
-            .iter()
-            .map(|text| name(Table::Rollouts, text.as_bytes()))
-            .collect::<Result<_, _>>()?;
-        let run = Run {
-            id: kept.id,
-            revision: kept.revision,
-            policy: kept.policy,
-            began_ms: kept.began_ms,
-            state,
-            failures: kept.failures,
-            population,
-        };
-        rollouts.runs.insert(kept.id, run);
+        let kept = RolloutRow::decode(&value[..]).map_err(|error| row(Table::Rollouts, error))?;
+        match kept.ended {
+            Some(event) => rollouts.restore_past(id, event.rollout.unwrap_or_default()),
+            None => {
+                let head: Head = serde_json::from_slice(&kept.head).map_err(unread)?;
+                heads.insert(id, head);
+            }
+        }
+    }
+    let now = Moment(now.wall_ms.max(0).cast_unsigned());
+    for (id, head) in heads {
+        let members = members.remove(&id).unwrap_or_default();
+        rollouts.restore(Rollout::restore(head, members, now));
     }
     Ok(rollouts)
 }

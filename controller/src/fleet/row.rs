@@ -8,39 +8,28 @@
 //! | `Agents` | agent id | [`AgentRow`] |
 //! | `SourceIds` | number, 4 octets big-endian | agent id |
 //! | `Rollouts` | number, 8 octets big-endian | [`RolloutRow`] |
+//! | `Rollouts` | number, agent id | a [`crate::rollout::Member`] as JSON, while the rollout goes on |
 
 use std::collections::BTreeMap;
 
-use flowtilla_proto::wire::fleet::{GateFailure, Object};
+use flowtilla_proto::wire::fleet::{Object, RolloutEvent};
 use flowtilla_proto::wire::session::{Effective, Held, Hello, Nack};
 
 /// Key of [`MetaRow`].
 pub(super) const META_KEY: &[u8] = b"fleet";
 
-/// What there is one of.
+/// What there is one of. Numbers that are given once are [`crate::store::counter`]'s.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct MetaRow {
-    /// Rises with each restore from a backup.
-    #[prost(uint64, tag = "1")]
-    pub epoch: u64,
-    /// The last version that was given.
-    #[prost(uint64, tag = "2")]
-    pub version: u64,
+pub(super) struct MetaRow {
     /// The revision of record; 0: none was made.
-    #[prost(uint64, tag = "3")]
-    pub revision: u64,
+    #[prost(uint64, tag = "1")]
+    pub(super) revision: u64,
     /// The last revision that every agent was to have: what a rollout goes back to.
-    #[prost(uint64, tag = "4")]
-    pub settled: u64,
-    /// The last number of a revision that was given.
-    #[prost(uint64, tag = "5")]
-    pub last_revision: u64,
-    /// The last number of a rollout that was given.
-    #[prost(uint64, tag = "6")]
-    pub last_rollout: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) settled: u64,
     /// W3C trace context of the deploy that made the revision of record.
-    #[prost(string, tag = "7")]
-    pub traceparent: String,
+    #[prost(string, tag = "3")]
+    pub(super) traceparent: String,
 }
 
 /// One revision.
@@ -107,28 +96,14 @@ pub(super) struct AgentRow {
     pub(super) nacked_version: u64,
 }
 
-/// One rollout.
+/// What of a rollout is not about one agent. Its key is the number; the agents' parts, while it goes on, have the agent's id
+/// behind it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct RolloutRow {
-    #[prost(uint64, tag = "1")]
-    pub(super) id: u64,
-    #[prost(uint64, tag = "2")]
-    pub(super) revision: u64,
-    #[prost(string, tag = "3")]
-    pub(super) policy: String,
-    #[prost(int64, tag = "4")]
-    pub(super) began_ms: i64,
-    #[prost(int64, tag = "5")]
-    pub(super) ended_ms: i64,
-    /// A `fleet.RolloutState`.
-    #[prost(int32, tag = "6")]
-    pub(super) state: i32,
-    /// The state machine, as JSON, while the rollout goes on.
-    #[prost(bytes = "vec", tag = "7")]
-    pub(super) machine: Vec<u8>,
-    #[prost(message, repeated, tag = "8")]
-    pub(super) failures: Vec<GateFailure>,
-    /// As it ended: the `fleet.Rollout` and its agents.
-    #[prost(message, optional, tag = "9")]
-    pub(super) ended: Option<flowtilla_proto::wire::fleet::RolloutEvent>,
+    /// A [`crate::rollout::Head`] as JSON, while the rollout goes on.
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) head: Vec<u8>,
+    /// As it ended.
+    #[prost(message, optional, tag = "2")]
+    pub(super) ended: Option<RolloutEvent>,
 }

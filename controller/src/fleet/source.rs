@@ -6,12 +6,6 @@ use std::collections::BTreeMap;
 
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::spiffe::MemberName;
-use sha2::{Digest, Sha256};
-
-/// How many numbers are tried that depend on the agent alone, before the next free one is taken.
-///
-/// With 65,536 agents the second already fails once in 4 × 10⁹ cases. It only has to end.
-const TRIES_MAX: u32 = 16;
 
 /// Numbers that were given.
 #[derive(Clone, Debug, Default)]
@@ -31,37 +25,37 @@ impl SourceIds {
         self.by_agent.get(agent).copied()
     }
 
-    /// The agent's number, and whether it is given at this moment. `epoch` is mixed into numbers that nobody preferred, so that
-    /// a controller restored from a backup does not draw the ones again that it has forgotten.
-    pub(super) fn allot(&mut self, agent: &MemberName, preferred: SourceId, epoch: u64) -> (SourceId, bool) {
+    /// The agent's number, and whether it is given at this moment. `drawn` counts the numbers that nobody preferred, over all
+    /// time: a restore from a backup makes it jump, so that those forgotten are not drawn again.
+    pub(super) fn allot(
+        &mut self,
+        agent: &MemberName,
+        preferred: SourceId,
+        drawn: &mut u64,
+    ) -> (SourceId, bool) {
         if let Some(id) = self.of(agent) {
             return (id, false);
         }
-        let drawn = (0..TRIES_MAX).map(|attempt| draw(agent, epoch, attempt));
-        let mut tries = std::iter::once(preferred).chain(drawn);
-        let id = tries
-            .find(|id| !self.by_number.contains_key(id))
-            .unwrap_or_else(|| {
-                let mut number = preferred.number();
-                loop {
-                    number = number.wrapping_add(1);
-                    // Ends: agents are far fewer than numbers.
-                    match SourceId::new(number) {
-                        Some(id) if !self.by_number.contains_key(&id) => break id,
-                        _ => {}
-                    }
+        let mut id = Some(preferred);
+        // Ends: agents are far fewer than numbers.
+        let id = loop {
+            match id {
+                Some(id) if !self.by_number.contains_key(&id) => break id,
+                _ => {
+                    *drawn += 1;
+                    id = SourceId::new(spread(*drawn));
                 }
-            });
+            }
+        };
         self.restore(id, agent.clone());
         (id, true)
     }
 }
 
-fn draw(agent: &MemberName, epoch: u64, attempt: u32) -> SourceId {
-    let mut hash = Sha256::new();
-    hash.update(epoch.to_be_bytes());
-    hash.update(attempt.to_be_bytes());
-    hash.update(agent.as_str());
-    let digest = hash.finalize();
-    SourceId::from_hash(u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]))
+/// A number for each count below 2^32, no two the same, far from one another: hosts that prefer small numbers keep them.
+fn spread(count: u64) -> u32 {
+    // Odd, so that multiplying is one to one; the low 32 bits are what is wanted.
+    #[expect(clippy::cast_possible_truncation, reason = "one to one within 32 bits")]
+    let low = count as u32;
+    low.wrapping_mul(0x9e37_79b1)
 }

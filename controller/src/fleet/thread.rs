@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use flowtilla_proto::labels::Labels;
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet::{
     AgentsRequest, AgentsResponse, ApplyResponse, HistoryResponse, ObjectsResponse, Rollout, RolloutEvent,
@@ -25,7 +26,6 @@ use super::load::{self, LoadError};
 use super::mailbox::Mailbox;
 use super::view::Standing;
 use super::{Change, ChangeRefused, Fleet, Now, SessionId, Speech, Unwelcome};
-use crate::policy::Labels;
 use crate::store::Store;
 
 /// Most commands that wait; further senders wait too.
@@ -78,7 +78,7 @@ enum Command {
     },
     Heard(SessionId, Heard),
     Closed(SessionId),
-    Enrolled(MemberName, Labels, Reply<()>),
+    Known(Vec<Known>),
     Revoked(MemberName, Reply<bool>),
     Bundle(Vec<Vec<u8>>),
     Apply(Box<Change>, Reply<ApplyResponse>),
@@ -90,6 +90,18 @@ enum Command {
     Rollouts(usize, Reply<Vec<Rollout>>),
     Watch(u64, Reply<Watched>),
     Standing(Reply<Standing>),
+    Stop,
+}
+
+/// An agent that has an identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its name.
+    pub id: MemberName,
+    /// Labels of its enrolment.
+    pub labels: Labels,
+    /// Whether the identity is void.
+    pub revoked: bool,
 }
 
 /// Speaks to the fleet's thread. When all of them are gone, the thread ends.
@@ -121,6 +133,7 @@ pub fn start(
         mailboxes: BTreeMap::new(),
         watchers: BTreeMap::new(),
         replies: Vec::new(),
+        stopping: false,
     };
     let thread = std::thread::Builder::new()
         .name("fleet".to_owned())
@@ -186,13 +199,16 @@ impl FleetHandle {
         let _ = self.commands.send(Command::Closed(session)).await;
     }
 
-    /// An identity of an agent was made, or has other labels.
-    ///
-    /// # Errors
-    ///
-    /// [`FleetError`].
-    pub async fn enrolled(&self, id: MemberName, labels: Labels) -> Result<(), FleetError> {
-        self.ask(|reply| Command::Enrolled(id, labels, reply)).await
+    /// Agents that have an identity, and those whose identity is void: streams of the latter end.
+    pub async fn known(&self, agents: Vec<Known>) {
+        // The thread has ended: nobody is left who could be told.
+        let _ = self.commands.send(Command::Known(agents)).await;
+    }
+
+    /// Ends the thread: every stream is told that the controller stops.
+    pub async fn stop(&self) {
+        // It has ended already.
+        let _ = self.commands.send(Command::Stop).await;
     }
 
     /// An identity of an agent is void; whether a stream was cut.
@@ -314,6 +330,7 @@ struct Driver {
     mailboxes: BTreeMap<SessionId, Arc<Mailbox>>,
     watchers: BTreeMap<u64, Watcher>,
     replies: Vec<Held>,
+    stopping: bool,
 }
 
 impl Driver {
@@ -337,6 +354,9 @@ impl Driver {
             }
             if !self.commit_and_speak() {
                 self.reload().await;
+            }
+            if self.stopping {
+                break;
             }
         }
         self.end_all(EndReason::Stopping, "the controller stops");
@@ -439,10 +459,17 @@ impl Driver {
                     mailbox.close();
                 }
             }
-            Command::Enrolled(id, labels, reply) => {
-                self.fleet.handle_enrolled(&id, &labels, now);
-                self.answer(reply, Ok(()));
+            Command::Known(agents) => {
+                for known in agents {
+                    match known.revoked {
+                        true => {
+                            self.fleet.handle_revoked(&known.id);
+                        }
+                        false => self.fleet.handle_enrolled(&known.id, &known.labels, now),
+                    }
+                }
             }
+            Command::Stop => self.stopping = true,
             Command::Revoked(id, reply) => {
                 let cut = self.fleet.handle_revoked(&id);
                 self.answer(reply, Ok(cut));

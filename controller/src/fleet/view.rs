@@ -11,6 +11,7 @@ use flowtilla_proto::wire::session::EndReason;
 
 use super::agent::Agent;
 use super::load::{self, LoadError};
+use super::rollouts::event;
 use super::{Fleet, SessionId};
 use crate::policy::Objects;
 use crate::store::Store;
@@ -114,7 +115,7 @@ impl Fleet {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Standing {
             revision: self.meta.revision,
-            epoch: self.meta.epoch,
+            epoch: self.numbers.epoch,
             agents: number(live().count()),
             connected: number(connected().count()),
             converged: number(connected().filter(|agent| agent.converged()).count()),
@@ -126,36 +127,27 @@ impl Fleet {
     /// Rollouts, the newest first.
     #[must_use]
     pub fn rollouts(&self, limit: usize) -> Vec<Rollout> {
-        let mut all: BTreeMap<u64, Rollout> = self.rollouts.past.clone();
-        all.extend(
-            self.rollouts
-                .runs
-                .values()
-                .map(|run| (run.id, self.rollout_of(run))),
-        );
+        let mut all: BTreeMap<u64, Rollout> = self.rollouts.past().clone();
+        all.extend(self.rollouts.runs().map(|run| (run.head().id, run.view())));
         all.into_values().rev().take(limit).collect()
     }
 
     /// Number of the newest rollout.
     #[must_use]
     pub fn newest_rollout(&self) -> Option<u64> {
-        let ids = self.rollouts.runs.keys().chain(self.rollouts.past.keys());
-        ids.max().copied()
+        let going = self.rollouts.runs().map(|run| run.head().id);
+        going.chain(self.rollouts.past().keys().copied()).max()
     }
 
     /// A rollout that goes on, and every agent's part.
     #[must_use]
     pub fn rollout_event(&self, id: u64) -> Option<RolloutEvent> {
-        let run = self.rollouts.runs.get(&id)?;
-        Some(RolloutEvent {
-            rollout: Some(self.rollout_of(run)),
-            agents: self.parts(run),
-        })
+        self.rollouts.run(id).map(event)
     }
 
     /// Rollouts that have changed since this was asked.
     pub fn take_told_rollouts(&mut self) -> BTreeSet<u64> {
-        std::mem::take(&mut self.rollouts.told)
+        self.rollouts.take_told()
     }
 
     /// The revision before that of record; 0: there is none.
@@ -200,11 +192,8 @@ impl Fleet {
 
     /// How the rollouts of a revision stand together: the one that says most.
     fn state_of(&self, revision: u64) -> RolloutState {
-        let going = self.rollouts.runs.values().map(|run| (run.revision, run.state));
-        let past = self
-            .rollouts
-            .past
-            .values()
+        let going = self.rollouts.runs().map(|run| (run.head().revision, run.head().state.wire()));
+        let past = self.rollouts.past().values()
             .map(|past| (past.revision, past.state()));
         let states: Vec<RolloutState> = going
             .chain(past)

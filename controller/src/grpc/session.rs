@@ -10,17 +10,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use flowtilla_grpc::session::session_server::{Session, SessionServer};
+use flowtilla_proto::labels::Labels;
 use flowtilla_proto::spiffe::{MemberName, SpiffeId};
 use flowtilla_proto::wire::session::{EndReason, FromAgent};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::authz::{self, Call};
+use crate::clock::Clock;
 use crate::fleet::heard::{FROM_AGENT_OCTETS_MAX, Heard, Hello};
 use crate::fleet::mailbox::{Mailbox, Reading};
 use crate::fleet::thread::{FleetError, FleetHandle};
 use crate::fleet::{Now, SessionId, Speech};
+use crate::identities::Identities;
 use crate::pace::Pace;
-use crate::policy::Labels;
 
 /// How long an agent may take to say hello.
 ///
@@ -49,7 +52,7 @@ pub const MESSAGES_BURST: u32 = 500;
 /// Lets new streams in, in a row.
 pub struct Admission(Mutex<Pace>);
 
-/// The agent that calls, and the labels of its enrolment. Put into a request's extensions by whoever has seen its SVID.
+/// The agent that calls, and the labels of its enrolment.
 #[derive(Clone, Debug)]
 pub struct Enrolled {
     /// Who it is.
@@ -58,10 +61,14 @@ pub struct Enrolled {
     pub labels: Labels,
 }
 
+/// Who calls, or why it may not.
+pub type Door = Arc<dyn Fn(&Request<Streaming<FromAgent>>) -> Result<Enrolled, Status> + Send + Sync>;
+
 /// The service.
 #[derive(Clone)]
 pub struct SessionService {
     fleet: FleetHandle,
+    door: Door,
     admission: Arc<Admission>,
     clock: Arc<dyn Fn() -> Now + Send + Sync>,
     tasks: TaskTracker,
@@ -80,17 +87,31 @@ impl Admission {
     }
 }
 
+/// The door of a controller: an agent's SVID that stands well.
+#[must_use]
+pub fn door(identities: Arc<Identities>, clock: Clock) -> Door {
+    Arc::new(move |request| {
+        let id = authz::admit(request, Call::Session, &identities, clock.now())?;
+        let labels = identities.identity(&id).map(|record| record.labels).unwrap_or_default();
+        // What is refused here was let in by another version: an agent without labels is better than none.
+        let labels = Labels::parse(&labels).unwrap_or_default();
+        Ok(Enrolled { id, labels })
+    })
+}
+
 impl SessionService {
     /// The service of this fleet. `tasks`: where its tasks are waited for when the controller stops.
     #[must_use]
     pub fn new(
         fleet: FleetHandle,
+        door: Door,
         admission: Admission,
         clock: Arc<dyn Fn() -> Now + Send + Sync>,
         tasks: TaskTracker,
     ) -> Self {
         Self {
             fleet,
+            door,
             admission: Arc::new(admission),
             clock,
             tasks,
@@ -109,9 +130,7 @@ impl Session for SessionService {
     type OpenStream = Reading;
 
     async fn open(&self, request: Request<Streaming<FromAgent>>) -> Result<Response<Reading>, Status> {
-        let Some(Enrolled { id, labels }) = request.extensions().get().cloned() else {
-            return Err(Status::permission_denied("only an agent opens a session"));
-        };
+        let Enrolled { id, labels } = (self.door)(&request)?;
         let Some(wait) = self.admission.take((self.clock)().run_ms) else {
             let text = "many agents come back at once; come again in some seconds";
             return Err(Status::resource_exhausted(text));

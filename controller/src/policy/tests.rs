@@ -68,7 +68,7 @@ fn every_mistake_is_told_at_once_with_its_object() {
     };
     at(Some(0), "name:");
     at(Some(0), "capture.maxFlows");
-    at(Some(0), "selector.labels: \"zone: a b\"");
+    at(Some(0), "selector.labels[zone]: \"a b\"");
     at(Some(0), "selector.agents[1]: \"x\" is there twice");
     at(Some(0), "selector.agents[2]: \"Y\"");
     at(Some(2), "name: \"c\" is the name of another collector");

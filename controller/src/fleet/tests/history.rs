@@ -10,11 +10,10 @@ use super::memory::Memory;
 use super::*;
 use crate::fleet::load;
 use crate::fleet::row::RevisionRow;
-use crate::policy::Objects;
 use crate::store::Store;
 
-const HISTORIES: u64 = 60;
-const STEPS: u32 = 300;
+const HISTORIES: u64 = 24;
+const STEPS: u32 = 200;
 const ZONES: [&str; 3] = ["eu", "us", "asia"];
 
 /// An agent as its side sees it: what it has on its own disk.
@@ -253,7 +252,7 @@ impl World {
 
     fn abort(&mut self) {
         let now = self.now();
-        let ids: Vec<u64> = self.fleet.rollouts.runs.keys().copied().collect();
+        let ids: Vec<u64> = self.fleet.rollouts.runs().map(|run| run.head().id).collect();
         for id in ids {
             let _ = self
                 .fleet
@@ -300,7 +299,7 @@ impl World {
             self.open(n);
         }
         self.turn();
-        for _ in 0..50 {
+        for _ in 0..200 {
             for n in 0..self.actors.len() {
                 while !self.actors[n].inbox.is_empty() {
                     self.read(n);
@@ -336,7 +335,7 @@ impl World {
             );
         }
         assert!(
-            self.fleet.rollouts.runs.is_empty(),
+            self.fleet.rollouts.runs().count() == 0,
             "every rollout ends, seed {}",
             self.seed
         );

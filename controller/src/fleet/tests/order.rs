@@ -80,20 +80,27 @@ fn an_ack_of_something_else_ends_the_stream() {
 }
 
 #[test]
-fn a_refused_offer_comes_again_on_the_next_stream_only() {
-    let (mut fleet, offer) = offered();
-    fleet.handle_heard(SESSION, nack(offer.nonce, "no such namespace"), at(2));
+fn a_refused_change_goes_back_and_is_offered_again_on_the_next_stream_only() {
+    let (mut fleet, first) = offered();
+    fleet.handle_heard(SESSION, ack(&first), at(2));
+    fleet.finish_turn(at(2));
+    let applied = fleet.apply(change(vec![faster("p")], &[]), at(3)).expect("applied");
+    let offer = offer_in(&drain(&mut fleet));
+    fleet.handle_heard(SESSION, nack(offer.nonce, "no such namespace"), at(4));
     assert_eq!(state(&fleet).nack.expect("a nack").reason, "no such namespace");
-    fleet.finish_turn(at(3));
-    // The rollout went back by itself: the revision before had no policy.
-    assert_eq!(fleet.rollouts(1)[0].state(), RolloutState::RollingBack);
-    assert_eq!(fleet.revision(), 2);
-    let back = offer_in(&drain(&mut fleet));
-    assert_eq!(back.content.policy, None);
-    fleet.handle_heard(SESSION, nack(back.nonce, "not this either"), at(4));
     fleet.finish_turn(at(4));
+    // The revision went back by itself, as another revision.
+    assert_eq!(fleet.rollouts(1)[0].state(), RolloutState::RollingBack);
+    assert_eq!((applied.revision, fleet.revision()), (2, 3));
+    let back = offer_in(&drain(&mut fleet));
+    assert_eq!(back.content, first.content);
+    assert!(back.mark.place() > offer.mark.place());
+    fleet.handle_heard(SESSION, nack(back.nonce, "not this either"), at(5));
+    fleet.finish_turn(at(5));
     fleet.handle_timeout(at(5_000));
+    fleet.finish_turn(at(5_000));
     assert_eq!(drain(&mut fleet), []);
+    assert_eq!(fleet.rollouts(1)[0].state(), RolloutState::RolledBack);
     fleet.handle_closed(SESSION, at(6_000));
     let again = SessionId(2);
     fleet

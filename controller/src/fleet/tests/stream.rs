@@ -18,7 +18,7 @@ use tonic::{Request, Status, Streaming};
 use super::memory::Memory;
 use super::*;
 use crate::fleet::thread::{self, FleetHandle};
-use crate::grpc::session::{Admission, Enrolled, SessionService};
+use crate::grpc::session::{Admission, Door, Enrolled, SessionService};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const HEADER: &str = "x-agent";
@@ -43,8 +43,13 @@ async fn controller() -> Controller {
     let shared = Arc::clone(&run_ms);
     let clock = move || at(shared.load(Ordering::SeqCst));
     let (fleet, _thread) = thread::start(Arc::<Memory>::clone(&store), clock.clone()).expect("a thread");
+    let door: Door = Arc::new(|request| {
+        let enrolled = request.extensions().get::<Enrolled>().cloned();
+        enrolled.ok_or_else(|| Status::permission_denied("only an agent opens a session"))
+    });
     let service = SessionService::new(
         fleet.clone(),
+        door,
         Admission::new(10_000, 10_000),
         Arc::new(clock),
         TaskTracker::new(),
