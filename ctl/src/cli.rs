@@ -221,6 +221,24 @@ mod tests {
                 "--scope: \"web\" names no part of the host; write cgroup=PATH or netns=PATH",
             ),
             (
+                &["up", "--include", "port=80,host=x"],
+                "--include: \"port=80,host=x\" has the member \"host=x\", which is of no known kind; write \
+                 cidr=…,port=…,process=…,user=…,cgroup=…, each as often as needed",
+            ),
+            (
+                &["up", "--exclude", ""],
+                "--exclude: \"\" has the member \"\", which is of no known kind; write \
+                 cidr=…,port=…,process=…,user=…,cgroup=…, each as often as needed",
+            ),
+            (
+                &["up", "--sample", "4"],
+                "--sample: \"4\" is no share; write 1/N, such as 1/10",
+            ),
+            (
+                &["up", "--sample", "1/x"],
+                "--sample: \"1/x\" is no share; write 1/N, such as 1/10",
+            ),
+            (
                 &["up", "--command-line", "some"],
                 "--command-line: \"some\" is not known; write one of none, redacted, full",
             ),

@@ -2,6 +2,7 @@
 
 pub(crate) mod buffer;
 pub(crate) mod fleet;
+mod left_out;
 pub(crate) mod loss;
 mod spooled;
 pub(crate) mod tap;

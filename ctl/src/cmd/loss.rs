@@ -20,8 +20,9 @@
 //!                gaps: first, last, cause "evicted" | "spoolDamaged" | "spoolUnwritable": ahead of it; in the law
 //! lost           ranges that the spool knows to be missing, whoever has taken them before
 //! unsynced       first, last: given a number, and never on the disk; null: none
-//! kernel         law 1 over all runs: runs, killed, kernelLaw {observed, reported, held, joined: Octets and Packets each},
-//!                unreportedOctets: what killed runs had seen and not reported, drops {place: number}; null: not known
+//! kernel         laws 1 and 3 over all runs: runs, killed, kernelLaw {observed, reported, held, joined: Octets and Packets
+//!                each}, unreportedOctets: what killed runs had seen and not reported, drops {place: number},
+//!                recordLaw {records, made, waiting, filtered and sampledOut: {records, octets, packets}}; null: not known
 //! damaged        files that cannot be read: "mark", "lost", "ledger", "cursors/NAME.json"
 //! nothingLost    the exit code is 0
 //! ```
@@ -35,7 +36,7 @@ use flowtilla_agent_core::loss::{CollectorLaw, DropPoint};
 use serde::Serialize;
 
 use super::spooled::{self, Account, LostRange, SmallFile, Survey, why};
-use super::{buffer, fleet};
+use super::{buffer, fleet, left_out};
 use crate::client::Reach;
 use crate::exit::Exit;
 use crate::output::{grid, grouped, harmless, harmless_json, range};
@@ -153,7 +154,7 @@ impl<'a> Loss<'a> {
     fn is_nothing(&self) -> bool {
         let kernel = self.survey.ledger.whole();
         self.damaged().is_empty()
-            && kernel.is_none_or(|ledger| ledger.kernel_law.holds())
+            && kernel.is_none_or(|ledger| ledger.kernel_law.holds() && ledger.record_law.missing() == 0)
             && self.unsynced.is_none()
             && self
                 .accounts
@@ -267,6 +268,7 @@ fn kernel_law(ledger: &Ledger) -> Vec<String> {
             grouped(ledger.unreported_octets)
         ));
     }
+    lines.extend(left_out::lines(&ledger.record_law));
     lines.extend(
         ledger
             .drops

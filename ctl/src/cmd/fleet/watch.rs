@@ -88,6 +88,7 @@ impl Picture {
                 RolloutPart::Acked => "acked",
                 RolloutPart::Nacked => "REFUSED",
                 RolloutPart::Offline => "offline, gets it when it is back",
+                RolloutPart::TakingBack => "is taken back",
                 RolloutPart::TakenBack => "taken back",
             };
             let why = match agent.reason.is_empty() {
