@@ -38,6 +38,12 @@ pub fn wall_offset() -> WallOffset {
     WallOffset::between(kernel_now(), wall_now())
 }
 
+/// CPU time of this process.
+#[must_use]
+pub fn process_cpu() -> KernelTime {
+    KernelTime(nanoseconds(ClockId::ProcessCPUTime))
+}
+
 /// Now, for measuring a duration within this process.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]

@@ -62,8 +62,10 @@ impl Backoff {
     }
 
     fn bound_ms(&self, failures: u32) -> u64 {
-        self.cap_ms
-            .min(self.base_ms.saturating_mul(1 << failures.min(BACKOFF_DOUBLINGS_MAX)))
+        self.cap_ms.min(
+            self.base_ms
+                .saturating_mul(1 << failures.min(BACKOFF_DOUBLINGS_MAX)),
+        )
     }
 }
 

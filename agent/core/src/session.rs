@@ -207,6 +207,9 @@ impl Session {
             (Incoming::Offer(offer), Stream::Open { .. }) => {
                 self.newest = Some(offer.nonce);
                 self.offer = Some(offer);
+                // Answers to older ones say nothing any more; and a line that is stuck gathers none.
+                self.out
+                    .retain(|said| !matches!(said, Outgoing::Ack { .. } | Outgoing::Nack { .. }));
                 Ok(None)
             }
             (other @ (Incoming::Roots(_) | Incoming::Peers(_)), Stream::Open { .. }) => Ok(Some(other)),

@@ -130,7 +130,9 @@ impl fmt::Display for Version {
 impl fmt::Display for Digest {
     /// The first 8 octets, in hex.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0[..8].iter().try_for_each(|octet| write!(f, "{octet:02x}"))?;
+        self.0[..8]
+            .iter()
+            .try_for_each(|octet| write!(f, "{octet:02x}"))?;
         f.write_str("…")
     }
 }
@@ -170,9 +172,21 @@ mod tests {
             ("the same again", held(1, 5, "x"), Ok(Verdict::AlreadyHeld)),
             ("the same version with other content", held(1, 5, "a"), conflict),
             ("older", held(1, 4, "a"), stale((1, 4), (1, 5))),
-            ("older with the same content", held(1, 4, "x"), stale((1, 4), (1, 5))),
-            ("a later epoch with a lower version", held(2, 1, "a"), Ok(Verdict::Adopt)),
-            ("an earlier epoch with a higher version", held(0, 9, "a"), stale((0, 9), (1, 5))),
+            (
+                "older with the same content",
+                held(1, 4, "x"),
+                stale((1, 4), (1, 5)),
+            ),
+            (
+                "a later epoch with a lower version",
+                held(2, 1, "a"),
+                Ok(Verdict::Adopt),
+            ),
+            (
+                "an earlier epoch with a higher version",
+                held(0, 9, "a"),
+                stale((0, 9), (1, 5)),
+            ),
         ] {
             assert_eq!(judge(Some(&held(1, 5, "x")), &offered), verdict, "{case}");
         }

@@ -112,7 +112,9 @@ mod tests {
             not_before: 1_000_000,
             not_after: 1_000_000 + DAY,
         };
-        let dues: Vec<_> = (0..200).map(|seed| Renewal::new(validity, seed).poll_due()).collect();
+        let dues: Vec<_> = (0..200)
+            .map(|seed| Renewal::new(validity, seed).poll_due())
+            .collect();
         let half = 1_000_000 + DAY / 2;
         let (early, late) = (at(half - DAY / 20), at(half + DAY / 20));
         assert!(dues.iter().all(|&due| early <= due && due <= late));

@@ -45,7 +45,9 @@ fn open(held: Option<Held>) -> Session {
     assert_eq!(session.poll_connect(), Some(KernelTime(0)));
     session.handle_connected(KernelTime(0));
     assert_eq!(session.poll_message(), Some(Outgoing::Hello(held)));
-    session.handle_message(welcome(), KernelTime(0)).expect("a welcome");
+    session
+        .handle_message(welcome(), KernelTime(0))
+        .expect("a welcome");
     session
 }
 
@@ -75,21 +77,34 @@ fn order(session: &mut Session) -> Adoption {
 #[test]
 fn an_ack_is_said_only_after_what_it_says_is_in_force() {
     let mut session = open(None);
-    session.handle_message(offer(1, 1, 4), KernelTime(0)).expect("an offer");
+    session
+        .handle_message(offer(1, 1, 4), KernelTime(0))
+        .expect("an offer");
     let adoption = order(&mut session);
     assert_eq!((adoption.held, adoption.assignment.revision), (held(1, 4), 4));
-    assert_eq!(session.poll_message(), None, "nothing is said while it is under way");
+    assert_eq!(
+        session.poll_message(),
+        None,
+        "nothing is said while it is under way"
+    );
     assert_eq!(session.poll_order(KernelTime(0)), None, "one at a time");
     session.handle_done(done(held(1, 4)), KernelTime(1));
-    assert!(matches!(session.poll_message(), Some(Outgoing::Ack { nonce: 1, held: h, .. }) if h == held(1, 4)));
+    assert!(
+        matches!(session.poll_message(), Some(Outgoing::Ack { nonce: 1, held: h, .. }) if h == held(1, 4))
+    );
 }
 
 #[test]
 fn what_is_held_is_acked_again_and_not_done_again() {
     let mut session = open(Some(held(1, 4)));
-    session.handle_message(offer(9, 1, 4), KernelTime(0)).expect("an offer");
+    session
+        .handle_message(offer(9, 1, 4), KernelTime(0))
+        .expect("an offer");
     assert_eq!(session.poll_order(KernelTime(0)), None);
-    assert!(matches!(session.poll_message(), Some(Outgoing::Ack { nonce: 9, .. })));
+    assert!(matches!(
+        session.poll_message(),
+        Some(Outgoing::Ack { nonce: 9, .. })
+    ));
 }
 
 #[test]
@@ -126,23 +141,32 @@ fn stale_conflicting_and_damaged_offers_are_nacked_with_what_is_in_force() {
 #[test]
 fn the_newest_offer_wins_and_nobody_else_is_answered() {
     let mut session = open(None);
-    session.handle_message(offer(1, 1, 1), KernelTime(0)).expect("an offer");
+    session
+        .handle_message(offer(1, 1, 1), KernelTime(0))
+        .expect("an offer");
     let first = order(&mut session);
     for nonce in 2..=4 {
-        session.handle_message(offer(nonce, 1, nonce), KernelTime(0)).expect("an offer");
+        session
+            .handle_message(offer(nonce, 1, nonce), KernelTime(0))
+            .expect("an offer");
     }
     session.handle_done(done(first.held), KernelTime(0));
     assert_eq!(session.poll_message(), None, "nonce 1 is not the newest");
     assert_eq!(order(&mut session).held, held(1, 4));
     session.handle_done(done(held(1, 4)), KernelTime(0));
-    assert!(matches!(session.poll_message(), Some(Outgoing::Ack { nonce: 4, .. })));
+    assert!(matches!(
+        session.poll_message(),
+        Some(Outgoing::Ack { nonce: 4, .. })
+    ));
     assert_eq!(session.poll_message(), None);
 }
 
 #[test]
 fn a_nack_says_what_is_in_force_and_where_the_fault_is() {
     let mut session = open(Some(held(1, 4)));
-    session.handle_message(offer(2, 1, 5), KernelTime(0)).expect("an offer");
+    session
+        .handle_message(offer(2, 1, 5), KernelTime(0))
+        .expect("an offer");
     order(&mut session);
     let back = Done {
         outcome: Err(fault()),
@@ -158,7 +182,11 @@ fn a_nack_says_what_is_in_force_and_where_the_fault_is() {
         })
     );
     assert_eq!(session.poll_timeout().is_some(), true);
-    assert_eq!(session.poll_order(KernelTime(3600 * S)), None, "what is in force is not tried again");
+    assert_eq!(
+        session.poll_order(KernelTime(3600 * S)),
+        None,
+        "what is in force is not tried again"
+    );
 }
 
 #[test]
@@ -180,23 +208,39 @@ fn what_is_held_and_not_in_force_is_tried_again_and_adopted_when_it_is_offered()
     session.handle_message(offer(1, 1, 4), at).expect("an offer");
     assert_eq!(order(&mut session).held, held(1, 4));
     session.handle_done(done(held(1, 4)), at);
-    assert!(matches!(session.poll_message(), Some(Outgoing::Ack { nonce: 1, .. })));
+    assert!(matches!(
+        session.poll_message(),
+        Some(Outgoing::Ack { nonce: 1, .. })
+    ));
 }
 
 #[test]
 fn what_was_under_way_when_the_stream_ended_is_not_answered_on_the_next_one() {
     let mut session = open(None);
-    session.handle_message(offer(1, 1, 1), KernelTime(0)).expect("an offer");
+    session
+        .handle_message(offer(1, 1, 1), KernelTime(0))
+        .expect("an offer");
     order(&mut session);
     session.handle_disconnected(None, KernelTime(S));
     session.handle_connected(KernelTime(2 * S));
     assert_eq!(session.poll_message(), Some(Outgoing::Hello(None)));
-    session.handle_message(welcome(), KernelTime(2 * S)).expect("a welcome");
-    session.handle_message(offer(1, 1, 1), KernelTime(2 * S)).expect("an offer");
+    session
+        .handle_message(welcome(), KernelTime(2 * S))
+        .expect("a welcome");
+    session
+        .handle_message(offer(1, 1, 1), KernelTime(2 * S))
+        .expect("an offer");
     session.handle_done(done(held(1, 1)), KernelTime(2 * S));
-    assert_eq!(session.poll_message(), None, "nonce 1 of this stream is another offer");
+    assert_eq!(
+        session.poll_message(),
+        None,
+        "nonce 1 of this stream is another offer"
+    );
     assert_eq!(session.poll_order(KernelTime(2 * S)), None);
-    assert!(matches!(session.poll_message(), Some(Outgoing::Ack { nonce: 1, .. })));
+    assert!(matches!(
+        session.poll_message(),
+        Some(Outgoing::Ack { nonce: 1, .. })
+    ));
 }
 
 #[test]
@@ -215,7 +259,9 @@ fn heartbeats_come_at_the_pace_of_the_welcome_and_do_not_pile_up() {
         .map(|seed| {
             let mut session = Session::new(None, None, seed, KernelTime(0));
             session.handle_connected(KernelTime(0));
-            session.handle_message(welcome(), KernelTime(0)).expect("a welcome");
+            session
+                .handle_message(welcome(), KernelTime(0))
+                .expect("a welcome");
             session.poll_timeout().expect("a heartbeat").0
         })
         .collect();
@@ -236,9 +282,15 @@ fn a_controller_that_does_not_welcome_in_time_is_left() {
 fn a_controller_may_not_speak_before_its_welcome_nor_welcome_twice() {
     let mut session = Session::new(None, None, 7, KernelTime(0));
     session.handle_connected(KernelTime(0));
-    assert_eq!(session.handle_message(offer(1, 1, 1), KernelTime(0)), Err(Violation::BeforeWelcome));
+    assert_eq!(
+        session.handle_message(offer(1, 1, 1), KernelTime(0)),
+        Err(Violation::BeforeWelcome)
+    );
     let mut session = open(None);
-    assert_eq!(session.handle_message(welcome(), KernelTime(0)), Err(Violation::WelcomeTwice));
+    assert_eq!(
+        session.handle_message(welcome(), KernelTime(0)),
+        Err(Violation::WelcomeTwice)
+    );
 }
 
 #[test]
@@ -250,20 +302,38 @@ fn streams_that_end_at_once_are_failures_and_those_that_lived_start_over() {
     for seed in 0..32 {
         let mut session = Session::new(None, None, seed, KernelTime(0));
         let first = wait(&mut session, None, KernelTime(0));
-        assert!(first <= Duration::from_millis(CONNECT_BACKOFF_BASE_MS), "seed {seed}");
+        assert!(
+            first <= Duration::from_millis(CONNECT_BACKOFF_BASE_MS),
+            "seed {seed}"
+        );
         let mut longest = first;
         for _ in 0..50 {
             session.handle_connected(KernelTime(0));
-            session.handle_message(welcome(), KernelTime(0)).expect("a welcome");
+            session
+                .handle_message(welcome(), KernelTime(0))
+                .expect("a welcome");
             longest = longest.max(wait(&mut session, Some(EndReason::Stopping), KernelTime(S)));
         }
-        assert!(longest > Duration::from_secs(15) && longest <= Duration::from_secs(30), "seed {seed}");
+        assert!(
+            longest > Duration::from_secs(15) && longest <= Duration::from_secs(30),
+            "seed {seed}"
+        );
         session.handle_connected(KernelTime(0));
-        session.handle_message(welcome(), KernelTime(0)).expect("a welcome");
+        session
+            .handle_message(welcome(), KernelTime(0))
+            .expect("a welcome");
         let after = wait(&mut session, None, KernelTime(60 * S));
-        assert!(after <= Duration::from_millis(CONNECT_BACKOFF_BASE_MS), "seed {seed}");
-        let waits: Vec<_> = (0..20).map(|_| wait(&mut session, Some(EndReason::Revoked), KernelTime(0))).collect();
-        assert!(waits.iter().any(|&wait| wait > Duration::from_secs(60)), "seed {seed}");
+        assert!(
+            after <= Duration::from_millis(CONNECT_BACKOFF_BASE_MS),
+            "seed {seed}"
+        );
+        let waits: Vec<_> = (0..20)
+            .map(|_| wait(&mut session, Some(EndReason::Revoked), KernelTime(0)))
+            .collect();
+        assert!(
+            waits.iter().any(|&wait| wait > Duration::from_secs(60)),
+            "seed {seed}"
+        );
     }
 }
 
@@ -291,12 +361,18 @@ fn messages_are_read_or_refused_and_unknown_ones_are_nothing() {
     };
     assert!(matches!(
         read(Some(Body::Ended(odd))),
-        Ok(Some(Incoming::Ended { reason: EndReason::Other, .. }))
+        Ok(Some(Incoming::Ended {
+            reason: EndReason::Other,
+            ..
+        }))
     ));
     let Ok(Some(Incoming::Welcome(welcome))) = read(Some(Body::Welcome(wire::Welcome::default()))) else {
         panic!("a welcome");
     };
-    assert!(welcome.heartbeat >= Duration::from_millis(100), "never a busy loop");
+    assert!(
+        welcome.heartbeat >= Duration::from_millis(100),
+        "never a busy loop"
+    );
 }
 
 /// A shell and a controller that do anything the API allows, by seed, against a model of what must be so.
@@ -342,7 +418,10 @@ fn history(seed: u64) {
                 Some(Order::Adopt(adoption)) => {
                     let newer = disk.is_none_or(|disk| adoption.held.version > disk.version);
                     let again = disk == Some(adoption.held) && !in_force;
-                    assert!(newer || again, "seed {seed} step {step}: neither newer nor to be repaired");
+                    assert!(
+                        newer || again,
+                        "seed {seed} step {step}: neither newer nor to be repaired"
+                    );
                     order = Some((newest, adoption.held));
                 }
                 Some(Order::Retry) => {
@@ -385,7 +464,11 @@ fn history(seed: u64) {
                 Outgoing::Hello(held) => assert_eq!(held, truth, "seed {seed} step {step}"),
                 Outgoing::Ack { nonce, held, .. } => {
                     assert!(welcomed, "seed {seed} step {step}");
-                    assert_eq!((Some(nonce), Some(held)), (newest, truth), "seed {seed} step {step}");
+                    assert_eq!(
+                        (Some(nonce), Some(held)),
+                        (newest, truth),
+                        "seed {seed} step {step}"
+                    );
                 }
                 Outgoing::Nack { nonce, held, .. } => {
                     assert_eq!((Some(nonce), held), (newest, truth), "seed {seed} step {step}");

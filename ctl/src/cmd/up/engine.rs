@@ -11,7 +11,11 @@ use flowtilla_agent::run::{Agent, Options};
 use flowtilla_agent::status::{AgentStatus, AttachReport};
 use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::policy::Wanted;
+use flowtilla_proto::collector::Collector;
+use flowtilla_proto::policy::Policy;
 use tokio::sync::{mpsc, watch};
+
+use super::args::Asked;
 
 /// Records that wait for the screen or the pipe; more are counted as `ViewOverflow`.
 ///
@@ -39,15 +43,22 @@ pub(crate) struct Running {
 /// # Errors
 ///
 /// What the agent cannot do without is missing; the message says what.
-pub(crate) async fn start(wanted: Wanted, state: Option<PathBuf>) -> anyhow::Result<Running> {
+pub(crate) async fn start(asked: Asked, state: Option<PathBuf>) -> anyhow::Result<Running> {
+    let collectors = asked.collectors.into_iter().map(Collector::try_from);
+    let wanted = Wanted::new(
+        Policy::try_from(asked.policy)?,
+        collectors.collect::<Result<_, _>>()?,
+    )?;
     let (agent, records) = Agent::start(Options {
         wanted,
+        scopes: asked.scopes,
+        source_id: None,
         view_records_max: VIEW_RECORDS_MAX,
         state,
     })
     .await?;
     Ok(Running {
-        attached: agent.attached().clone(),
+        attached: agent.attached().borrow().clone().unwrap_or_default(),
         records,
         status: agent.status(),
         stop: Box::new(|| Box::pin(agent.stop())),

@@ -221,6 +221,7 @@ pub(crate) fn status() -> AgentStatus {
                 members: Vec::new(),
             },
         ],
+        ..AgentStatus::default()
     }
 }
 
