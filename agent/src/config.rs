@@ -171,7 +171,6 @@ mod tests {
             (["--scope", "x"], "write cgroup=PATH or netns=PATH"),
             (["--label", "x"], "write KEY=VALUE"),
             (["--metrics", "x"], "or off"),
-            (["--controller", "a b"], "write HOST"),
         ] {
             let error = parse(&flags).expect_err(flags[1]);
             assert!(error.contains(remedy), "{error}");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -133,6 +134,8 @@ pub(crate) struct Scripted {
     pub(crate) shared: Arc<Shared>,
     sessions: mpsc::Receiver<Opened>,
     tasks: Vec<JoinHandle<()>>,
+    /// Every connection so far: the server's tasks do not end with it.
+    connections: Arc<Mutex<Vec<OwnedFd>>>,
 }
 
 impl Scripted {
@@ -156,6 +159,7 @@ impl Scripted {
             shared,
             sessions,
             tasks: Vec::new(),
+            connections: Arc::default(),
         };
         scripted.serve(listener);
         scripted
@@ -167,6 +171,9 @@ impl Scripted {
             task.abort();
             let _ = task.await;
         }
+        for connection in self.connections.lock().expect("nobody panicked").drain(..) {
+            let _ = rustix::net::shutdown(connection, rustix::net::Shutdown::Both);
+        }
     }
 
     pub(crate) async fn come_back(&mut self) {
@@ -177,8 +184,11 @@ impl Scripted {
     fn serve(&mut self, listener: TcpListener) {
         let (to, incoming) = mpsc::channel::<std::io::Result<Io>>(16);
         let acceptor = TlsAcceptor::from(Arc::new(server_config(&self.shared.authority)));
+        let connections = Arc::clone(&self.connections);
         self.tasks.push(tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
+                let other = tcp.as_fd().try_clone_to_owned().expect("a descriptor");
+                connections.lock().expect("nobody panicked").push(other);
                 let Ok(tls) = acceptor.accept(tcp).await else {
                     continue;
                 };
