@@ -1,6 +1,6 @@
 //! The only place where clocks are read. Cores take time as an argument.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flowtilla_agent_core::observe::Slept;
 use flowtilla_agent_core::time::{KernelTime, WallOffset, WallTime};
@@ -38,10 +38,10 @@ pub fn wall_offset() -> WallOffset {
     WallOffset::between(kernel_now(), wall_now())
 }
 
-/// CPU time of this process.
+/// CPU time that this process has used, all threads.
 #[must_use]
-pub fn process_cpu() -> KernelTime {
-    KernelTime(nanoseconds(ClockId::ProcessCPUTime))
+pub fn cpu_time() -> Duration {
+    Duration::from_nanos(nanoseconds(ClockId::ProcessCPUTime))
 }
 
 /// Now, for measuring a duration within this process.

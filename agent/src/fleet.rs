@@ -92,6 +92,13 @@ pub struct Running {
 }
 
 impl Running {
+    /// The records apart from the rest, for a reader of their own.
+    #[must_use]
+    pub fn without_records(mut self) -> (mpsc::Receiver<Arc<FlowRecord>>, Self) {
+        let (_, nothing) = mpsc::channel(1);
+        (std::mem::replace(&mut self.records, nothing), self)
+    }
+
     /// Ends it in order, and tells how it stood.
     ///
     /// # Errors

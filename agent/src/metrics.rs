@@ -18,9 +18,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::cost;
 use crate::session::News;
 use crate::status::{AgentStatus, CollectorState};
-use crate::vitals;
 
 /// Why /metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -160,13 +160,13 @@ fn render(status: &AgentStatus, news: &News) -> String {
     gauge(
         "resident_octets",
         "Resident memory",
-        signed(vitals::resident_octets()),
+        signed(cost::resident_octets().unwrap_or(0)),
     );
     registry.register_with_unit(
         "cpu",
         "CPU time of the process",
         Unit::Seconds,
-        ConstCounter::new(clock::process_cpu().0 as f64 / 1e9),
+        ConstCounter::new(clock::cpu_time().as_secs_f64()),
     );
     if let Some(time) = status.programs_time {
         registry.register_with_unit(

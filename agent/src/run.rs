@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle as Thread;
 use std::time::Duration;
 
+use flowtilla_agent_core::cost::CostWatch;
 use flowtilla_agent_core::encode::event::EventFields;
 use flowtilla_agent_core::encode::tlv::{HostAddress, Loopback as TlvLoopback, TlvOptions};
 use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingOptions};
@@ -29,7 +30,7 @@ use flowtilla_agent_core::observe::NameObservation;
 use flowtilla_agent_core::policy::{Exporting, InForce, Metering, Step, Wanted, plan};
 use flowtilla_proto::ids::{CollectorName, SourceId};
 use flowtilla_proto::mistake::Mistakes;
-use flowtilla_proto::policy::{CommandLine, Loopback, Scope};
+use flowtilla_proto::policy::{CommandLine, Limits, Loopback, Scope};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -118,6 +119,7 @@ pub struct Agent {
     spools: watch::Sender<Option<watch::Receiver<SpoolStatus>>>,
     status: watch::Sender<AgentStatus>,
     refresh: JoinHandle<()>,
+    limits: watch::Sender<Limits>,
     stop: CancellationToken,
     host: Host,
     scopes: Vec<Scope>,
@@ -176,6 +178,7 @@ impl Agent {
                 ..TableOptions::new(host.boot)
             }),
             naming,
+            filter: None,
             cgroup_root: cgroup_root.clone(),
             lookups: Beside::start(lookups).map_err(StartError::Thread)?,
             view,
@@ -196,6 +199,7 @@ impl Agent {
         });
         let collectors = watch::Sender::new(Vec::new());
         let spools = watch::Sender::new(None);
+        let limits = watch::Sender::new(Limits::default());
         let stop = CancellationToken::new();
         let refresh = Refresh {
             announcements: announcements.clone(),
@@ -205,6 +209,8 @@ impl Agent {
             status: status.clone(),
             addresses: watch::Sender::new(host.addresses.clone()),
             lags: BTreeMap::new(),
+            limits: limits.subscribe(),
+            cost: CostWatch::default(),
         };
         let addresses = refresh.addresses.subscribe();
         let refresh = tokio::spawn(refresh.run(stop.clone()));
@@ -218,6 +224,7 @@ impl Agent {
             spools,
             status,
             refresh,
+            limits,
             stop,
             source_id: options.source_id.unwrap_or(host.source_id),
             host,
@@ -348,6 +355,11 @@ impl Agent {
                 CommandLine::Redacted => CommandLineMode::Redacted,
                 CommandLine::Full => CommandLineMode::Full,
             })),
+            Step::UpdateFilter(filtering) => self.tell(Command::Filter(filtering.clone())),
+            Step::UpdateLimits(limits) => {
+                self.limits.send_replace(*limits);
+                Ok(())
+            }
             Step::UpdateBuffer(buffer) => {
                 if let Some(store) = &self.store {
                     store.spool.set_bounds(bounds(buffer));

@@ -88,6 +88,8 @@ pub struct News {
     pub held: Option<Held>,
     /// See [`Self::held`].
     pub in_force: bool,
+    /// Name of the policy in what is held; empty: none.
+    pub policy: String,
     /// The last assignment that was tried, and why it is not in force.
     pub last: Option<(Held, Option<Fault>)>,
     /// The source id that the controller gave.

@@ -2,12 +2,12 @@
 //!
 //! In: the agent's status, what attached, and what the kernel says of this process. Decides nothing.
 
-use flowtilla_agent_core::loss::Drops;
+use flowtilla_agent_core::loss::{Aside, Drops};
 use flowtilla_agent_core::time::KernelTime;
 use flowtilla_proto::wire::session as wire;
-use rustix::param::page_size;
 
 use crate::clock;
+use crate::cost;
 use crate::status::{AgentStatus, AttachReport, CollectorState, CollectorStatus};
 
 /// Health at this moment. `started`: when the agent did.
@@ -35,14 +35,17 @@ pub(crate) fn health(
         drops: drops(&status.drops),
         records: status.records,
         flows: status.flows,
+        filtered: Some(aside(&status.record_law.filtered)),
+        sampled_out: Some(aside(&status.record_law.sampled_out)),
+        over_limits: status.over_limits.clone(),
         coverage: Some(wire::Coverage {
             ends: status.coverage.ends,
             with_process: status.coverage.with_process,
             with_names: status.coverage.with_names,
         }),
         cost: Some(wire::Cost {
-            cpu_ns: clock::process_cpu().0,
-            resident_octets: resident_octets(),
+            cpu_ns: u64::try_from(clock::cpu_time().as_nanos()).unwrap_or(u64::MAX),
+            resident_octets: cost::resident_octets().unwrap_or(0),
             programs_ns: status
                 .programs_time
                 .map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
@@ -113,6 +116,14 @@ pub(crate) fn effective(attached: Option<&AttachReport>, collectors: Vec<String>
     }
 }
 
+fn aside(left_out: &Aside) -> wire::Aside {
+    wire::Aside {
+        records: left_out.records,
+        octets: left_out.octets,
+        packets: left_out.packets,
+    }
+}
+
 fn drops(drops: &Drops) -> Vec<wire::Drop> {
     drops
         .lossy()
@@ -125,13 +136,6 @@ fn drops(drops: &Drops) -> Vec<wire::Drop> {
 
 fn milliseconds(span: std::time::Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Resident memory of this process; 0: /proc does not tell.
-pub(crate) fn resident_octets() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0).saturating_mul(page_size() as u64)
 }
 
 #[cfg(test)]

@@ -1,16 +1,20 @@
-//! Keeps the announcements, the host's addresses, and the collectors' and the spool's part of the status fresh.
+//! Keeps the announcements, the host's addresses, and the collectors' and the spool's part of the status fresh, and what of
+//! the policy's limits is passed.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use flowtilla_agent_core::collector::lag::Lag;
+use flowtilla_agent_core::cost::CostWatch;
 use flowtilla_agent_core::encode::listening::ListeningPorts;
 use flowtilla_agent_core::loss::DropPoint;
+use flowtilla_proto::policy::Limits;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::cost;
 use crate::export::Announcements;
 use crate::host;
 use crate::spool::SpoolStatus;
@@ -31,6 +35,8 @@ pub(super) struct Refresh {
     pub(super) addresses: watch::Sender<Vec<IpAddr>>,
     /// How long records have waited for each collector.
     pub(super) lags: BTreeMap<String, Lag>,
+    pub(super) limits: watch::Receiver<Limits>,
+    pub(super) cost: CostWatch,
 }
 
 impl Refresh {
@@ -76,9 +82,22 @@ impl Refresh {
             .collect();
         let spool = self.spools.borrow().as_ref().map(|spool| spool.borrow().clone());
         let lags = self.lags(&collectors);
+        self.cost
+            .observe(clock::kernel_now(), clock::cpu_time(), cost::resident_octets());
+        let over_limits = self.cost.over(&self.limits.borrow());
         self.status.send_if_modified(|status| {
-            let changed = status.collectors != collectors || status.spool != spool || status.lags != lags;
+            if status.over_limits.is_empty() != over_limits.is_empty() {
+                match over_limits.is_empty() {
+                    true => tracing::info!("within the policy's limits again"),
+                    false => tracing::warn!(over = over_limits.join("; "), "beyond the policy's limits"),
+                }
+            }
+            let changed = status.collectors != collectors
+                || status.spool != spool
+                || status.lags != lags
+                || status.over_limits != over_limits;
             (status.collectors, status.spool, status.lags) = (collectors, spool, lags);
+            status.over_limits = over_limits;
             changed
         });
         let (law, drops) = {

@@ -160,8 +160,13 @@ impl<G: Governed> Adopter<G> {
 
     fn tell(&self, judged: Option<Held>, outcome: &Result<wire::Effective, Fault>) {
         let held = self.held.as_ref().map(|(held, _)| *held);
+        let policy = match &self.held {
+            Some((_, Ok(assignment))) => assignment.policy.as_str(),
+            Some((_, Err(_))) | None => "",
+        };
         self.news.send_modify(|news| {
             news.held = held;
+            policy.clone_into(&mut news.policy);
             news.in_force = self.in_force;
             news.last = judged.map(|judged| (judged, outcome.clone().err()));
         });
@@ -185,3 +190,6 @@ async fn on_disk(
         reason: format!("the agent's state directory cannot be written: {reason}"),
     })
 }
+
+#[cfg(test)]
+mod tests;
