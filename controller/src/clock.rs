@@ -62,6 +62,17 @@ impl Clock {
         self.shift_ms.fetch_add(milliseconds(by), Ordering::Relaxed);
     }
 
+    /// Milliseconds since some moment, for what waits within this process: never set, and not moved by [`Self::advance`].
+    #[must_use]
+    pub fn run_ms(&self) -> u64 {
+        let time = clock_gettime(ClockId::Monotonic);
+        let ms = time
+            .tv_sec
+            .saturating_mul(1000)
+            .saturating_add(time.tv_nsec / 1_000_000);
+        ms.max(0).cast_unsigned()
+    }
+
     /// Now.
     #[must_use]
     pub fn now(&self) -> WallMs {

@@ -10,18 +10,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flowtilla_proto::labels::Labels;
+use flowtilla_proto::spiffe::Role;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 use crate::clock::{Clock, WallMs};
 use crate::enrolment::RENEW_GRACE_DEFAULT;
+use crate::fleet::thread::{FleetHandle, Known, StartError};
+use crate::fleet::{self, Now};
 use crate::grpc;
+use crate::grpc::session::{self, Admission, STREAMS_BURST, STREAMS_PER_SECOND, SessionService};
 use crate::identities::Identities;
 use crate::identity::tls::accept::{self, Door, Handshakes, Limits};
 use crate::identity::tls::connection::{Connection, Connections};
@@ -79,6 +85,8 @@ pub struct Parts {
     pub clock: Clock,
     /// When the controller started.
     pub started: WallMs,
+    /// What every agent is to have, and has.
+    pub fleet: FleetHandle,
     /// The state directory is ours while this is here.
     directory: StateDir,
 }
@@ -100,6 +108,9 @@ pub enum RunError {
     /// See there.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// See there.
+    #[error(transparent)]
+    Fleet(#[from] StartError),
     /// It may not listen there.
     #[error("listening at {address}")]
     Listen {
@@ -160,6 +171,10 @@ impl Controller {
         } = opened;
         let clock = options.clock.clone();
         let authority = Arc::clone(identities.authority());
+        let time = clock.clone();
+        let (fleet, thread) =
+            fleet::thread::start(Arc::<SledStore>::clone(&store), move || fleet_now(&time))?;
+        fleet.known(known(&identities)).await;
         let parts = Arc::new(Parts {
             store,
             tls: Arc::new(Tls::new(authority, id, clock.clone())?),
@@ -168,6 +183,7 @@ impl Controller {
             handshakes: Arc::default(),
             started: clock.now(),
             clock,
+            fleet,
             directory,
         });
         let mut listeners = Vec::new();
@@ -189,7 +205,7 @@ impl Controller {
         tracing::info!(id = %parts.tls.id(), ?addresses, "the controller listens");
         let stop = CancellationToken::new();
         let ears = Ears { listeners, socket };
-        let running = run(Arc::clone(&parts), ears, options.limits, stop.clone());
+        let running = run(Arc::clone(&parts), ears, options.limits, thread, stop.clone());
         Ok(Self {
             parts,
             addresses,
@@ -246,6 +262,14 @@ impl Controller {
 
 /// All services, over connections whose peers are known.
 fn services(parts: &Arc<Parts>) -> Router {
+    let time = parts.clock.clone();
+    let sessions = SessionService::new(
+        parts.fleet.clone(),
+        session::door(Arc::clone(&parts.identities), parts.clock.clone()),
+        Admission::new(STREAMS_PER_SECOND, STREAMS_BURST),
+        Arc::new(move || fleet_now(&time)),
+        TaskTracker::new(),
+    );
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -257,6 +281,13 @@ fn services(parts: &Arc<Parts>) -> Router {
             Arc::clone(&parts.identities),
             parts.clock.clone(),
         ))
+        .add_service(sessions.into_server())
+        .add_service(grpc::fleet::Service::server(
+            parts.fleet.clone(),
+            Arc::clone(&parts.identities),
+            parts.clock.clone(),
+            parts.started,
+        ))
 }
 
 /// Where a controller hears others.
@@ -265,7 +296,13 @@ struct Ears {
     socket: Option<UnixListener>,
 }
 
-async fn run(parts: Arc<Parts>, ears: Ears, limits: Limits, stop: CancellationToken) -> Result<(), RunError> {
+async fn run(
+    parts: Arc<Parts>,
+    ears: Ears,
+    limits: Limits,
+    thread: std::thread::JoinHandle<()>,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
     let (out, incoming) = mpsc::channel(CONNECTIONS_QUEUED);
     let mut tasks: JoinSet<Result<&'static str, RunError>> = JoinSet::new();
     for listener in ears.listeners {
@@ -290,6 +327,12 @@ async fn run(parts: Arc<Parts>, ears: Ears, limits: Limits, stop: CancellationTo
     if let Some(socket) = ears.socket {
         tasks.spawn(hear_host(socket, Arc::clone(&parts), stop.clone()));
     }
+    tasks.spawn(async move {
+        match tokio::task::spawn_blocking(move || thread.join()).await {
+            Ok(Ok(())) => Ok("the fleet's thread"),
+            _ => Err(RunError::Ended("the fleet's thread, in a panic,")),
+        }
+    });
 
     let mut outcome = Ok(());
     // A stop comes first: tasks end because of it.
@@ -305,6 +348,8 @@ async fn run(parts: Arc<Parts>, ears: Ears, limits: Limits, stop: CancellationTo
         }
     }
     stop.cancel();
+    // Streams end when they are told why: without that the server would wait for them.
+    parts.fleet.stop().await;
     let drained = tokio::time::timeout(DRAIN, async {
         while let Some(ended) = tasks.join_next().await {
             if let (Ok(Err(error)), Ok(())) = (ended, &outcome) {
@@ -347,6 +392,12 @@ async fn renew_own(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'stati
                 continue;
             },
         }
+        let roots = parts.identities.authority().bundle();
+        // The fleet's thread ends with the controller: then nobody is left to be told.
+        let _ = parts
+            .fleet
+            .bundle(roots.iter().map(|root| root.to_vec()).collect())
+            .await;
         match parts.tls.renew() {
             Ok(next) => {
                 due = next;
@@ -369,6 +420,13 @@ async fn cut_revoked(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'sta
         if matches!(revoked, Err(RecvError::Closed)) {
             return Ok("cutting the revoked");
         }
+        match &revoked {
+            Ok(id) if id.role == Role::Agent => {
+                let _ = parts.fleet.revoked(id.name.clone()).await; // It ends with the controller.
+            }
+            Ok(_) => {}
+            Err(_) => parts.fleet.known(known(&parts.identities)).await,
+        }
         tokio::time::sleep(CUT_AFTER).await;
         let cut = match revoked {
             Ok(id) => parts.connections.cut(&id),
@@ -383,6 +441,26 @@ async fn cut_revoked(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'sta
             }
         };
         tracing::info!(cut, "connections of a revoked identity were cut");
+    }
+}
+
+/// Agents that have an identity, as the fleet wants to know them.
+fn known(identities: &Identities) -> Vec<Known> {
+    let agents = identities.agents().into_iter();
+    let known = agents.map(|(id, record)| Known {
+        id,
+        // What is refused here was let in by another version: an agent without labels is better than none.
+        labels: Labels::parse(&record.labels).unwrap_or_default(),
+        revoked: record.revoked.is_some(),
+    });
+    known.collect()
+}
+
+/// This moment, for the fleet.
+fn fleet_now(clock: &Clock) -> Now {
+    Now {
+        wall_ms: clock.now().0,
+        run_ms: clock.run_ms(),
     }
 }
 

@@ -20,6 +20,8 @@ pub enum Table {
     Identities,
     /// Revisions of the objects by number, whole.
     Revisions,
+    /// What agents are offered, by SHA-256.
+    Contents,
     /// Rollouts by number.
     Rollouts,
     /// What each agent is to have and has, by agent id.

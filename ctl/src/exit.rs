@@ -51,10 +51,26 @@ impl Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
+/// Files that are wrong: one line each, which begins with the file's place, as editors expect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FilesError(pub(crate) Vec<String>);
+
+impl Display for FilesError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for FilesError {}
+
 /// Prints what went wrong, with its causes, once.
 pub(crate) fn report(error: &anyhow::Error) -> Exit {
     if let Some(usage) = error.downcast_ref::<UsageError>() {
         usage.0.iter().for_each(say);
+        return Exit::Usage;
+    }
+    if let Some(files) = error.downcast_ref::<FilesError>() {
+        let _ = writeln!(std::io::stderr(), "{files}"); // That nobody may read it is no failure.
         return Exit::Usage;
     }
     say(format_args!("{error:#}"));

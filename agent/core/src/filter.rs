@@ -25,7 +25,7 @@ use crate::flow::record::{EndReason, FlowRecord, Protocol, RecordId};
 use crate::observe::Cookie;
 use crate::policy::Filtering;
 
-use rule::Rule;
+use rule::{Ends, Rule};
 
 mod rule;
 
@@ -100,7 +100,8 @@ impl Filter {
             false => self.decided.get(&flow).copied(),
         };
         known.unwrap_or_else(|| {
-            let matched = |rules: &[Rule]| rules.iter().any(|rule| rule.matches(record, &cgroup));
+            let ends = Ends::of(record);
+            let matched = |rules: &[Rule]| rules.iter().any(|rule| rule.matches(&ends, &cgroup));
             let kept = (self.include.is_empty() || matched(&self.include)) && !matched(&self.exclude);
             if !last {
                 self.decided.put(flow, kept);

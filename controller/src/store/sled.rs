@@ -239,7 +239,7 @@ impl Inner {
 
 impl Table {
     /// All of them, in the order of their numbers.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Meta,
         Self::Roots,
         Self::Tokens,
@@ -248,6 +248,7 @@ impl Table {
         Self::Rollouts,
         Self::Agents,
         Self::SourceIds,
+        Self::Contents,
     ];
 
     /// Its number on the disk: never given to another table.
@@ -261,6 +262,7 @@ impl Table {
             Self::Rollouts => 6,
             Self::Agents => 7,
             Self::SourceIds => 8,
+            Self::Contents => 9,
         }
     }
 

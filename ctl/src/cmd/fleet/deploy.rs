@@ -19,7 +19,7 @@ use super::{diff, print, watch};
 use crate::client::explain::Failed;
 use crate::client::{Client, Reach};
 use crate::document::{Documents, files, name_of};
-use crate::exit::{Exit, UsageError, say};
+use crate::exit::{Exit, FilesError, say};
 use crate::output::{harmless, word};
 use crate::view;
 
@@ -127,7 +127,7 @@ pub(crate) async fn rollback(args: RollbackArgs) -> anyhow::Result<Exit> {
 ///
 /// # Errors
 ///
-/// [`UsageError`] with a line for each mistake; a controller that is not reached.
+/// [`FilesError`] with a line for each mistake; a controller that is not reached.
 pub(crate) async fn prepare(
     paths: &[PathBuf],
     prune: bool,
@@ -149,7 +149,7 @@ pub(crate) async fn prepare(
         Err(error) if lines.is_empty() => return Err(error),
         Err(_) => {
             lines.push("names of collectors were not looked up: the controller was not reached".to_owned());
-            return Err(UsageError(lines).into());
+            return Err(FilesError(lines).into());
         }
     };
     let known = match prune {
@@ -159,7 +159,7 @@ pub(crate) async fn prepare(
     lines.extend(documents.dangling(&known).iter().map(ToString::to_string));
     match lines.is_empty() {
         true => Ok((client, documents, held)),
-        false => Err(UsageError(lines).into()),
+        false => Err(FilesError(lines).into()),
     }
 }
 
@@ -184,7 +184,7 @@ fn pruned(documents: &Documents, held: &ObjectsResponse) -> Vec<ObjectName> {
 fn refused(documents: &Documents, failed: Failed) -> anyhow::Error {
     match failed.code {
         Some(Code::InvalidArgument) if !failed.mistakes.is_empty() => {
-            UsageError(documents.refused(&failed.mistakes)).into()
+            FilesError(documents.refused(&failed.mistakes)).into()
         }
         Some(Code::Aborted) => {
             anyhow::anyhow!("{failed}; somebody else deployed meanwhile: look at diff, and deploy again")

@@ -20,7 +20,7 @@ use crate::client::contexts::Home;
 use crate::client::{Client, Reach};
 use crate::cmd::up::samples::assert_pinned;
 use crate::document::{Documents, Kind, Text};
-use crate::exit::UsageError;
+use crate::exit::{FilesError, UsageError};
 
 mod server;
 
@@ -98,6 +98,9 @@ fn deploying(desk: &Desk, files: Vec<PathBuf>) -> DeployArgs {
 }
 
 fn lines_of(error: &anyhow::Error) -> Vec<String> {
+    if let Some(files) = error.downcast_ref::<FilesError>() {
+        return files.0.clone();
+    }
     match error.downcast_ref::<UsageError>() {
         Some(usage) => usage.0.clone(),
         None => vec![format!("{error:#}")],
