@@ -32,6 +32,9 @@ pub(crate) struct RotateArgs {
     /// Which step.
     #[arg(value_name = "STEP", value_enum)]
     pub(crate) step: Step,
+    /// Retire although some have not renewed yet: they must enrol again.
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) reach: Reach,
 }
@@ -49,7 +52,10 @@ pub(crate) async fn run(command: CaCommand) -> anyhow::Result<Exit> {
         Step::Activate => RotateCaStep::Activate,
         Step::Retire => RotateCaStep::Retire,
     };
-    let request = RotateCaRequest { step: step.into() };
+    let request = RotateCaRequest {
+        step: step.into(),
+        force: args.force,
+    };
     let answer = client.ask(client.fleet().rotate_ca(request)).await?;
     let now = clock::wall_now();
     let row = |root: &Root| {
