@@ -472,7 +472,7 @@ fn sizes(policy: &policy::Policy, all: usize) -> Vec<usize> {
     for wave in &policy.rollout.waves {
         let size = match *wave {
             policy::Wave::Agents(n) => all.min(n as usize),
-            policy::Wave::Percent(percent) => (all * usize::from(percent) + 99) / 100,
+            policy::Wave::Percent(percent) => (all * usize::from(percent)).div_ceil(100),
         };
         if size > sizes.last().copied().unwrap_or(0) {
             sizes.push(size);

@@ -233,7 +233,7 @@ fn a_nack_takes_all_back() {
     assert_eq!(fleet.state(), State::RolledBack);
     assert_eq!(fleet.failed(), [Gate::Nack]);
     let failure = &fleet.rollout.head().failures[0];
-    assert_eq!(failure.agents, [refuser.clone()]);
+    assert_eq!(failure.agents, std::slice::from_ref(&refuser));
     assert_eq!(
         failure.message,
         format!("{refuser} refused it: capture.scopes[0].netns: no such file")
