@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod clock;
+mod cost;
 pub mod enrich;
 pub mod export;
 pub mod host;

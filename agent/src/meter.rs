@@ -2,10 +2,11 @@
 //!
 //! In: commands of [`crate::run`] (bounded channel), the capture's rings and maps, time. Out: values of records to the
 //! spool (which never waits), records to the view (bounded, what does not fit is counted), status once a second. Owns
-//! capture, table and naming. A turn: socket events, name events, due counters, timeouts, records, names for them, the
-//! spool. The order matters: whoever holds a socket that was drained executed before, so its name events are drained after the sockets and
+//! capture, table, naming and filter. A turn: socket events, name events, due counters, timeouts, records, names for them,
+//! the filter, the spool. What the filter leaves out is counted and goes no further. The order matters: whoever holds a socket that was drained executed before, so its name events are drained after the sockets and
 //! before any record is named.
 
+mod left_out;
 mod spooling;
 
 use std::collections::VecDeque;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use flowtilla_agent_core::encode::listening::{Listening, ListeningPorts};
 use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingState};
+use flowtilla_agent_core::filter::Filter;
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Protocol};
 use flowtilla_agent_core::flow::restore::Restore;
 use flowtilla_agent_core::flow::{FlowTable, TableOptions};
@@ -23,7 +25,7 @@ use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::loss::{DropPoint, Drops, KernelLaw};
 use flowtilla_agent_core::observe::Cookie;
 use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
-use flowtilla_agent_core::policy::CapturePlan;
+use flowtilla_agent_core::policy::{CapturePlan, Filtering};
 use flowtilla_agent_core::time::KernelTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -33,6 +35,7 @@ use crate::enrich::Beside;
 use crate::spool::Spool;
 use crate::status::{AgentStatus, AttachReport, Coverage};
 
+use left_out::LeftOut;
 use spooling::Spooling;
 
 /// Pause between turns.
@@ -88,6 +91,8 @@ pub(crate) enum Command {
     Metering(TableOptions),
     /// Change how command lines are told.
     Naming(CommandLineMode),
+    /// Change which flows are kept, from each flow's next record on.
+    Filter(Box<Filtering>),
     /// Write records to a spool, or to none.
     Spool(Option<(Arc<Spool>, Ledger)>),
     /// Begin with what the agent before had reported. Before anything is attached only.
@@ -101,6 +106,8 @@ pub(crate) struct Meter {
     pub(crate) commands: Receiver<Command>,
     pub(crate) table: FlowTable,
     pub(crate) naming: Naming,
+    /// `None`: every flow is kept.
+    pub(crate) filter: Option<Filter>,
     pub(crate) lookups: Beside,
     /// Where the cgroup2 hierarchy is.
     pub(crate) cgroup_root: PathBuf,
@@ -124,6 +131,7 @@ pub(crate) struct Turns {
     events: usize,
     inherited: bool,
     records: u64,
+    left_out: LeftOut,
     /// Records for the view.
     shown: Vec<Arc<FlowRecord>>,
     coverage: Coverage,
@@ -171,13 +179,22 @@ impl Meter {
                 self.detach();
                 let _ = done.send(());
             }
-            Command::Metering(options) => self.table.set_options(options),
+            Command::Metering(options) => {
+                self.table.set_options(options);
+                if let Some(filter) = &mut self.filter {
+                    filter.set_flows_max(self.table.flows_max());
+                }
+            }
+            Command::Filter(wanted) => self.filter = Filter::new(&wanted, self.table.flows_max()),
             Command::Naming(mode) => self.naming.set_command_line(mode),
             // Every record so far is in a value by now, so the next one has the next sequence.
             Command::Spool(spool) => {
                 self.spooling = spool.map(|(spool, ledger)| Spooling::new(spool, ledger));
             }
-            Command::Restore(options, restore) => self.table = FlowTable::with_restore(options, *restore),
+            Command::Restore(options, restore) => {
+                self.state.left_out.table_goes(&self.table);
+                self.table = FlowTable::with_restore(options, *restore);
+            }
             Command::Stop(_) => {}
         }
     }
@@ -339,6 +356,9 @@ impl Meter {
                 self.state.waiting.push_front((record, deadline));
                 break;
             }
+            if !self.keeps(&record) {
+                continue;
+            }
             self.count(&record);
             if self
                 .spooling
@@ -353,12 +373,25 @@ impl Meter {
         }
         if let Some(spooling) = &mut self.spooling {
             spooling.seal();
+            if self.state.left_out.is_new() {
+                spooling.left_out();
+            }
             if self.state.waiting.is_empty() && spooling.checkpoint_wanted() {
-                // Every record made so far is in the spool: the checkpoint says no more than they do.
+                // Every record made so far is in the spool, or left out and counted: the checkpoint says no more.
                 spooling.checkpoint(&self.table.checkpoint());
             }
         }
         self.show();
+    }
+
+    /// Whether a named record goes on; one that does not is counted.
+    fn keeps(&mut self, record: &FlowRecord) -> bool {
+        let Some(filter) = &mut self.filter else {
+            return true;
+        };
+        let naming = &self.naming;
+        let verdict = filter.judge(record, |cgroup| naming.cgroup_path(cgroup));
+        self.state.left_out.count(verdict, record)
     }
 
     /// Hands what was made to the view, all at once: its reader is woken once.
@@ -410,17 +443,20 @@ impl Meter {
         let mut drops = self.capture.as_ref().map(Capture::drops).unwrap_or_default();
         self.state.past.lossy().for_each(|(point, n)| drops.add(point, n));
         let law: KernelLaw = self.table.law();
+        let waiting = self.state.waiting.len();
+        let record_law = self.state.left_out.law(&self.table, self.state.records, waiting);
         if let Some(spooling) = &self.spooling {
-            spooling.keep_ledger(&law, &drops);
+            spooling.keep_ledger(&law, &drops, &record_law);
         }
         let (flows, records, coverage) = (self.table.flows() as u64, self.state.records, self.state.coverage);
-        let unnamed = self.state.waiting.len() as u64;
+        let unnamed = waiting as u64;
         self.status.send_modify(|status| {
             status.flows = flows;
             status.records = records;
             status.unnamed = unnamed;
             status.drops = drops;
             status.kernel_law = law;
+            status.record_law = record_law;
             status.coverage = coverage;
         });
     }

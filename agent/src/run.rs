@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle as Thread;
 use std::time::Duration;
 
+use flowtilla_agent_core::cost::CostWatch;
 use flowtilla_agent_core::encode::event::EventFields;
 use flowtilla_agent_core::encode::tlv::{HostAddress, Loopback as TlvLoopback, TlvOptions};
 use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingOptions};
@@ -24,7 +25,7 @@ use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::observe::NameObservation;
 use flowtilla_agent_core::policy::{Exporting, InForce, Metering, Step, Wanted, plan};
 use flowtilla_proto::ids::CollectorName;
-use flowtilla_proto::policy::{CommandLine, Loopback};
+use flowtilla_proto::policy::{CommandLine, Limits, Loopback};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -109,6 +110,7 @@ pub struct Agent {
     spools: watch::Sender<Option<watch::Receiver<SpoolStatus>>>,
     status: watch::Sender<AgentStatus>,
     refresh: JoinHandle<()>,
+    limits: watch::Sender<Limits>,
     stop: CancellationToken,
     host: Host,
     attached: AttachReport,
@@ -156,6 +158,7 @@ impl Agent {
                 ..TableOptions::new(host.boot)
             }),
             naming,
+            filter: None,
             cgroup_root: lookups
                 .cgroup2_root()
                 .unwrap_or(Path::new(CGROUP_ROOT_USUAL))
@@ -179,6 +182,7 @@ impl Agent {
         });
         let collectors = watch::Sender::new(Vec::new());
         let spools = watch::Sender::new(None);
+        let limits = watch::Sender::new(Limits::default());
         let stop = CancellationToken::new();
         let refresh = Refresh {
             announcements: announcements.clone(),
@@ -187,6 +191,8 @@ impl Agent {
             listening,
             status: status.clone(),
             addresses: host.addresses.clone(),
+            limits: limits.subscribe(),
+            cost: CostWatch::default(),
         };
         let refresh = tokio::spawn(refresh.run(stop.clone()));
         let mut agent = Self {
@@ -199,6 +205,7 @@ impl Agent {
             spools,
             status,
             refresh,
+            limits,
             stop,
             host,
             attached: AttachReport::default(),
@@ -273,6 +280,11 @@ impl Agent {
                 CommandLine::Redacted => CommandLineMode::Redacted,
                 CommandLine::Full => CommandLineMode::Full,
             })),
+            Step::UpdateFilter(filtering) => self.tell(Command::Filter(filtering.clone())),
+            Step::UpdateLimits(limits) => {
+                self.limits.send_replace(*limits);
+                Ok(())
+            }
             Step::UpdateBuffer(buffer) => {
                 if let Some(store) = &self.store {
                     store.spool.set_bounds(bounds(buffer));

@@ -2,7 +2,7 @@
 //!
 //! Written by the parts, read by screens and tests; nothing here decides anything.
 
-use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw};
+use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw, RecordLaw};
 
 use crate::spool::SpoolStatus;
 
@@ -132,6 +132,10 @@ pub struct AgentStatus {
     pub drops: Drops,
     /// Law 1.
     pub kernel_law: KernelLaw,
+    /// Law 3: what the policy left out, and that nothing else is missing.
+    pub record_law: RecordLaw,
+    /// What is beyond the policy's limits, one sentence each.
+    pub over_limits: Vec<String>,
     /// Owners found.
     pub coverage: Coverage,
     /// Each collector.

@@ -12,11 +12,20 @@ use crate::mistake::Mistakes;
 use crate::reading::{Reading, Refused};
 use crate::wire;
 
+pub use self::limits::{CPU_PERMILLE, Limits, MEMORY_OCTETS};
 pub use self::rollout::{Gates, Rollout, Wave};
+pub use self::rule::{
+    FlowRule, PROCESS_OCTETS_MAX, PortRange, ProcessPattern, RULE_MEMBERS_MAX, RULES_MAX, USER_OCTETS_MAX,
+    User,
+};
+pub use self::sampling::{ONE_IN, Sampling};
 pub use self::scope::{SCOPE_OCTETS_MAX, Scope, ScopePath};
 pub use self::selector::Selector;
 
+mod limits;
 pub mod rollout;
+mod rule;
+mod sampling;
 mod scope;
 pub mod selector;
 
@@ -118,6 +127,8 @@ pub struct Policy {
     pub enrich: Enrich,
     /// Where records go.
     pub export: Export,
+    /// What the agent may cost.
+    pub limits: Limits,
     /// What may wait on disk.
     pub buffer: Buffer,
 }
@@ -140,6 +151,12 @@ pub struct Capture {
     pub active_timeout: Duration,
     /// Longest silence before a flow ends, within [`IDLE_TIMEOUT_MS`].
     pub idle_timeout: Duration,
+    /// Flows that are kept: those that one of these matches, at most [`RULES_MAX`]. Empty: all.
+    pub include: Vec<FlowRule>,
+    /// Flows that are left out, included or not: those that one of these matches, at most [`RULES_MAX`].
+    pub exclude: Vec<FlowRule>,
+    /// Which share of the flows that are left is kept.
+    pub sampling: Sampling,
 }
 
 /// What is learnt about processes.
@@ -246,6 +263,7 @@ impl TryFrom<wire::Policy> for Policy {
         );
         let enrich = reading.inner("enrich", parse_enrich(sent.enrich.unwrap_or_default()));
         let export = reading.inner("export", parse_export(&sent.export.unwrap_or_default()));
+        let limits = reading.inner("limits", limits::parse(sent.limits.unwrap_or_default()));
         let buffer = reading.inner("buffer", parse_buffer(sent.buffer.unwrap_or_default()));
         let made = (|| {
             Some(Self {
@@ -256,6 +274,7 @@ impl TryFrom<wire::Policy> for Policy {
                 capture: capture?,
                 enrich: enrich?,
                 export: export?,
+                limits: limits?,
                 buffer: buffer?,
             })
         })();
@@ -307,6 +326,9 @@ fn parse_capture(sent: wire::Capture, exporting: bool) -> Result<Capture, Mistak
         &IDLE_TIMEOUT_MS,
         " ms",
     );
+    let include = rule::parse_all(&mut reading, "include", &sent.include);
+    let exclude = rule::parse_all(&mut reading, "exclude", &sent.exclude);
+    let sampling = reading.inner("sampling", sampling::parse(sent.sampling.unwrap_or_default()));
     let made = (|| {
         Some(Capture {
             tcp,
@@ -315,6 +337,9 @@ fn parse_capture(sent: wire::Capture, exporting: bool) -> Result<Capture, Mistak
             max_flows: max_flows?,
             active_timeout: Duration::from_millis(active?),
             idle_timeout: Duration::from_millis(idle?),
+            include: include?,
+            exclude: exclude?,
+            sampling: sampling?,
         })
     })();
     reading.finish(made)

@@ -1,6 +1,7 @@
 use flowtilla_abi as abi;
 use flowtilla_agent_core::enrich::NamingOptions;
 use flowtilla_agent_core::flow::record::BootId;
+use flowtilla_agent_core::loss::Aside;
 use flowtilla_agent_core::observe::{self, TcpSight};
 use zerocopy::FromZeros as _;
 
@@ -37,6 +38,135 @@ fn a_turn_leaves_no_record_that_is_due() {
     assert_eq!(count_of(&mut records), flows);
 }
 
+#[test]
+fn what_the_rules_leave_out_is_counted_exactly_and_goes_nowhere() {
+    let (mut meter, mut records, _kept) = meter();
+    meter.obey(Command::Filter(filtering(&["1025-2024"], 1)));
+    (1..=FLOWS).for_each(|cookie| meter.table.observe(&grown(cookie, clock::kernel_now(), 100)));
+
+    meter.detach();
+
+    let kept = taken(&mut records);
+    let status = meter.status.borrow().clone();
+    let law = status.record_law;
+    assert_eq!(law.filtered.records, 1_000);
+    assert_eq!(
+        (law.missing(), law.made, status.records),
+        (0, FLOWS - 1_000, FLOWS - 1_000)
+    );
+    assert_eq!(law.sampled_out, Aside::default());
+    assert_eq!(kept.len() as u64, FLOWS - 1_000);
+    assert!(kept.iter().all(|record| record.initiator.endpoint.port > 2024));
+    let (octets, packets) = sums(&kept);
+    assert_eq!(octets + law.filtered.octets, status.kernel_law.reported_octets);
+    assert_eq!(packets + law.filtered.packets, status.kernel_law.reported_packets);
+    // What was made is what the spool was given.
+    let newest = meter.spooling.as_ref().map(Spooling::given);
+    assert_eq!(newest, Some(FLOWS - 1_000));
+}
+
+#[test]
+fn what_is_sampled_out_is_counted_exactly() {
+    let (mut meter, mut records, _kept) = meter();
+    meter.obey(Command::Filter(filtering(&[], 4)));
+    (1..=FLOWS).for_each(|cookie| meter.table.observe(&grown(cookie, clock::kernel_now(), 100)));
+
+    meter.detach();
+
+    let kept = taken(&mut records);
+    let status = meter.status.borrow().clone();
+    let law = status.record_law;
+    assert!((FLOWS / 5..FLOWS / 3).contains(&law.made), "{law:?}");
+    assert_eq!((law.missing(), law.filtered), (0, Aside::default()));
+    let (octets, packets) = sums(&kept);
+    assert_eq!(octets + law.sampled_out.octets, status.kernel_law.reported_octets);
+    assert_eq!(
+        packets + law.sampled_out.packets,
+        status.kernel_law.reported_packets
+    );
+}
+
+/// A flow that is included later: its octets until then are told as left out, once, and its records begin after them.
+#[test]
+fn a_filter_that_changes_takes_effect_from_the_next_record_on_and_no_octet_is_told_twice() {
+    let (mut meter, mut records, _kept) = meter();
+    let began = clock::kernel_now();
+    let at = |s| began.after(Duration::from_secs(s));
+    let excluded = filtering(&["443"], 1);
+    let mut told = Vec::new();
+    // Left out, included, left out, included.
+    for (span, wanted) in [excluded.clone(), Box::default(), excluded, Box::default()]
+        .into_iter()
+        .enumerate()
+    {
+        let span = span as u64;
+        meter.obey(Command::Filter(wanted));
+        meter
+            .table
+            .observe(&grown(1, at(15 * span + 1), 1_000 * (span + 1)));
+        meter.turn(at(15 * span + 12));
+        meter.turn(at(15 * span + 14)); // Names are not waited for any more.
+        let kept = taken(&mut records);
+        assert_eq!(kept.is_empty(), span.is_multiple_of(2), "{span}: {kept:?}");
+        told.extend(kept);
+    }
+    meter.tell();
+
+    let status = meter.status.borrow().clone();
+    let filtered = status.record_law.filtered;
+    let (octets, packets) = sums(&told);
+    assert!(octets > 2_000 && filtered.octets > 2_000, "{octets} {filtered:?}");
+    assert_eq!(octets + filtered.octets, status.kernel_law.reported_octets);
+    assert_eq!(packets + filtered.packets, status.kernel_law.reported_packets);
+    let last = told.last().expect("it was included");
+    let total = last.total.forward.octets + last.total.backward.octets;
+    assert_eq!(
+        total, status.kernel_law.reported_octets,
+        "the total is the whole flow's"
+    );
+    let spans: Vec<_> = told
+        .windows(2)
+        .map(|pair| pair[0].end <= pair[1].delta_start)
+        .collect();
+    assert!(spans.iter().all(|&apart| apart), "{told:?}");
+}
+
+fn filtering(exclude_ports: &[&str], one_in: u64) -> Box<Filtering> {
+    use flowtilla_proto::{policy::Policy, wire};
+    let rule = |port: &&str| wire::FlowRule {
+        ports: vec![(*port).to_owned()],
+        ..wire::FlowRule::default()
+    };
+    let policy = Policy::try_from(wire::Policy {
+        capture: Some(wire::Capture {
+            exclude: exclude_ports.iter().map(rule).collect(),
+            sampling: Some(wire::Sampling { one_in: Some(one_in) }),
+            ..wire::Capture::default()
+        }),
+        ..wire::Policy::default()
+    })
+    .expect("a sound policy");
+    Box::new(Filtering {
+        include: policy.capture.include,
+        exclude: policy.capture.exclude,
+        sampling: policy.capture.sampling,
+    })
+}
+
+fn taken(records: &mut mpsc::Receiver<Arc<FlowRecord>>) -> Vec<Arc<FlowRecord>> {
+    std::iter::from_fn(|| records.try_recv().ok()).collect()
+}
+
+/// IP octets and packets of both ways.
+fn sums(records: &[Arc<FlowRecord>]) -> (u64, u64) {
+    let both = |record: &Arc<FlowRecord>| [record.delta.forward, record.delta.backward];
+    let counts: Vec<_> = records.iter().flat_map(both).collect();
+    (
+        counts.iter().map(|counts| counts.octets).sum(),
+        counts.iter().map(|counts| counts.packets).sum(),
+    )
+}
+
 fn count_of(records: &mut mpsc::Receiver<Arc<FlowRecord>>) -> u64 {
     let mut count = 0;
     while records.try_recv().is_ok() {
@@ -62,6 +192,7 @@ fn meter() -> Made {
         commands: orders,
         table: FlowTable::new(TableOptions::new(BootId([7; 16]))),
         naming: Naming::new(NamingOptions::default()),
+        filter: None,
         lookups: Beside::start(Lookups::open().expect("/proc")).expect("a thread"),
         cgroup_root: PathBuf::new(),
         view: Some(view),
@@ -76,8 +207,13 @@ fn meter() -> Made {
 
 /// An open connection of a process of its own, which /proc does not know.
 fn open(cookie: u64) -> observe::Observation {
+    grown(cookie, clock::kernel_now(), 0)
+}
+
+/// The same, that has sent so many octets by then.
+fn grown(cookie: u64, at: KernelTime, octets: u64) -> observe::Observation {
     let mut entry = abi::TcpEntry::new_zeroed();
-    let at = clock::kernel_now().0;
+    let at = at.0;
     entry.start_ns = at;
     entry.established_ns = at;
     entry.role = abi::tcp_role::ACTIVE;
@@ -90,5 +226,7 @@ fn open(cookie: u64) -> observe::Observation {
     entry.tuple.local_port = 1024 + u16::try_from(cookie).expect("a small cookie");
     entry.tuple.remote_port = 443;
     entry.counters.state = 1;
+    entry.counters.bytes_sent = octets;
+    entry.counters.segs_out = u32::try_from(octets / 100).expect("some packets");
     observe::tcp(cookie, at, TcpSight::Snap, &entry)
 }

@@ -1,0 +1,312 @@
+//! One rule, made ready for use.
+//!
+//! In: a validated [`FlowRule`]. Out: whether a named record matches. Text that a process chose (its path, its name) is
+//! compared in time that grows with its length only.
+
+use std::net::IpAddr;
+
+use flowtilla_proto::policy::{FlowRule, PortRange, ProcessPattern, ScopePath, User};
+use ipnet::IpNet;
+
+use crate::flow::record::{FlowRecord, Party};
+use crate::owner::Owner;
+
+/// What rules look at, of both ends of a flow: taken apart once for all of them.
+pub(super) struct Ends<'a>([End<'a>; 2]);
+
+struct End<'a> {
+    address: Bits,
+    port: u16,
+    owner: &'a Owner,
+    program: Option<Running<'a>>,
+}
+
+impl<'a> Ends<'a> {
+    pub(super) fn of(record: &'a FlowRecord) -> Self {
+        Self([End::of(&record.initiator), End::of(&record.responder)])
+    }
+
+    fn either(&self, holds: impl Fn(&End<'a>) -> bool) -> bool {
+        self.0.iter().any(holds)
+    }
+}
+
+impl<'a> End<'a> {
+    fn of(party: &'a Party) -> Self {
+        Self {
+            address: Bits::of(party.endpoint.address),
+            port: party.endpoint.port,
+            owner: &party.owner,
+            program: Running::of(&party.owner),
+        }
+    }
+}
+
+/// A rule of the policy.
+#[derive(Debug)]
+pub(super) struct Rule {
+    networks: Vec<Network>,
+    ports: Vec<PortRange>,
+    programs: Vec<Program>,
+    users: Vec<User>,
+    cgroups: Vec<ScopePath>,
+}
+
+impl Rule {
+    pub(super) fn new(rule: &FlowRule) -> Self {
+        Self {
+            networks: rule.cidrs.iter().map(Network::of).collect(),
+            ports: rule.ports.clone(),
+            programs: rule.processes.iter().map(Program::new).collect(),
+            users: rule.users.clone(),
+            cgroups: rule.cgroups.clone(),
+        }
+    }
+
+    /// Whether each list that is not empty has a member that matches at either end.
+    pub(super) fn matches<'a>(&self, ends: &Ends<'_>, cgroup: &impl Fn(u64) -> Option<&'a str>) -> bool {
+        let program = |end: &End<'_>| {
+            let running = end.program.as_ref();
+            running.is_some_and(|running| self.programs.iter().any(|wanted| wanted.matches(running)))
+        };
+        let below = |end: &End<'_>| {
+            let process = end.owner.process.as_ref();
+            let path = process.and_then(|process| cgroup(process.cgroup_id));
+            path.is_some_and(|path| self.cgroups.iter().any(|above| is_below(path, above.as_str())))
+        };
+        (self.ports.is_empty() || ends.either(|end| self.ports.iter().any(|ports| ports.contains(end.port))))
+            && (self.networks.is_empty()
+                || ends.either(|end| self.networks.iter().any(|network| network.has(end.address))))
+            && (self.programs.is_empty() || ends.either(program))
+            && (self.users.is_empty()
+                || ends.either(|end| self.users.iter().any(|user| is_user(end.owner, user))))
+            && (self.cgroups.is_empty() || ends.either(below))
+    }
+}
+
+/// An address as a number, and of which family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bits {
+    four: bool,
+    bits: u128,
+}
+
+impl Bits {
+    fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Self {
+                four: true,
+                bits: address.to_bits().into(),
+            },
+            IpAddr::V6(address) => Self {
+                four: false,
+                bits: address.to_bits(),
+            },
+        }
+    }
+}
+
+/// Part of a network.
+#[derive(Debug)]
+struct Network {
+    first: Bits,
+    mask: u128,
+}
+
+impl Network {
+    fn of(cidr: &IpNet) -> Self {
+        Self {
+            first: Bits::of(cidr.network()),
+            mask: Bits::of(cidr.netmask()).bits,
+        }
+    }
+
+    fn has(&self, address: Bits) -> bool {
+        self.first.four == address.four && address.bits & self.mask == self.first.bits
+    }
+}
+
+fn is_user(owner: &Owner, user: &User) -> bool {
+    match user {
+        User::Id(id) => owner.process.as_ref().is_some_and(|process| process.uid == *id),
+        User::Name(name) => {
+            let known = owner.names.as_ref().and_then(|names| names.user.as_ref());
+            known.is_some_and(|known| known == name)
+        }
+    }
+}
+
+/// Whether a cgroup is `above` or below it.
+fn is_below(path: &str, above: &str) -> bool {
+    path.strip_prefix(above)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// What a process runs.
+struct Running<'a> {
+    /// The executable; `None`: not known.
+    path: Option<&'a str>,
+    /// The last part of the path, or the command name.
+    name: &'a str,
+}
+
+impl<'a> Running<'a> {
+    /// A command name is no path, whatever a process puts into it.
+    fn of(owner: &'a Owner) -> Option<Self> {
+        let names = owner.names.as_ref();
+        if let Some(path) = names.and_then(|names| names.executable.as_deref()) {
+            return Some(Self::at(path));
+        }
+        let process = owner.process.as_ref()?;
+        Some(Self {
+            path: None,
+            name: &process.comm,
+        })
+    }
+
+    fn at(path: &'a str) -> Self {
+        Self {
+            path: Some(path),
+            name: path.rsplit_once('/').map_or(path, |(_, name)| name),
+        }
+    }
+}
+
+/// Programs that a pattern means.
+#[derive(Debug)]
+struct Program {
+    path: bool,
+    /// What stands before, between and after the `*`s; without one it is the whole.
+    parts: Vec<Box<str>>,
+}
+
+impl Program {
+    fn new(pattern: &ProcessPattern) -> Self {
+        Self {
+            path: pattern.is_path(),
+            parts: pattern.as_str().split('*').map(Box::from).collect(),
+        }
+    }
+
+    fn matches(&self, running: &Running<'_>) -> bool {
+        let text = match self.path {
+            true => running.path,
+            false => Some(running.name),
+        };
+        let (Some(text), Some((first, rest))) = (text, self.parts.split_first()) else {
+            return false;
+        };
+        let Some((last, between)) = rest.split_last() else {
+            return text == &**first;
+        };
+        let Some(inner) = text
+            .strip_prefix(&**first)
+            .and_then(|text| text.strip_suffix(&**last))
+        else {
+            return false;
+        };
+        // The earliest place of each part leaves most to the next.
+        let left = between.iter().try_fold(inner, |text, part| {
+            text.find(&**part).map(|at| &text[at + part.len()..])
+        });
+        left.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flowtilla_proto::policy::Policy;
+    use flowtilla_proto::wire;
+
+    use super::*;
+
+    fn program(pattern: &str) -> Program {
+        let rule = wire::FlowRule {
+            processes: vec![pattern.into()],
+            ..wire::FlowRule::default()
+        };
+        let policy = wire::Policy {
+            capture: Some(wire::Capture {
+                include: vec![rule],
+                ..wire::Capture::default()
+            }),
+            ..wire::Policy::default()
+        };
+        let policy = Policy::try_from(policy).expect("a sound pattern");
+        Program::new(&policy.capture.include[0].processes[0])
+    }
+
+    /// A path, or a command name.
+    fn running(text: &str) -> Running<'_> {
+        if text.starts_with('/') {
+            return Running::at(text);
+        }
+        Running {
+            path: None,
+            name: text,
+        }
+    }
+
+    #[test]
+    fn a_command_name_is_no_path_whatever_is_in_it() {
+        let fake = Running {
+            path: None,
+            name: "/usr/bin/curl",
+        };
+        assert!(!program("/usr/bin/curl").matches(&fake) && !program("curl").matches(&fake));
+        assert!(program("*").matches(&fake));
+    }
+
+    #[test]
+    fn a_name_is_the_last_part_of_the_path_and_a_path_is_all_of_it() {
+        for (pattern, matched, not) in [
+            (
+                "nginx",
+                &["/usr/sbin/nginx", "nginx"][..],
+                &["/usr/sbin/nginx2", "/nginx/x", "ngin"][..],
+            ),
+            (
+                "/usr/sbin/nginx",
+                &["/usr/sbin/nginx"],
+                &["nginx", "/opt/usr/sbin/nginx"],
+            ),
+            (
+                "python*",
+                &["/usr/bin/python3.11", "python"],
+                &["/usr/bin/pypython", "/python3/x"],
+            ),
+            ("*d", &["/usr/sbin/sshd", "d"], &["/usr/sbin/sshd2", ""]),
+            (
+                "/usr/*/x*",
+                &["/usr/bin/x", "/usr/a/b/xy"],
+                &["/usr/x", "x", "/opt/usr/bin/x"],
+            ),
+            ("a*a", &["aa", "aba"], &["a", "ab"]),
+            ("a*b*a", &["aba", "axbxa"], &["aa", "abb"]),
+            ("*", &["x", "/x", ""], &[]),
+            ("/*", &["/x", "/a/b"], &["x"]),
+            ("a**b", &["ab", "axb"], &["a"]),
+        ] {
+            let program = program(pattern);
+            for text in matched {
+                assert!(program.matches(&running(text)), "{pattern} and {text}");
+            }
+            for text in not {
+                assert!(!program.matches(&running(text)), "{pattern} and {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_path_against_many_stars_is_quick() {
+        let program = program(&"*a".repeat(255));
+        assert!(!program.matches(&running(&format!("{}b", "a".repeat(100_000)))));
+        assert!(program.matches(&running(&"a".repeat(100_000))));
+    }
+
+    #[test]
+    fn a_cgroup_is_below_another_by_whole_names() {
+        assert!(is_below("/a", "/a") && is_below("/a/b", "/a"));
+        assert!(!is_below("/ab", "/a") && !is_below("/", "/a") && !is_below("/x/a", "/a"));
+    }
+}

@@ -1,0 +1,606 @@
+//! What every agent is to have, and has.
+//!
+//! In: what agents say ([`Hello`], [`Heard`]), what operators want ([`Change`]), and time. Out: speech for streams
+//! ([`Fleet::poll_speech`]) and rows for the store ([`Fleet::take_batch`]). Whoever drives it writes the rows first and
+//! speaks then ([`thread`]). Does no IO, reads no clock.
+//!
+//! Invariants:
+//! - What an agent is to have is always the whole assignment of one policy of one revision, named by (epoch, version).
+//! - An agent is never offered a place in that order at or below one that it said to hold, unless it is that very content.
+//! - At most one offer is open on a stream, the newest; an answer with another nonce changes nothing.
+//! - A revision is never changed; going back makes another one.
+//! - A source id belongs to one agent for ever.
+//! - When no rollout goes on, what an agent is to have is what the objects of record say.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use flowtilla_proto::labels::Labels;
+use flowtilla_proto::spiffe::MemberName;
+use flowtilla_proto::wire::session::{self as wire, EndReason};
+use prost::Message;
+
+use self::agent::{Agent, Line, Wanted};
+use self::content::{Content, Contents, Hash};
+use self::heard::{Heard, Hello, Mark};
+use self::members::Members;
+use self::questions::Questions;
+use self::rollouts::Rollouts;
+use self::row::{META_KEY, MetaRow};
+use self::source::SourceIds;
+use crate::policy::Objects;
+use crate::store::counter::Counter;
+use crate::store::{Batch, Table};
+
+pub use self::change::{Change, ChangeRefused};
+pub use self::load::LoadError;
+
+mod agent;
+mod change;
+pub mod content;
+pub mod heard;
+mod load;
+pub mod mailbox;
+mod members;
+mod questions;
+mod rollouts;
+pub mod row;
+mod source;
+pub mod thread;
+mod view;
+
+/// Most agents of a fleet.
+///
+/// Six times what one controller is measured for. Half of it would still do; double it, and the rows of all agents, which are
+/// in memory, pass a gibibyte.
+pub const AGENTS_MAX: usize = 65_536;
+
+/// How often an agent sends a heartbeat, in milliseconds.
+///
+/// 10,000 agents then send 1,000 a second. Half of it doubles that; double it, and a wave notices twice as late that it hurts.
+pub const HEARTBEAT_MS: u64 = 10_000;
+
+/// Longest silence of a stream before it is ended, in milliseconds.
+///
+/// Six heartbeats: a host that swaps misses some. Half of it ends streams in a storm of reconnects; double it, and a dead agent
+/// counts as connected for two minutes.
+pub const SILENCE_MS: u64 = 6 * HEARTBEAT_MS;
+
+/// How often contents that nobody has are forgotten, in milliseconds.
+///
+/// A content is some kibibytes. Half of it looks through all agents more often; double it, and a script that deploys each
+/// second keeps 120 of them.
+const FORGET_EVERY_MS: u64 = 60_000;
+
+/// A moment, on two clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds since the epoch. May be set, forth and back.
+    pub wall_ms: i64,
+    /// Milliseconds since some moment, never set.
+    pub run_ms: u64,
+}
+
+/// Names a stream, once in the life of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// What is said on a stream. [`mailbox`] makes messages of it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Speech {
+    /// The answer to a hello.
+    Welcome {
+        /// The source id that the agent is to use.
+        source_id: u32,
+    },
+    /// A policy.
+    Offer(OfferOut),
+    /// Who exports to a collector.
+    Members(Arc<wire::Members>),
+    /// A question of another agent.
+    Question(wire::Question),
+    /// An answer to this agent's question.
+    Answer(wire::Answer),
+    /// The last word.
+    Ended(EndReason, String),
+}
+
+/// An offer; its content is shared by all agents that get it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OfferOut {
+    /// Names the offer on its stream.
+    pub nonce: u64,
+    /// Names it at the agent.
+    pub mark: Mark,
+    /// What is offered.
+    pub content: Arc<Content>,
+    /// W3C trace context of the deploy; empty: none.
+    pub traceparent: Arc<str>,
+}
+
+/// Why a stream is not accepted, or ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unwelcome {
+    /// Its identity is void.
+    #[error("the agent's identity was revoked")]
+    Revoked,
+    /// There are [`AGENTS_MAX`] agents.
+    #[error("the fleet has {AGENTS_MAX} agents, which is the most that a controller keeps")]
+    Full,
+}
+
+/// What every agent is to have, and has.
+pub struct Fleet {
+    meta: MetaRow,
+    numbers: Numbers,
+    /// As they are on the disk.
+    numbers_kept: Numbers,
+    objects: Objects,
+    targets: Targets,
+    /// Those of the revision that a rollout goes back to.
+    settled_objects: Objects,
+    settled: Targets,
+    traceparent: Arc<str>,
+    agents: BTreeMap<MemberName, Agent>,
+    sessions: BTreeMap<SessionId, MemberName>,
+    sources: SourceIds,
+    contents: Contents,
+    rollouts: Rollouts,
+    members: Members,
+    questions: Questions,
+    forget_at_ms: u64,
+    dirty: BTreeSet<MemberName>,
+    meta_dirty: bool,
+    batch: Batch,
+    speech: VecDeque<(SessionId, Speech)>,
+}
+
+/// Numbers that are given once: the last of each, and the epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Numbers {
+    epoch: u64,
+    version: u64,
+    revision: u64,
+    rollout: u64,
+    source: u64,
+}
+
+/// What the agents of each policy are to do; `None`: those without one.
+type Targets = BTreeMap<Option<String>, Arc<Content>>;
+
+impl Fleet {
+    /// An identity was made, or its labels have changed.
+    pub fn handle_enrolled(&mut self, id: &MemberName, labels: &Labels, now: Now) {
+        if !self.agents.contains_key(id) && self.agents.len() >= AGENTS_MAX {
+            return;
+        }
+        let agent = self
+            .agents
+            .entry(id.clone())
+            .or_insert_with(|| Agent::new(now.wall_ms));
+        if agent.enrolled != *labels || agent.revoked || agent.wanted.is_none() {
+            agent.enrolled = labels.clone();
+            agent.labels = agent.enrolled.over(&agent.host);
+            agent.revoked = false;
+            self.dirty.insert(id.clone());
+            self.settle(id, now);
+        }
+    }
+
+    /// An identity is void: its stream ends. Whether there was one.
+    pub fn handle_revoked(&mut self, id: &MemberName) -> bool {
+        let Some(agent) = self.agents.get_mut(id).filter(|agent| !agent.revoked) else {
+            return false;
+        };
+        agent.revoked = true;
+        let connected = agent.line.is_some();
+        self.dirty.insert(id.clone());
+        self.rollouts.handle_revoked(id);
+        let text = Unwelcome::Revoked.to_string();
+        self.end(id, EndReason::Revoked, text);
+        connected
+    }
+
+    /// An agent has opened a stream and said hello. `labels`: those of its enrolment.
+    ///
+    /// # Errors
+    ///
+    /// [`Unwelcome`]: nothing has changed.
+    pub fn handle_open(
+        &mut self,
+        id: &MemberName,
+        labels: &Labels,
+        hello: Hello,
+        session: SessionId,
+        now: Now,
+    ) -> Result<(), Unwelcome> {
+        match self.agents.get(id) {
+            Some(agent) if agent.revoked => return Err(Unwelcome::Revoked),
+            None if self.agents.len() >= AGENTS_MAX => return Err(Unwelcome::Full),
+            _ => {}
+        }
+        let text = "the same agent has connected once more".to_owned();
+        self.end(id, EndReason::Replaced, text);
+        let (source_id, given) = self.sources.allot(id, hello.source_id, &mut self.numbers.source);
+        if given {
+            let key = source_id.number().to_be_bytes();
+            self.batch.put(Table::SourceIds, key, id.as_str());
+        }
+        let agent = self
+            .agents
+            .entry(id.clone())
+            .or_insert_with(|| Agent::new(now.wall_ms));
+        agent.handle_hello(labels, hello, &self.contents);
+        agent.seen_ms = now.wall_ms;
+        agent.line = Some(Line::new(session, now.run_ms));
+        self.sessions.insert(session, id.clone());
+        self.dirty.insert(id.clone());
+        let welcome = Speech::Welcome {
+            source_id: source_id.number(),
+        };
+        self.speech.push_back((session, welcome));
+        self.rollouts.handle_open(id, now);
+        self.settle(id, now);
+        self.reconcile(id);
+        self.tell_rollouts(id, now);
+        self.members.handle_open(session);
+        self.members.touch();
+        Ok(())
+    }
+
+    /// An agent has said something. What comes on a stream that was replaced changes nothing.
+    pub fn handle_heard(&mut self, session: SessionId, heard: Heard, now: Now) {
+        let Some(id) = self.sessions.get(&session).cloned() else {
+            return;
+        };
+        let Some(agent) = self.agents.get_mut(&id) else {
+            return;
+        };
+        let Some(line) = agent.line.as_mut() else {
+            return;
+        };
+        line.heard_ms = now.run_ms;
+        agent.seen_ms = now.wall_ms;
+        match heard {
+            Heard::Heartbeat {
+                held,
+                health,
+                addresses,
+            } => {
+                if let Some(health) = health {
+                    self.rollouts.handle_health(&id, &health, now);
+                    agent.health = Some(health);
+                }
+                if let Some(addresses) = addresses.filter(|addresses| *addresses != agent.addresses) {
+                    agent.addresses = addresses;
+                    self.members.touch();
+                }
+                if let Some(held) = held {
+                    self.handle_held(&id, held, now);
+                }
+            }
+            Heard::Ack {
+                nonce,
+                held,
+                effective,
+            } => self.handle_ack(&id, nonce, held, effective, now),
+            Heard::Nack(nack) => self.handle_nack(&id, nack, now),
+            Heard::Question { id: number, about } => {
+                self.handle_question(&id, session, number, about, now);
+            }
+            Heard::Answer { id: number, end } => {
+                let answers = self.questions.handle_answer(session, number, end, now);
+                self.speech.extend(answers);
+            }
+            Heard::Goodbye => {
+                self.rollouts.handle_closed(&id, true);
+                self.handle_closed(session, now);
+            }
+            Heard::Unknown => {}
+        }
+    }
+
+    /// A stream has ended.
+    pub fn handle_closed(&mut self, session: SessionId, now: Now) {
+        let Some(id) = self.sessions.remove(&session) else {
+            return;
+        };
+        let answers = self.questions.handle_closed(session);
+        self.speech.extend(answers);
+        self.members.handle_closed(session);
+        self.members.touch();
+        self.rollouts.handle_closed(&id, false);
+        if let Some(agent) = self.agents.get_mut(&id) {
+            agent.line = None;
+            agent.seen_ms = now.wall_ms;
+            self.dirty.insert(id);
+        }
+    }
+
+    /// Time has passed. To be called at least once a second.
+    pub fn handle_timeout(&mut self, now: Now) {
+        let silent: Vec<MemberName> = self
+            .agents
+            .iter()
+            .filter(|(_, agent)| {
+                let line = agent.line.as_ref();
+                line.is_some_and(|line| now.run_ms.saturating_sub(line.heard_ms) > SILENCE_MS)
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in silent {
+            let text = format!("nothing was heard for {} s", SILENCE_MS / 1_000);
+            self.end(&id, EndReason::Slow, text);
+        }
+        let answers = self.questions.handle_timeout(now);
+        self.speech.extend(answers);
+        self.update_members(now);
+        if now.run_ms >= self.forget_at_ms {
+            self.forget_at_ms = now.run_ms.saturating_add(FORGET_EVERY_MS);
+            for digest in self.contents.forget_unused() {
+                self.batch.remove(Table::Contents, digest);
+            }
+        }
+    }
+
+    /// Something may have changed what the rollouts wait for. To be called once a turn, before [`Self::take_batch`].
+    pub fn finish_turn(&mut self, now: Now) {
+        if self.rollouts_wait(now) {
+            self.advance_rollouts(now);
+        }
+    }
+
+    /// Rows that have changed. Nothing that [`Self::poll_speech`] gives may be said before they are on the disk.
+    pub fn take_batch(&mut self) -> Batch {
+        for id in std::mem::take(&mut self.dirty) {
+            if let Some(agent) = self.agents.get(&id) {
+                self.batch.put(Table::Agents, id.as_str(), agent.to_row());
+            }
+        }
+        if std::mem::take(&mut self.meta_dirty) {
+            self.batch.put(Table::Meta, META_KEY, self.meta.encode_to_vec());
+        }
+        let (now, kept) = (self.numbers, self.numbers_kept);
+        for (counter, last, kept) in [
+            (Counter::Version, now.version, kept.version),
+            (Counter::Revision, now.revision, kept.revision),
+            (Counter::Rollout, now.rollout, kept.rollout),
+            (Counter::SourceId, now.source, kept.source),
+        ] {
+            if last != kept {
+                counter.note(&mut self.batch, last);
+            }
+        }
+        self.numbers_kept = now;
+        std::mem::take(&mut self.batch)
+    }
+
+    /// The next thing to say.
+    pub fn poll_speech(&mut self) -> Option<(SessionId, Speech)> {
+        self.speech.pop_front()
+    }
+
+    /// Ends an agent's stream, if it has one. The stream's own end changes nothing more.
+    fn end(&mut self, id: &MemberName, reason: EndReason, text: String) {
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        let Some(line) = agent.line.take() else {
+            return;
+        };
+        self.sessions.remove(&line.session);
+        let answers = self.questions.handle_closed(line.session);
+        self.speech.extend(answers);
+        self.members.handle_closed(line.session);
+        self.members.touch();
+        self.rollouts.handle_closed(id, false);
+        self.dirty.insert(id.clone());
+        self.speech.push_back((line.session, Speech::Ended(reason, text)));
+    }
+
+    fn handle_ack(
+        &mut self,
+        id: &MemberName,
+        nonce: u64,
+        held: Mark,
+        effective: Box<wire::Effective>,
+        now: Now,
+    ) {
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        let Some(open) = agent.answered(nonce) else {
+            return;
+        };
+        if held != open {
+            let text = "an ack names another content than the offer".to_owned();
+            self.end(id, EndReason::Protocol, text);
+            return;
+        }
+        agent.hold(open);
+        agent.in_force = agent.wanted.as_ref().map(|wanted| Arc::clone(&wanted.content));
+        agent.effective = Some(effective);
+        agent.nack = None;
+        self.dirty.insert(id.clone());
+        self.members.touch();
+        self.tell_rollouts(id, now);
+    }
+
+    fn handle_nack(&mut self, id: &MemberName, nack: Box<wire::Nack>, now: Now) {
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        let Some(open) = agent.answered(nack.nonce) else {
+            return;
+        };
+        if let Some(line) = &mut agent.line {
+            line.refused = Some(open);
+        }
+        agent.nack = Some((open.place(), nack));
+        self.dirty.insert(id.clone());
+        self.tell_rollouts(id, now);
+    }
+
+    /// A heartbeat says what is in force: when it is not what was acked, the agent has lost it.
+    fn handle_held(&mut self, id: &MemberName, held: Mark, now: Now) {
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        let answering = agent.line.as_ref().is_some_and(|line| line.open.is_some());
+        if answering || agent.held == Some(held) {
+            return;
+        }
+        agent.hold(held);
+        agent.in_force = self.contents.of_digest(&held.digest).cloned();
+        self.dirty.insert(id.clone());
+        self.members.touch();
+        self.reconcile(id);
+        self.tell_rollouts(id, now);
+    }
+
+    /// Gives an agent what the objects of record say, unless a rollout holds it back.
+    fn settle(&mut self, id: &MemberName, now: Now) {
+        let Some(agent) = self.agents.get(id).filter(|agent| !agent.revoked) else {
+            return;
+        };
+        let Some(mut next) = of_targets(&self.objects, &self.targets, id, &agent.labels) else {
+            return;
+        };
+        let same = |content: &Content| {
+            let wanted = agent.wanted.as_ref();
+            wanted.is_some_and(|wanted| wanted.content.sameness == content.sameness)
+        };
+        if same(&next) {
+            return;
+        }
+        if let Some(policy) = &next.policy {
+            self.rollouts.handle_due(id, policy, self.meta.revision, now);
+        }
+        if self
+            .rollouts
+            .holds_back(id, next.policy.as_deref(), self.meta.revision)
+        {
+            if agent.wanted.is_some() {
+                return;
+            }
+            match of_targets(&self.settled_objects, &self.settled, id, &agent.labels) {
+                Some(settled) => next = settled,
+                None => return,
+            }
+        }
+        if !same(&next) {
+            self.issue(id, next);
+        }
+    }
+
+    /// Makes a content what an agent is to have, under a version of its own, and offers it.
+    fn issue(&mut self, id: &MemberName, content: Arc<Content>) {
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        let (epoch, floor) = agent.highest();
+        let place = if epoch > self.numbers.epoch {
+            // The agent has seen a later controller than this one remembers: only its own order goes on from there.
+            floor.checked_add(1).map(|version| (epoch, version))
+        } else {
+            self.numbers.version = self.numbers.version.saturating_add(1);
+            let least = if epoch == self.numbers.epoch {
+                floor.checked_add(1)
+            } else {
+                Some(0)
+            };
+            least.map(|least| (self.numbers.epoch, self.numbers.version.max(least)))
+        };
+        let Some((epoch, version)) = place else {
+            tracing::warn!(agent = %id, "holds the last version there is: nothing can be offered to it");
+            return;
+        };
+        let mark = Mark {
+            epoch,
+            version,
+            digest: content.digest,
+        };
+        agent.wanted = Some(Wanted {
+            mark,
+            content,
+            traceparent: Arc::clone(&self.traceparent),
+        });
+        agent.nack = None;
+        self.dirty.insert(id.clone());
+        self.offer(id);
+    }
+
+    /// Brings what an agent says to hold together with what it is to have.
+    fn reconcile(&mut self, id: &MemberName) {
+        let Some(agent) = self.agents.get(id) else {
+            return;
+        };
+        let Some(wanted) = &agent.wanted else {
+            return;
+        };
+        // It holds what this controller does not know to have given: only a higher version can be adopted.
+        let beyond = |held: Mark| held != wanted.mark && held.place() >= wanted.mark.place();
+        if agent.held.is_some_and(beyond) {
+            let content = Arc::clone(&wanted.content);
+            self.issue(id, content);
+        } else {
+            self.offer(id);
+        }
+    }
+
+    /// Offers what an agent is to have, unless it has it, was offered it, or has refused it on this stream.
+    fn offer(&mut self, id: &MemberName) {
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        let (Some(line), Some(wanted)) = (&mut agent.line, &agent.wanted) else {
+            return;
+        };
+        let mark = Some(wanted.mark);
+        if agent.held == mark {
+            line.open = None;
+            return;
+        }
+        if line.open == mark || line.refused == mark {
+            return;
+        }
+        line.nonce += 1;
+        line.open = mark;
+        let offer = OfferOut {
+            nonce: line.nonce,
+            mark: wanted.mark,
+            content: Arc::clone(&wanted.content),
+            traceparent: Arc::clone(&wanted.traceparent),
+        };
+        self.speech.push_back((line.session, Speech::Offer(offer)));
+    }
+}
+
+fn of_targets(
+    objects: &Objects,
+    targets: &Targets,
+    id: &MemberName,
+    labels: &Labels,
+) -> Option<Arc<Content>> {
+    let policy = objects.policy_for(id, labels).map(str::to_owned);
+    targets.get(&policy).cloned()
+}
+
+/// Targets of a set of objects.
+fn targets(objects: &Objects, revision: u64, contents: &mut Contents, batch: &mut Batch) -> Targets {
+    let names = objects.policies().map(|name| Some(name.to_owned()));
+    let mut made = Targets::new();
+    for policy in names.chain([None]) {
+        let content = Content::new(&objects.assignment(policy.as_deref(), revision));
+        let digest: Hash = content.digest;
+        let content = contents.keep(content);
+        if content.digest == digest {
+            batch.put(Table::Contents, digest, content.octets.clone());
+        }
+        made.insert(policy, content);
+    }
+    made
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

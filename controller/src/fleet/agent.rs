@@ -1,0 +1,211 @@
+//! One agent, as the fleet sees it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use flowtilla_proto::labels::Labels;
+use flowtilla_proto::mistake::Mistakes;
+use flowtilla_proto::wire::session as wire;
+use prost::Message;
+
+use super::SessionId;
+use super::content::{Content, Contents};
+use super::heard::{Hello, Mark};
+use super::row::AgentRow;
+
+/// One agent.
+pub(super) struct Agent {
+    /// Labels of its enrolment.
+    pub(super) enrolled: Labels,
+    /// Labels of its last hello.
+    pub(super) host: Labels,
+    /// Both; what selectors see.
+    pub(super) labels: Labels,
+    pub(super) enrolled_ms: i64,
+    /// When it was heard last, milliseconds since the epoch; 0: never.
+    pub(super) seen_ms: i64,
+    pub(super) revoked: bool,
+    pub(super) hello: Option<Box<wire::Hello>>,
+    pub(super) addresses: Vec<IpAddr>,
+    /// What it is to have.
+    pub(super) wanted: Option<Wanted>,
+    /// What it said last that it holds.
+    pub(super) held: Option<Mark>,
+    /// The content of `held`, when it is known here.
+    pub(super) in_force: Option<Arc<Content>>,
+    /// The highest place that it ever said to hold.
+    pub(super) floor: (u64, u64),
+    pub(super) effective: Option<Box<wire::Effective>>,
+    /// Its refusal of the content at this place.
+    pub(super) nack: Option<((u64, u64), Box<wire::Nack>)>,
+    pub(super) health: Option<Box<wire::Health>>,
+    /// Its stream.
+    pub(super) line: Option<Line>,
+}
+
+/// What an agent is to have.
+pub(super) struct Wanted {
+    pub(super) mark: Mark,
+    pub(super) content: Arc<Content>,
+    pub(super) traceparent: Arc<str>,
+}
+
+/// An agent's stream.
+pub(super) struct Line {
+    pub(super) session: SessionId,
+    /// Of the newest offer.
+    pub(super) nonce: u64,
+    /// The newest offer, until it is answered.
+    pub(super) open: Option<Mark>,
+    /// The content that it refused on this stream.
+    pub(super) refused: Option<Mark>,
+    pub(super) heard_ms: u64,
+}
+
+impl Line {
+    pub(super) fn new(session: SessionId, now_ms: u64) -> Self {
+        Self {
+            session,
+            nonce: 0,
+            open: None,
+            refused: None,
+            heard_ms: now_ms,
+        }
+    }
+}
+
+impl Agent {
+    /// One that was enrolled at this moment, milliseconds since the epoch.
+    pub(super) fn new(enrolled_ms: i64) -> Self {
+        Self {
+            enrolled: Labels::default(),
+            host: Labels::default(),
+            labels: Labels::default(),
+            enrolled_ms,
+            seen_ms: 0,
+            revoked: false,
+            hello: None,
+            addresses: Vec::new(),
+            wanted: None,
+            held: None,
+            in_force: None,
+            floor: (0, 0),
+            effective: None,
+            nack: None,
+            health: None,
+            line: None,
+        }
+    }
+
+    /// Takes what a hello says. A refusal of an earlier stream is forgotten: what was refused is offered again.
+    pub(super) fn handle_hello(&mut self, labels: &Labels, hello: Hello, contents: &Contents) {
+        self.enrolled = labels.clone();
+        self.host = hello.labels;
+        self.labels = self.enrolled.over(&self.host);
+        self.hello = Some(Box::new(hello.said));
+        self.addresses = hello.addresses;
+        self.held = None;
+        self.in_force = None;
+        self.health = None;
+        if let Some(held) = hello.held {
+            self.hold(held);
+            self.in_force = contents.of_digest(&held.digest).cloned();
+        }
+        if self.held != self.wanted.as_ref().map(|wanted| wanted.mark) {
+            self.effective = None;
+        } else {
+            self.nack = None;
+        }
+    }
+
+    /// It says that it holds this.
+    pub(super) fn hold(&mut self, held: Mark) {
+        self.floor = self.floor.max(held.place());
+        self.held = Some(held);
+    }
+
+    /// The offer that an answer closes: the newest, and none when the nonce is another's.
+    pub(super) fn answered(&mut self, nonce: u64) -> Option<Mark> {
+        let line = self.line.as_mut().filter(|line| line.nonce == nonce)?;
+        line.open.take()
+    }
+
+    /// The highest place that it holds, held or is to have.
+    pub(super) fn highest(&self) -> (u64, u64) {
+        let wanted = self.wanted.as_ref().map(|wanted| wanted.mark.place());
+        self.floor.max(wanted.unwrap_or_default())
+    }
+
+    /// Whether it has in force what it is to have.
+    pub(super) fn converged(&self) -> bool {
+        let wanted = self.wanted.as_ref();
+        wanted.is_some_and(|wanted| self.held == Some(wanted.mark))
+    }
+
+    /// Its refusal of what it is to have.
+    pub(super) fn refusal(&self) -> Option<&wire::Nack> {
+        let wanted = self.wanted.as_ref()?;
+        let (place, nack) = self.nack.as_ref()?;
+        (*place == wanted.mark.place()).then_some(nack)
+    }
+
+    pub(super) fn to_row(&self) -> Vec<u8> {
+        let nacked = self.nack.as_ref().map(|(place, _)| *place).unwrap_or_default();
+        AgentRow {
+            labels: self.enrolled.as_map().clone(),
+            hello: self.hello.as_deref().cloned(),
+            host_labels: self.host.as_map().clone(),
+            wanted: self.wanted.as_ref().map(|wanted| wanted.mark.to_wire()),
+            held: self.held.map(Mark::to_wire),
+            floor_epoch: self.floor.0,
+            floor_version: self.floor.1,
+            enrolled_ms: self.enrolled_ms,
+            seen_ms: self.seen_ms,
+            revoked: self.revoked,
+            effective: self.effective.as_deref().cloned(),
+            nack: self.nack.as_ref().map(|(_, nack)| (**nack).clone()),
+            nacked_epoch: nacked.0,
+            nacked_version: nacked.1,
+        }
+        .encode_to_vec()
+    }
+
+    /// One that was kept. What it is to have is `None` when the content is not there.
+    pub(super) fn from_row(row: AgentRow, contents: &Contents) -> Result<Self, Mistakes> {
+        let mark = |held: wire::Held| {
+            Some(Mark {
+                epoch: held.epoch,
+                version: held.version,
+                digest: held.digest[..].try_into().ok()?,
+            })
+        };
+        let enrolled = Labels::parse(&row.labels)?;
+        let host = Labels::parse(&row.host_labels)?;
+        let wanted = row.wanted.and_then(mark).and_then(|mark| {
+            Some(Wanted {
+                mark,
+                content: Arc::clone(contents.of_digest(&mark.digest)?),
+                traceparent: Arc::from(""),
+            })
+        });
+        let held = row.held.and_then(mark);
+        let in_force = held.and_then(|held| contents.of_digest(&held.digest).cloned());
+        let nacked = (row.nacked_epoch, row.nacked_version);
+        Ok(Self {
+            labels: enrolled.over(&host),
+            enrolled,
+            host,
+            enrolled_ms: row.enrolled_ms,
+            seen_ms: row.seen_ms,
+            revoked: row.revoked,
+            hello: row.hello.map(Box::new),
+            wanted,
+            held,
+            in_force,
+            floor: (row.floor_epoch, row.floor_version),
+            effective: row.effective.map(Box::new),
+            nack: row.nack.map(|nack| (nacked, Box::new(nack))),
+            ..Self::new(0)
+        })
+    }
+}

@@ -1,0 +1,94 @@
+use super::*;
+
+fn parse(hello: wire::Hello) -> Result<Hello, Refused> {
+    Hello::parse(wire::FromAgent {
+        body: Some(Body::Hello(hello)),
+    })
+}
+
+fn good() -> wire::Hello {
+    wire::Hello {
+        source_id: 1,
+        ..wire::Hello::default()
+    }
+}
+
+#[test]
+fn addresses_that_every_host_has_are_left_out() {
+    let mut mapped = vec![0; 10];
+    mapped.extend([0xff, 0xff, 192, 0, 2, 1]);
+    let mut link_local = vec![0xfe, 0x80];
+    link_local.extend([0; 14]);
+    let mut loopback = vec![0; 16];
+    loopback[15] = 1;
+    let hello = parse(wire::Hello {
+        addresses: vec![
+            vec![127, 0, 0, 1],
+            vec![169, 254, 1, 1],
+            vec![224, 0, 0, 1],
+            vec![0, 0, 0, 0],
+            link_local,
+            loopback,
+            vec![192, 0, 2, 1],
+            mapped,
+        ],
+        ..good()
+    })
+    .expect("a hello");
+    assert_eq!(hello.addresses, [IpAddr::from([192, 0, 2, 1])]);
+}
+
+#[test]
+fn what_is_beyond_a_bound_is_refused_or_cut() {
+    let many = parse(wire::Hello {
+        addresses: vec![vec![10, 0, 0, 1]; ADDRESSES_MAX + 1],
+        ..good()
+    });
+    assert!(many.is_err_and(|refused| refused.to_string().starts_with("hello.addresses")));
+    let labels = parse(wire::Hello {
+        labels: [("a".into(), "\u{1b}".into())].into(),
+        ..good()
+    });
+    assert!(labels.is_err_and(|refused| refused.to_string().starts_with("hello.labels")));
+    let long = parse(wire::Hello {
+        version: "ü".repeat(TEXT_OCTETS_MAX),
+        ..good()
+    })
+    .expect("a hello");
+    assert!(long.said.version.len() <= TEXT_OCTETS_MAX && !long.said.version.is_empty());
+}
+
+#[test]
+fn any_octets_are_a_message_or_a_refusal() {
+    use prost::Message;
+
+    let mut random = fastrand::Rng::with_seed(3);
+    let full = wire::FromAgent {
+        body: Some(Body::Hello(wire::Hello {
+            addresses: vec![vec![10, 0, 0, 1]; 3],
+            held: Some(wire::Held {
+                epoch: 1,
+                version: 2,
+                digest: vec![0; 32],
+            }),
+            boot_id: vec![1; 16],
+            host_name: "host".into(),
+            ..good()
+        })),
+    }
+    .encode_to_vec();
+    for _ in 0..20_000 {
+        let mut octets = full.clone();
+        octets.truncate(random.usize(0..=full.len()));
+        for _ in 0..random.usize(0..4) {
+            if !octets.is_empty() {
+                let at = random.usize(0..octets.len());
+                octets[at] ^= 1 << random.u8(0..8);
+            }
+        }
+        if let Ok(message) = wire::FromAgent::decode(&octets[..]) {
+            let _ = Hello::parse(message.clone());
+            let _ = Heard::parse(message);
+        }
+    }
+}

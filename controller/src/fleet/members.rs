@@ -1,0 +1,194 @@
+//! Who exports to which collector, so that a flow between two agents is told once.
+//!
+//! In: live agents with their addresses and what they have in force. Out: one list a [`Group`], told to each agent of the
+//! group when it changes, at most every [`COALESCE_MS`], not before [`FROZEN_MS`] after a start: until then agents keep the
+//! lists that they have.
+//!
+//! Invariant: an address that two live agents claim is in no list.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use flowtilla_proto::spiffe::MemberName;
+use flowtilla_proto::wire::session as wire;
+
+use super::content::Group;
+use super::{Fleet, Now, SessionId, Speech};
+
+/// Shortest time between two changes of lists, in milliseconds.
+///
+/// Source: design section 6. Half of it tells of each agent of a rollout by itself; double it, and a dead agent's flows are
+/// told by nobody for longer.
+pub(super) const COALESCE_MS: u64 = 5_000;
+
+/// How long after a start no list is told, in milliseconds.
+///
+/// By then agents are back. Half of it tells short lists in a storm of reconnects; double it, and an agent that ended with the
+/// controller stays in lists for a minute.
+pub(super) const FROZEN_MS: u64 = 30_000;
+
+/// Most addresses of a list; above it the list is off.
+///
+/// Source: design section 6. An agent keeps the list in memory and looks up both ends of each flow.
+pub(super) const ADDRESSES_LISTED_MAX: usize = 4_096;
+
+/// Octets of lists a second that are told at most, over all agents: lists of many agents change less often.
+///
+/// A tenth of a gigabit. Half of it delays take-over in a large group; double it, and it crowds out offers.
+const OCTETS_PER_SECOND: u64 = 12_500_000;
+
+/// Octets of an address and of an agent in a list, as they travel, about.
+const ADDRESS_OCTETS: u64 = 18;
+const MEMBER_OCTETS: u64 = 40;
+
+/// Lists, and who was told which.
+pub(super) struct Members {
+    frozen_until_ms: u64,
+    next_ms: u64,
+    touched: bool,
+    lists: BTreeMap<Group, Arc<wire::Members>>,
+    /// Generations that were told on each stream.
+    told: BTreeMap<SessionId, BTreeMap<Group, u64>>,
+    /// Whose an address is; `None`: several agents claim it.
+    owners: BTreeMap<IpAddr, Option<MemberName>>,
+}
+
+impl Members {
+    pub(super) fn new(now: Now) -> Self {
+        Self {
+            frozen_until_ms: now.run_ms.saturating_add(FROZEN_MS),
+            next_ms: 0,
+            touched: true,
+            lists: BTreeMap::new(),
+            told: BTreeMap::new(),
+            owners: BTreeMap::new(),
+        }
+    }
+
+    /// Something has changed that lists are made of.
+    pub(super) fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    pub(super) fn handle_open(&mut self, session: SessionId) {
+        self.told.insert(session, BTreeMap::new());
+    }
+
+    pub(super) fn handle_closed(&mut self, session: SessionId) {
+        self.told.remove(&session);
+    }
+
+    /// Whose an address is, when it is one agent's alone.
+    pub(super) fn owner(&self, address: IpAddr) -> Option<&MemberName> {
+        self.owners.get(&address)?.as_ref()
+    }
+}
+
+impl Fleet {
+    /// Makes lists anew when something has changed, and tells them.
+    pub(super) fn update_members(&mut self, now: Now) {
+        let members = &mut self.members;
+        if !members.touched || now.run_ms < members.next_ms {
+            return;
+        }
+        members.owners.clear();
+        for (id, agent) in self.agents.iter().filter(|(_, agent)| agent.line.is_some()) {
+            for address in &agent.addresses {
+                members
+                    .owners
+                    .entry(*address)
+                    .and_modify(|owner| *owner = None)
+                    .or_insert_with(|| Some(id.clone()));
+            }
+        }
+        if now.run_ms < members.frozen_until_ms {
+            members.next_ms = now.run_ms.saturating_add(COALESCE_MS);
+            return;
+        }
+        members.touched = false;
+        self.update_lists(now);
+        let told = self.tell_members();
+        let pause = told.saturating_mul(1_000) / OCTETS_PER_SECOND;
+        self.members.next_ms = now.run_ms.saturating_add(pause.max(COALESCE_MS));
+    }
+
+    fn update_lists(&mut self, now: Now) {
+        let mut fresh = BTreeMap::<Group, Vec<wire::Member>>::new();
+        let live = self.agents.iter().filter(|(_, agent)| agent.line.is_some());
+        for (id, agent) in live {
+            let Some(content) = &agent.in_force else {
+                continue;
+            };
+            let own = |address: &&IpAddr| self.members.owner(**address) == Some(id);
+            let addresses = agent.addresses.iter().filter(own).map(octets).collect();
+            let member = wire::Member {
+                agent: id.to_string(),
+                addresses,
+                partial: content.partial,
+            };
+            for group in &content.groups {
+                fresh.entry(group.clone()).or_default().push(member.clone());
+            }
+        }
+        self.members.lists.retain(|group, _| fresh.contains_key(group));
+        for (group, mut members) in fresh {
+            let addresses: usize = members.iter().map(|member| member.addresses.len()).sum();
+            let off = addresses > ADDRESSES_LISTED_MAX;
+            if off {
+                members.clear();
+            }
+            let before = self.members.lists.get(&group);
+            if before.is_some_and(|before| before.off == off && before.members == members) {
+                continue;
+            }
+            // Rises over a restart too, which begins without lists.
+            let generation = before
+                .map_or(0, |before| before.generation.saturating_add(1))
+                .max(now.wall_ms.max(0).cast_unsigned());
+            let list = wire::Members {
+                collector: group.name().to_owned(),
+                generation,
+                members,
+                off,
+            };
+            self.members.lists.insert(group, Arc::new(list));
+        }
+    }
+
+    /// Tells each agent the lists of its groups that it was not told; about how many octets that takes.
+    fn tell_members(&mut self) -> u64 {
+        let mut told = 0;
+        for agent in self.agents.values() {
+            let (Some(line), Some(content)) = (&agent.line, &agent.in_force) else {
+                continue;
+            };
+            let known = self.members.told.entry(line.session).or_default();
+            known.retain(|group, _| content.groups.contains(group));
+            for group in &content.groups {
+                let Some(list) = self.members.lists.get(group) else {
+                    continue;
+                };
+                if known.insert(group.clone(), list.generation) == Some(list.generation) {
+                    continue;
+                }
+                told += size(list);
+                self.speech
+                    .push_back((line.session, Speech::Members(Arc::clone(list))));
+            }
+        }
+        told
+    }
+}
+
+fn octets(address: &IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn size(list: &wire::Members) -> u64 {
+    let one = |member: &wire::Member| MEMBER_OCTETS + ADDRESS_OCTETS * member.addresses.len() as u64;
+    list.members.iter().map(one).sum()
+}

@@ -1,0 +1,618 @@
+//! The one thread that owns the fleet and writes its rows.
+//!
+//! In: commands, over a channel of [`COMMANDS_MAX`]. Out: speech into mailboxes, answers to commands. Each turn takes what waits
+//! (at most [`TURN_MAX`]), computes, writes one batch, and only then answers and speaks. So many acks cost one sync of the disk,
+//! and nobody is told what a crash can take back.
+//!
+//! When the store fails, what was computed is forgotten: whoever waits is told so, every stream is ended, and the fleet is read
+//! from the store again before anything else is done.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use flowtilla_proto::labels::Labels;
+use flowtilla_proto::spiffe::MemberName;
+use flowtilla_proto::wire::fleet::{
+    AgentsRequest, AgentsResponse, ApplyResponse, HistoryResponse, ObjectsResponse, Rollout, RolloutEvent,
+    Steering,
+};
+use flowtilla_proto::wire::session::EndReason;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::heard::{Heard, Hello};
+use super::load::{self, LoadError};
+use super::mailbox::Mailbox;
+use super::view::Standing;
+use super::{Change, ChangeRefused, Fleet, Now, SessionId, Speech, Unwelcome};
+use crate::store::Store;
+
+/// Most commands that wait; further senders wait too.
+///
+/// What 10,000 agents say in a few seconds. Half of it slows their streams sooner; double it, and a stalled disk is felt later.
+pub const COMMANDS_MAX: usize = 8_192;
+/// Most commands of one turn.
+///
+/// About as many acks as come during one sync of a disk. Half of it syncs twice as often; double it, and answers wait longer.
+pub const TURN_MAX: usize = 2_048;
+/// How often time is told to the fleet.
+///
+/// Half of what a person notices. Half of it looks through all agents more often; double it, and waves begin a second late.
+pub const TICK: Duration = Duration::from_millis(500);
+/// Shortest time between two events of a rollout for those who watch it, in milliseconds: the newest is told.
+pub const WATCH_EVERY_MS: u64 = 200;
+/// How long to wait before the store is read again after it has failed.
+const RELOAD_AFTER: Duration = Duration::from_secs(1);
+
+/// Why a command was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// What was asked cannot be.
+    #[error(transparent)]
+    Refused(#[from] ChangeRefused),
+    /// The stream is not accepted.
+    #[error(transparent)]
+    Unwelcome(#[from] Unwelcome),
+    /// The store has failed; nothing of it is in force.
+    #[error("the controller's store has failed; see its log")]
+    Store,
+    /// The controller stops.
+    #[error("the controller is stopping")]
+    Stopping,
+}
+
+/// What watches a rollout: the newest event, complete.
+pub type Watched = watch::Receiver<Arc<RolloutEvent>>;
+
+type Reply<T> = oneshot::Sender<Result<T, FleetError>>;
+
+/// What the thread is told.
+enum Command {
+    Open {
+        id: MemberName,
+        labels: Labels,
+        hello: Box<Hello>,
+        mailbox: Arc<Mailbox>,
+        reply: Reply<SessionId>,
+    },
+    Heard(SessionId, Heard),
+    Closed(SessionId),
+    Known(Vec<Known>),
+    Revoked(MemberName, Reply<bool>),
+    Bundle(Vec<Vec<u8>>),
+    Apply(Box<Change>, Reply<ApplyResponse>),
+    RollBack(u64, Box<Change>, Reply<ApplyResponse>),
+    Steer(u64, Steering, String, Reply<Rollout>),
+    Objects(u64, Reply<ObjectsResponse>),
+    History(usize, Reply<HistoryResponse>),
+    Agents(AgentsRequest, Reply<AgentsResponse>),
+    Rollouts(usize, Reply<Vec<Rollout>>),
+    Watch(u64, Reply<Watched>),
+    Standing(Reply<Standing>),
+    Stop,
+}
+
+/// An agent that has an identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its name.
+    pub id: MemberName,
+    /// Labels of its enrolment.
+    pub labels: Labels,
+    /// Whether the identity is void.
+    pub revoked: bool,
+}
+
+/// Speaks to the fleet's thread. When all of them are gone, the thread ends.
+#[derive(Clone)]
+pub struct FleetHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+/// Begins the thread.
+///
+/// # Errors
+///
+/// The store cannot be read, or the system gives no thread.
+pub fn start(
+    store: Arc<dyn Store>,
+    clock: impl Fn() -> Now + Send + 'static,
+) -> Result<(FleetHandle, JoinHandle<()>), StartError> {
+    let fleet = Fleet::load(&*store, clock())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .map_err(StartError::Thread)?;
+    let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+    let driver = Driver {
+        store,
+        clock: Box::new(clock),
+        fleet,
+        last_session: 0,
+        mailboxes: BTreeMap::new(),
+        watchers: BTreeMap::new(),
+        replies: Vec::new(),
+        stopping: false,
+    };
+    let thread = std::thread::Builder::new()
+        .name("fleet".to_owned())
+        .spawn(move || runtime.block_on(driver.run(queue)))
+        .map_err(StartError::Thread)?;
+    Ok((FleetHandle { commands }, thread))
+}
+
+/// Why the thread cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The fleet cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The system gives no thread.
+    #[error("the fleet's thread cannot begin")]
+    Thread(#[source] std::io::Error),
+}
+
+impl FleetHandle {
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, FleetError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(command(reply)).await;
+        sent.map_err(|_| FleetError::Stopping)?;
+        answer.await.map_err(|_| FleetError::Stopping)?
+    }
+
+    /// An agent has opened a stream and said hello. Its mailbox gets what is to be said.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`]: the stream is not accepted.
+    pub async fn open(
+        &self,
+        id: MemberName,
+        labels: Labels,
+        hello: Hello,
+        mailbox: Arc<Mailbox>,
+    ) -> Result<SessionId, FleetError> {
+        self.ask(|reply| Command::Open {
+            id,
+            labels,
+            hello: Box::new(hello),
+            mailbox,
+            reply,
+        })
+        .await
+    }
+
+    /// An agent has said something.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError::Stopping`].
+    pub async fn heard(&self, session: SessionId, heard: Heard) -> Result<(), FleetError> {
+        let sent = self.commands.send(Command::Heard(session, heard)).await;
+        sent.map_err(|_| FleetError::Stopping)
+    }
+
+    /// A stream has ended.
+    pub async fn closed(&self, session: SessionId) {
+        // The thread has ended: nobody is left who could be told.
+        let _ = self.commands.send(Command::Closed(session)).await;
+    }
+
+    /// Agents that have an identity, and those whose identity is void: streams of the latter end.
+    pub async fn known(&self, agents: Vec<Known>) {
+        // The thread has ended: nobody is left who could be told.
+        let _ = self.commands.send(Command::Known(agents)).await;
+    }
+
+    /// Ends the thread: every stream is told that the controller stops.
+    pub async fn stop(&self) {
+        // It has ended already.
+        let _ = self.commands.send(Command::Stop).await;
+    }
+
+    /// An identity of an agent is void; whether a stream was cut.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn revoked(&self, id: MemberName) -> Result<bool, FleetError> {
+        self.ask(|reply| Command::Revoked(id, reply)).await
+    }
+
+    /// The roots of the trust domain have changed (DER): every agent is told.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError::Stopping`].
+    pub async fn bundle(&self, roots: Vec<Vec<u8>>) -> Result<(), FleetError> {
+        let sent = self.commands.send(Command::Bundle(roots)).await;
+        sent.map_err(|_| FleetError::Stopping)
+    }
+
+    /// Makes a revision.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn apply(&self, change: Change) -> Result<ApplyResponse, FleetError> {
+        self.ask(|reply| Command::Apply(Box::new(change), reply)).await
+    }
+
+    /// Makes a revision with the objects of an earlier one; 0: the one before the newest.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn roll_back(&self, to: u64, change: Change) -> Result<ApplyResponse, FleetError> {
+        self.ask(|reply| Command::RollBack(to, Box::new(change), reply))
+            .await
+    }
+
+    /// Pauses, resumes or aborts a rollout.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn steer(&self, id: u64, steering: Steering, by: String) -> Result<Rollout, FleetError> {
+        self.ask(|reply| Command::Steer(id, steering, by, reply)).await
+    }
+
+    /// The objects of a revision; 0: of the newest.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn objects(&self, revision: u64) -> Result<ObjectsResponse, FleetError> {
+        self.ask(|reply| Command::Objects(revision, reply)).await
+    }
+
+    /// Revisions, the newest first, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn history(&self, limit: usize) -> Result<HistoryResponse, FleetError> {
+        self.ask(|reply| Command::History(limit, reply)).await
+    }
+
+    /// Agents, by id, as the fleet knows them.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn agents(&self, request: AgentsRequest) -> Result<AgentsResponse, FleetError> {
+        self.ask(|reply| Command::Agents(request, reply)).await
+    }
+
+    /// Rollouts, the newest first, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn rollouts(&self, limit: usize) -> Result<Vec<Rollout>, FleetError> {
+        self.ask(|reply| Command::Rollouts(limit, reply)).await
+    }
+
+    /// Watches a rollout; 0: the newest. The sender is gone when it has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn watch(&self, rollout: u64) -> Result<Watched, FleetError> {
+        self.ask(|reply| Command::Watch(rollout, reply)).await
+    }
+
+    /// How the fleet stands.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn standing(&self) -> Result<Standing, FleetError> {
+        self.ask(Command::Standing).await
+    }
+}
+
+/// Answers that wait for the batch to be on the disk.
+type Held = Box<dyn FnOnce(bool) + Send>;
+
+struct Watcher {
+    sender: watch::Sender<Arc<RolloutEvent>>,
+    told_ms: u64,
+    changed: bool,
+}
+
+struct Driver {
+    store: Arc<dyn Store>,
+    clock: Box<dyn Fn() -> Now + Send>,
+    fleet: Fleet,
+    last_session: u64,
+    mailboxes: BTreeMap<SessionId, Arc<Mailbox>>,
+    watchers: BTreeMap<u64, Watcher>,
+    replies: Vec<Held>,
+    stopping: bool,
+}
+
+impl Driver {
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut turn = Vec::with_capacity(TURN_MAX);
+        loop {
+            // Time before input: a busy fleet must not hold back a deadline.
+            tokio::select! { biased;
+                _ = ticks.tick() => self.handle_tick(),
+                count = queue.recv_many(&mut turn, TURN_MAX) => {
+                    if count == 0 {
+                        break;
+                    }
+                    let now = (self.clock)();
+                    for command in turn.drain(..) {
+                        self.handle(command, now);
+                    }
+                }
+            }
+            if !self.commit_and_speak() {
+                self.reload().await;
+            }
+            if self.stopping {
+                break;
+            }
+        }
+        self.end_all(EndReason::Stopping, "the controller stops");
+    }
+
+    fn handle_tick(&mut self) {
+        let now = (self.clock)();
+        let slow: Vec<SessionId> = self
+            .mailboxes
+            .iter()
+            .filter(|(_, mailbox)| mailbox.is_slow(now.run_ms))
+            .map(|(session, _)| *session)
+            .collect();
+        for session in slow {
+            self.fleet.handle_slow(session);
+        }
+        self.fleet.handle_timeout(now);
+    }
+
+    /// Writes, then answers and speaks. `false`: the store has failed.
+    fn commit_and_speak(&mut self) -> bool {
+        let now = (self.clock)();
+        self.fleet.finish_turn(now);
+        let batch = self.fleet.take_batch();
+        if !batch.is_empty()
+            && let Err(error) = self.store.commit(batch)
+        {
+            tracing::error!(%error, "the store has failed: the fleet is read again");
+            return false;
+        }
+        for reply in self.replies.drain(..) {
+            reply(true);
+        }
+        while let Some((session, speech)) = self.fleet.poll_speech() {
+            let last = matches!(speech, Speech::Ended(..));
+            if let Some(mailbox) = self.mailboxes.get(&session) {
+                mailbox.put(speech);
+            }
+            if last {
+                self.mailboxes.remove(&session);
+            }
+        }
+        self.tell_watchers(now);
+        true
+    }
+
+    async fn reload(&mut self) {
+        for reply in self.replies.drain(..) {
+            reply(false);
+        }
+        self.end_all(EndReason::Stopping, "the controller's store has failed");
+        self.watchers.clear();
+        loop {
+            match Fleet::load(&*self.store, (self.clock)()) {
+                Ok(fleet) => {
+                    self.fleet = fleet;
+                    return;
+                }
+                Err(error) => tracing::error!(%error, "the fleet cannot be read"),
+            }
+            tokio::time::sleep(RELOAD_AFTER).await;
+        }
+    }
+
+    fn end_all(&mut self, reason: EndReason, why: &str) {
+        for (_, mailbox) in std::mem::take(&mut self.mailboxes) {
+            mailbox.put(Speech::Ended(reason, format!("{why}; come back")));
+        }
+    }
+
+    /// Answers when the batch is on the disk; a refusal at once with it.
+    fn answer<T: Send + 'static>(&mut self, reply: Reply<T>, result: Result<T, FleetError>) {
+        self.replies.push(Box::new(move |kept| {
+            // Whoever asked may have gone.
+            let _ = reply.send(if kept { result } else { Err(FleetError::Store) });
+        }));
+    }
+
+    fn handle(&mut self, command: Command, now: Now) {
+        match command {
+            Command::Heard(session, heard) => self.fleet.handle_heard(session, heard, now),
+            Command::Open {
+                id,
+                labels,
+                hello,
+                mailbox,
+                reply,
+            } => {
+                self.last_session += 1;
+                let session = SessionId(self.last_session);
+                let opened = self.fleet.handle_open(&id, &labels, *hello, session, now);
+                if opened.is_ok() {
+                    self.mailboxes.insert(session, mailbox);
+                }
+                self.answer(reply, opened.map(|()| session).map_err(FleetError::from));
+            }
+            Command::Closed(session) => {
+                self.fleet.handle_closed(session, now);
+                if let Some(mailbox) = self.mailboxes.remove(&session) {
+                    mailbox.close();
+                }
+            }
+            Command::Known(agents) => {
+                for known in agents {
+                    match known.revoked {
+                        true => {
+                            self.fleet.handle_revoked(&known.id);
+                        }
+                        false => self.fleet.handle_enrolled(&known.id, &known.labels, now),
+                    }
+                }
+            }
+            Command::Stop => self.stopping = true,
+            Command::Revoked(id, reply) => {
+                let cut = self.fleet.handle_revoked(&id);
+                self.answer(reply, Ok(cut));
+            }
+            Command::Bundle(roots) => {
+                for mailbox in self.mailboxes.values() {
+                    mailbox.put_bundle(roots.clone());
+                }
+            }
+            Command::Apply(change, reply) => {
+                let applied = self.fleet.apply(*change, now).map_err(FleetError::from);
+                self.answer(reply, applied);
+            }
+            Command::RollBack(to, change, reply) => {
+                let rolled = self.roll_back(to, *change, now);
+                self.answer(reply, rolled);
+            }
+            Command::Steer(id, steering, by, reply) => {
+                let steered = self.fleet.steer(id, steering, &by, now).map_err(FleetError::from);
+                self.answer(reply, steered);
+            }
+            query => self.handle_query(query),
+        }
+    }
+
+    fn handle_query(&mut self, query: Command) {
+        match query {
+            Command::Objects(revision, reply) => {
+                let objects = self.objects(revision);
+                self.answer(reply, objects);
+            }
+            Command::History(limit, reply) => {
+                let history = self.fleet.history(&*self.store, limit).map_err(failed);
+                self.answer(reply, history);
+            }
+            Command::Agents(request, reply) => {
+                let agents = self.fleet.agents(&request);
+                self.answer(reply, Ok(AgentsResponse { agents }));
+            }
+            Command::Rollouts(limit, reply) => {
+                let rollouts = self.fleet.rollouts(limit);
+                self.answer(reply, Ok(rollouts));
+            }
+            Command::Watch(id, reply) => {
+                let watched = self.watch(id);
+                self.answer(reply, watched);
+            }
+            Command::Standing(reply) => {
+                let standing = self.fleet.standing();
+                self.answer(reply, Ok(standing));
+            }
+            _ => {}
+        }
+    }
+
+    fn roll_back(&mut self, to: u64, change: Change, now: Now) -> Result<ApplyResponse, FleetError> {
+        let to = match to {
+            0 => self.fleet.revision_before(&*self.store).map_err(failed)?,
+            to => to,
+        };
+        let row = load::revision(&*self.store, to).map_err(failed)?;
+        let row = row.ok_or(ChangeRefused::NoRevision(to))?;
+        Ok(self.fleet.roll_back(&row, change, now)?)
+    }
+
+    fn objects(&self, revision: u64) -> Result<ObjectsResponse, FleetError> {
+        if revision == 0 || revision == self.fleet.revision() {
+            return Ok(self.fleet.objects_of_record());
+        }
+        let row = load::revision(&*self.store, revision).map_err(failed)?;
+        let row = row.ok_or(ChangeRefused::NoRevision(revision))?;
+        Ok(ObjectsResponse {
+            revision,
+            objects: row.objects,
+        })
+    }
+
+    fn watch(&mut self, id: u64) -> Result<Watched, FleetError> {
+        let id = match id {
+            0 => self.fleet.newest_rollout().ok_or(ChangeRefused::NoRollout(0))?,
+            id => id,
+        };
+        if let Some(watcher) = self.watchers.get(&id) {
+            return Ok(watcher.sender.subscribe());
+        }
+        let (event, goes_on) = match self.fleet.rollout_event(id) {
+            Some(event) => (event, true),
+            None => {
+                let row = load::rollout(&*self.store, id).map_err(failed)?;
+                let event = row.and_then(|row| row.ended);
+                (event.ok_or(ChangeRefused::NoRollout(id))?, false)
+            }
+        };
+        let (sender, watched) = watch::channel(Arc::new(event));
+        if goes_on {
+            let watcher = Watcher {
+                sender,
+                told_ms: 0,
+                changed: true,
+            };
+            self.watchers.insert(id, watcher);
+        }
+        Ok(watched)
+    }
+
+    fn tell_watchers(&mut self, now: Now) {
+        for id in self.fleet.take_told_rollouts() {
+            if let Some(watcher) = self.watchers.get_mut(&id) {
+                watcher.changed = true;
+            }
+        }
+        let mut ended = Vec::new();
+        for (id, watcher) in &mut self.watchers {
+            if !watcher.changed || now.run_ms.saturating_sub(watcher.told_ms) < WATCH_EVERY_MS {
+                continue;
+            }
+            watcher.changed = false;
+            watcher.told_ms = now.run_ms;
+            let event = match self.fleet.rollout_event(*id) {
+                Some(event) => event,
+                None => {
+                    ended.push(*id);
+                    // On the disk by now: speech comes after the batch.
+                    match load::rollout(&*self.store, *id) {
+                        Ok(row) => row.and_then(|row| row.ended).unwrap_or_default(),
+                        Err(error) => {
+                            tracing::error!(%error, rollout = id, "its end cannot be read");
+                            continue;
+                        }
+                    }
+                }
+            };
+            watcher.sender.send_replace(Arc::new(event));
+        }
+        for id in ended {
+            self.watchers.remove(&id);
+        }
+        self.watchers
+            .retain(|_, watcher| watcher.sender.receiver_count() > 0);
+    }
+}
+
+fn failed(error: LoadError) -> FleetError {
+    tracing::error!(%error, "the store has failed");
+    FleetError::Store
+}

@@ -1,0 +1,221 @@
+//! How the fleet stands, as operators see it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flowtilla_proto::spiffe::MemberName;
+use flowtilla_proto::wire::fleet::{
+    Agent as WireAgent, AgentState, AgentsRequest, HistoryResponse, ObjectsResponse, Revision, Rollout,
+    RolloutEvent, RolloutState,
+};
+use flowtilla_proto::wire::session::EndReason;
+
+use super::agent::Agent;
+use super::load::{self, LoadError};
+use super::rollouts::event;
+use super::{Fleet, SessionId};
+use crate::policy::Objects;
+use crate::store::Store;
+
+/// How the fleet stands, in numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Standing {
+    /// The revision of record; 0: none was made.
+    pub revision: u64,
+    /// Rises with each restore.
+    pub epoch: u64,
+    /// Agents that have an identity.
+    pub agents: u32,
+    /// Of those, connected.
+    pub connected: u32,
+    /// Of those connected, with what they are to have in force.
+    pub converged: u32,
+    /// Agents that refused what they are to have.
+    pub nacked: u32,
+    /// The newest rollout.
+    pub rollout: Option<Rollout>,
+}
+
+impl Fleet {
+    /// The revision of record; 0: none was made.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.meta.revision
+    }
+
+    /// The stream is not read: it is ended.
+    pub fn handle_slow(&mut self, session: SessionId) {
+        if let Some(id) = self.sessions.get(&session).cloned() {
+            let text = "the agent does not read what it is told".to_owned();
+            self.end(&id, EndReason::Slow, text);
+        }
+    }
+
+    /// The objects of record.
+    #[must_use]
+    pub fn objects_of_record(&self) -> ObjectsResponse {
+        ObjectsResponse {
+            revision: self.meta.revision,
+            objects: self.objects.to_wire(),
+        }
+    }
+
+    /// Agents that were asked for, by id.
+    #[must_use]
+    pub fn agents(&self, request: &AgentsRequest) -> Vec<WireAgent> {
+        let ids: BTreeSet<&str> = request.ids.iter().map(String::as_str).collect();
+        let wanted = |id: &MemberName, agent: &Agent| {
+            (ids.is_empty() || ids.contains(id.as_str()))
+                && request
+                    .labels
+                    .iter()
+                    .all(|(key, value)| agent.labels.as_map().get(key) == Some(value))
+        };
+        self.agents
+            .iter()
+            .filter(|(id, agent)| wanted(id, agent))
+            .map(|(id, agent)| self.agent(id, agent))
+            .collect()
+    }
+
+    fn agent(&self, id: &MemberName, agent: &Agent) -> WireAgent {
+        let state = match agent {
+            _ if agent.revoked => AgentState::Revoked,
+            _ if agent.line.is_some() => AgentState::Connected,
+            _ if agent.seen_ms == 0 => AgentState::New,
+            _ => AgentState::Offline,
+        };
+        let wanted = agent.wanted.as_ref();
+        WireAgent {
+            id: id.to_string(),
+            labels: agent.labels.as_map().clone(),
+            state: state.into(),
+            last_seen_ms: agent.seen_ms,
+            enrolled_ms: agent.enrolled_ms,
+            svid_not_after_ms: 0,
+            hello: agent.hello.as_deref().cloned(),
+            health: agent.health.as_deref().cloned(),
+            effective: agent.effective.as_deref().cloned(),
+            held: agent.held.map(super::Mark::to_wire),
+            wanted: wanted.map(|wanted| wanted.mark.to_wire()),
+            policy: wanted
+                .and_then(|wanted| wanted.content.policy.clone())
+                .unwrap_or_default(),
+            nack: agent.refusal().cloned(),
+            source_id: self.sources.of(id).map_or(0, |id| id.number()),
+            revision_held: agent.in_force.as_ref().map_or(0, |content| content.revision),
+            revision_wanted: wanted.map_or(0, |wanted| wanted.content.revision),
+        }
+    }
+
+    /// How the fleet stands, in numbers.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let live = || self.agents.values().filter(|agent| !agent.revoked);
+        let connected = || live().filter(|agent| agent.line.is_some());
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Standing {
+            revision: self.meta.revision,
+            epoch: self.numbers.epoch,
+            agents: number(live().count()),
+            connected: number(connected().count()),
+            converged: number(connected().filter(|agent| agent.converged()).count()),
+            nacked: number(live().filter(|agent| agent.refusal().is_some()).count()),
+            rollout: self.rollouts(1).pop(),
+        }
+    }
+
+    /// Rollouts, the newest first.
+    #[must_use]
+    pub fn rollouts(&self, limit: usize) -> Vec<Rollout> {
+        let mut all: BTreeMap<u64, Rollout> = self.rollouts.past().clone();
+        all.extend(self.rollouts.runs().map(|run| (run.head().id, run.view())));
+        all.into_values().rev().take(limit).collect()
+    }
+
+    /// Number of the newest rollout.
+    #[must_use]
+    pub fn newest_rollout(&self) -> Option<u64> {
+        let going = self.rollouts.runs().map(|run| run.head().id);
+        going.chain(self.rollouts.past().keys().copied()).max()
+    }
+
+    /// A rollout that goes on, and every agent's part.
+    #[must_use]
+    pub fn rollout_event(&self, id: u64) -> Option<RolloutEvent> {
+        self.rollouts.run(id).map(event)
+    }
+
+    /// Rollouts that have changed since this was asked.
+    pub fn take_told_rollouts(&mut self) -> BTreeSet<u64> {
+        self.rollouts.take_told()
+    }
+
+    /// The revision before that of record; 0: there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`].
+    pub fn revision_before(&self, store: &dyn Store) -> Result<u64, LoadError> {
+        let row = load::revision(store, self.meta.revision)?;
+        Ok(row.map_or(0, |row| row.before))
+    }
+
+    /// Revisions, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`].
+    pub fn history(&self, store: &dyn Store, limit: usize) -> Result<HistoryResponse, LoadError> {
+        let mut revisions = Vec::new();
+        let mut next = load::revision(store, self.meta.revision)?;
+        while let Some(row) = next {
+            if revisions.len() >= limit {
+                break;
+            }
+            let before = load::revision(store, row.before)?;
+            let read = |objects| Objects::from_wire(objects).unwrap_or_default();
+            let objects = before.as_ref().map(|before| read(&before.objects));
+            let changes = objects.unwrap_or_default().changes(&read(&row.objects));
+            revisions.push(Revision {
+                revision: row.number,
+                made_ms: row.made_ms,
+                by: row.by,
+                message: row.message,
+                changes,
+                rollback_to: row.rollback_to,
+                state: self.state_of(row.number).into(),
+            });
+            next = before;
+        }
+        Ok(HistoryResponse { revisions })
+    }
+
+    /// How the rollouts of a revision stand together: the one that says most.
+    fn state_of(&self, revision: u64) -> RolloutState {
+        let going = self
+            .rollouts
+            .runs()
+            .map(|run| (run.head().revision, run.head().state.wire()));
+        let past = self
+            .rollouts
+            .past()
+            .values()
+            .map(|past| (past.revision, past.state()));
+        let states: Vec<RolloutState> = going
+            .chain(past)
+            .filter(|(of, _)| *of == revision)
+            .map(|(_, state)| state)
+            .collect();
+        [
+            RolloutState::RollingBack,
+            RolloutState::RolledBack,
+            RolloutState::Paused,
+            RolloutState::Running,
+            RolloutState::Soaking,
+            RolloutState::Superseded,
+        ]
+        .into_iter()
+        .find(|state| states.contains(state))
+        .unwrap_or(RolloutState::Done)
+    }
+}

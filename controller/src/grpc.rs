@@ -1,0 +1,5 @@
+//! The API's services: who calls, parse, ask, answer. Nothing is decided here.
+
+pub mod enrol;
+pub mod fleet;
+pub mod session;

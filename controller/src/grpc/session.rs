@@ -1,0 +1,252 @@
+//! The agents' stream: who calls is who speaks.
+//!
+//! In: messages of one agent, at most [`FROM_AGENT_OCTETS_MAX`] each and [`MESSAGES_PER_SECOND`] a second; what is faster is read
+//! later. Out: what the fleet puts into the stream's mailbox. New streams take places in a row ([`Admission`]), so that all
+//! agents coming at once are a queue and not a load; who would wait too long is asked to come again.
+//!
+//! One task a stream: it reads, and ends with the stream. It holds no lock and decides nothing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use flowtilla_grpc::session::session_server::{Session, SessionServer};
+use flowtilla_proto::labels::Labels;
+use flowtilla_proto::spiffe::{MemberName, SpiffeId};
+use flowtilla_proto::wire::session::{EndReason, FromAgent};
+use tokio_util::task::TaskTracker;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::authz::{self, Call};
+use crate::clock::Clock;
+use crate::fleet::heard::{FROM_AGENT_OCTETS_MAX, Heard, Hello};
+use crate::fleet::mailbox::{Mailbox, Reading};
+use crate::fleet::thread::{FleetError, FleetHandle};
+use crate::fleet::{Now, SessionId, Speech};
+use crate::identities::Identities;
+use crate::pace::Pace;
+
+/// How long an agent may take to say hello.
+///
+/// It is the first thing it does. Half of it ends streams over bad lines; double it, and a stream that says nothing holds its
+/// place for longer.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// New streams a second.
+///
+/// A stream costs the handshake's half millisecond and a row of the store. Half of it brings 10,000 agents back in 40 s; double
+/// it, and two cores do nothing else meanwhile.
+pub const STREAMS_PER_SECOND: u32 = 500;
+/// New streams at once after a quiet time.
+pub const STREAMS_BURST: u32 = 500;
+/// How long a new stream waits for its place at most; who would wait longer is asked to come again.
+///
+/// Shorter than an agent waits for the first answer. Half of it sends more of them away in a storm; double it, and agents give
+/// up while they wait.
+pub const ADMISSION_WAIT_MAX: Duration = Duration::from_secs(8);
+
+/// Messages of one stream a second. An agent that speaks for many new flows asks some tens.
+pub const MESSAGES_PER_SECOND: u32 = 100;
+/// Messages of one stream at once.
+pub const MESSAGES_BURST: u32 = 500;
+
+/// Lets new streams in, in a row.
+pub struct Admission(Mutex<Pace>);
+
+/// The agent that calls, and the labels of its enrolment.
+#[derive(Clone, Debug)]
+pub struct Enrolled {
+    /// Who it is.
+    pub id: SpiffeId,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// Who calls, or why it may not.
+pub type Door = Arc<dyn Fn(&Request<Streaming<FromAgent>>) -> Result<Enrolled, Status> + Send + Sync>;
+
+/// The service.
+#[derive(Clone)]
+pub struct SessionService {
+    fleet: FleetHandle,
+    door: Door,
+    admission: Arc<Admission>,
+    clock: Arc<dyn Fn() -> Now + Send + Sync>,
+    tasks: TaskTracker,
+}
+
+impl Admission {
+    /// A row of `rate` places a second, `burst` at once.
+    #[must_use]
+    pub fn new(rate: u32, burst: u32) -> Self {
+        Self(Mutex::new(Pace::new(rate, burst)))
+    }
+
+    fn take(&self, now_ms: u64) -> Option<Duration> {
+        let mut pace = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.take(now_ms, ADMISSION_WAIT_MAX)
+    }
+}
+
+/// The door of a controller: an agent's SVID that stands well.
+#[must_use]
+pub fn door(identities: Arc<Identities>, clock: Clock) -> Door {
+    Arc::new(move |request| {
+        let id = authz::admit(request, Call::Session, &identities, clock.now())?;
+        let labels = identities
+            .identity(&id)
+            .map(|record| record.labels)
+            .unwrap_or_default();
+        // What is refused here was let in by another version: an agent without labels is better than none.
+        let labels = Labels::parse(&labels).unwrap_or_default();
+        Ok(Enrolled { id, labels })
+    })
+}
+
+impl SessionService {
+    /// The service of this fleet. `tasks`: where its tasks are waited for when the controller stops.
+    #[must_use]
+    pub fn new(
+        fleet: FleetHandle,
+        door: Door,
+        admission: Admission,
+        clock: Arc<dyn Fn() -> Now + Send + Sync>,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self {
+            fleet,
+            door,
+            admission: Arc::new(admission),
+            clock,
+            tasks,
+        }
+    }
+
+    /// As a server takes it.
+    #[must_use]
+    pub fn into_server(self) -> SessionServer<Self> {
+        SessionServer::new(self).max_decoding_message_size(FROM_AGENT_OCTETS_MAX)
+    }
+}
+
+#[tonic::async_trait]
+impl Session for SessionService {
+    type OpenStream = Reading;
+
+    async fn open(&self, request: Request<Streaming<FromAgent>>) -> Result<Response<Reading>, Status> {
+        let Enrolled { id, labels } = (self.door)(&request)?;
+        let Some(wait) = self.admission.take((self.clock)().run_ms) else {
+            let text = "many agents come back at once; come again in some seconds";
+            return Err(Status::resource_exhausted(text));
+        };
+        tokio::time::sleep(wait).await;
+        let mailbox = Mailbox::new(id.to_string());
+        let reading = Reading::new(Arc::clone(&mailbox));
+        let stream = Stream {
+            agent: id.name,
+            messages: request.into_inner(),
+            mailbox,
+            fleet: self.fleet.clone(),
+            clock: Arc::clone(&self.clock),
+        };
+        self.tasks.spawn(stream.run(labels));
+        Ok(Response::new(reading))
+    }
+}
+
+/// Reads one agent's stream.
+struct Stream {
+    agent: MemberName,
+    messages: Streaming<FromAgent>,
+    mailbox: Arc<Mailbox>,
+    fleet: FleetHandle,
+    clock: Arc<dyn Fn() -> Now + Send + Sync>,
+}
+
+impl Stream {
+    async fn run(mut self, labels: Labels) {
+        let first = tokio::select! { biased;
+            () = self.mailbox.ended() => return,
+            first = tokio::time::timeout(HELLO_TIMEOUT, self.messages.message()) => first,
+        };
+        let hello = match first {
+            Err(_) => {
+                let text = format!("no hello within {} s", HELLO_TIMEOUT.as_secs());
+                return self.end(EndReason::Protocol, text);
+            }
+            Ok(Err(status)) => return self.end_of(&status),
+            Ok(Ok(None)) => return self.mailbox.close(),
+            Ok(Ok(Some(message))) => match Hello::parse(message) {
+                Ok(hello) => hello,
+                Err(refused) => return self.end(EndReason::Protocol, refused.to_string()),
+            },
+        };
+        let opened = self
+            .fleet
+            .open(self.agent.clone(), labels, hello, Arc::clone(&self.mailbox))
+            .await;
+        match opened {
+            Ok(session) => {
+                self.listen(session).await;
+                self.fleet.closed(session).await;
+            }
+            Err(error) => self.end(reason(&error), error.to_string()),
+        }
+    }
+
+    /// Until the stream has ended, from either side.
+    async fn listen(&mut self, session: SessionId) {
+        let mut pace = Pace::new(MESSAGES_PER_SECOND, MESSAGES_BURST);
+        loop {
+            let message = tokio::select! { biased;
+                () = self.mailbox.ended() => return,
+                message = self.messages.message() => message,
+            };
+            let message = match message {
+                Ok(Some(message)) => message,
+                Ok(None) => return,
+                Err(status) => return self.end_of(&status),
+            };
+            let heard = match Heard::parse(message) {
+                Ok(heard) => heard,
+                Err(refused) => return self.end(EndReason::Protocol, refused.to_string()),
+            };
+            let goodbye = heard == Heard::Goodbye;
+            if self.fleet.heard(session, heard).await.is_err() || goodbye {
+                return;
+            }
+            let wait = pace.take((self.clock)().run_ms, Duration::MAX);
+            if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+                tokio::select! { biased;
+                    () = self.mailbox.ended() => return,
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+        }
+    }
+
+    /// The stream has failed: what cannot be read is the agent's doing, everything else the line's.
+    fn end_of(&self, status: &Status) {
+        match status.code() {
+            Code::OutOfRange | Code::Internal | Code::InvalidArgument | Code::Unimplemented => {
+                let text: String = status.message().chars().take(200).collect();
+                self.end(EndReason::Protocol, format!("a message cannot be read: {text}"));
+            }
+            _ => self.mailbox.close(),
+        }
+    }
+
+    fn end(&self, reason: EndReason, text: String) {
+        if reason == EndReason::Protocol {
+            tracing::warn!(agent = %self.agent, why = text, "a stream is ended");
+        }
+        self.mailbox.put(Speech::Ended(reason, text));
+    }
+}
+
+fn reason(error: &FleetError) -> EndReason {
+    match error {
+        FleetError::Unwelcome(crate::fleet::Unwelcome::Revoked) => EndReason::Revoked,
+        FleetError::Unwelcome(crate::fleet::Unwelcome::Full) | FleetError::Refused(_) => EndReason::Slow,
+        FleetError::Store | FleetError::Stopping => EndReason::Stopping,
+    }
+}

@@ -1,0 +1,16 @@
+//! Promise: nobody gets in. Real controllers on loopback, real TLS, real certificates.
+
+#[path = "identity/backup.rs"]
+mod backup;
+#[path = "identity/enrol.rs"]
+mod enrol;
+#[path = "identity/hostile.rs"]
+mod hostile;
+#[path = "identity/recover.rs"]
+mod recover;
+#[path = "identity/rotate.rs"]
+mod rotate;
+#[path = "identity/scene.rs"]
+mod scene;
+#[path = "identity/store.rs"]
+mod store;

@@ -1,0 +1,213 @@
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Parser as _;
+use flowtilla_controller::backup::{self, JUMP};
+use flowtilla_controller::command;
+use flowtilla_controller::config::Cli;
+use flowtilla_controller::run::{Controller, Options};
+use flowtilla_controller::setup;
+use flowtilla_controller::store::counter::{self, Counter};
+use flowtilla_controller::store::{Batch, Store as _};
+use flowtilla_proto::token::JoinToken;
+
+use super::scene::{Scene, loopback};
+
+/// Runs a command as `main` does; what it wrote.
+async fn command(scene: &Scene, words: &[&str]) -> anyhow::Result<String> {
+    let cli = Cli::try_parse_from(["flowtilla-controller"].iter().chain(words))?;
+    let mut out = Vec::new();
+    command::execute(cli.command, scene.clock.clone(), &mut out).await?;
+    Ok(String::from_utf8(out)?)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_brings_everybody_back_and_gives_no_number_again() {
+    let scene = Scene::start().await;
+    let member = scene.member().await;
+    let store = &scene.controller.parts().store;
+    let mut batch = Batch::default();
+    for (counter, last) in Counter::ALL.into_iter().zip(5..) {
+        counter.note(&mut batch, last);
+    }
+    // The first root has a number already: the counter of roots goes on from there.
+    store.commit(batch).expect("committed");
+    let epoch = counter::epoch(&**store).expect("readable");
+
+    let (state, file) = (
+        scene.directory.path().join("state"),
+        scene.directory.path().join("backup"),
+    );
+    command(&scene, &["backup", "--state", text(&state), text(&file)])
+        .await
+        .expect("a backup of one that runs");
+    let mode = std::fs::metadata(&file).expect("there").permissions().mode() & 0o7777;
+    assert_eq!(mode, 0o600);
+    let again = command(&scene, &["backup", "--state", text(&state), text(&file)]).await;
+    again.expect_err("a file that is there is not overwritten");
+
+    let mut epochs = vec![epoch];
+    for n in 0..2 {
+        scene.clock.advance(Duration::from_secs(10));
+        let to = scene.directory.path().join(format!("restored-{n}"));
+        command(&scene, &["restore", text(&file), "--state", text(&to)])
+            .await
+            .expect("restored");
+        let opened = setup::open(&to, Duration::from_secs(3600)).expect("a state");
+        for (counter, last) in Counter::ALL.into_iter().zip(5u64..) {
+            let now = counter.last(&*opened.store).expect("readable");
+            assert!(now >= last + JUMP, "{counter:?}: {now}");
+        }
+        epochs.push(counter::epoch(&*opened.store).expect("readable"));
+        if n == 0 {
+            continue;
+        }
+        let mut options = Options::new(to.clone(), vec![loopback()]);
+        options.clock = scene.clock.clone();
+        let restored = Scene {
+            controller: Controller::start_on(opened, options).await.expect("a controller"),
+            clock: scene.clock.clone(),
+            directory: tempfile::tempdir().expect("a directory"),
+        };
+        restored
+            .believes(&member)
+            .await
+            .expect("who had an identity has it still");
+        restored.member().await;
+        restored.controller.stop().await.expect("a stop");
+    }
+    assert!(epochs.is_sorted_by(|a, b| a < b), "{epochs:?}");
+    let there = command(&scene, &["restore", text(&file), "--state", text(&state)]).await;
+    there.expect_err("a state that is there is not overwritten");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_not_whole_makes_nothing() {
+    let scene = Scene::start().await;
+    scene.member().await;
+    let (state, file) = (
+        scene.directory.path().join("state"),
+        scene.directory.path().join("backup"),
+    );
+    command(&scene, &["backup", "--state", text(&state), text(&file)])
+        .await
+        .expect("a backup");
+    let whole = std::fs::read(&file).expect("readable");
+    let damaged = scene.directory.path().join("damaged");
+    let to = scene.directory.path().join("restored");
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for n in 0..200 {
+        let mut octets = whole.clone();
+        match n % 3 {
+            0 => octets.truncate(random.usize(..whole.len())),
+            1 => octets[random.usize(..whole.len())] ^= 1 << random.u8(..8),
+            _ => octets.push(random.u8(..)),
+        }
+        std::fs::write(&damaged, &octets).expect("ours");
+        let error = backup::restore(&damaged, &to, scene.clock.now()).expect_err("refused");
+        assert!(
+            matches!(error, backup::BackupError::Damaged { .. }),
+            "seed {seed}, {n}: {error}"
+        );
+        assert!(!to.exists(), "seed {seed}, {n}");
+    }
+    backup::restore(&file, &to, scene.clock.now()).expect("the whole one is good");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operators_token_is_made_with_and_without_a_controller_that_runs() {
+    let scene = Scene::start().await;
+    let state = scene.directory.path().join("state");
+    let words = ["token", "--state", text(&state), "--operator", "ada"];
+    let token = JoinToken::parse(&command(&scene, &words).await.expect("a token")).expect("readable");
+    let member = scene.enrol(&token).await.expect("an identity");
+    assert_eq!(member.id.to_string(), "spiffe://fleet.example/operator/ada");
+    let bad = ["token", "--state", text(&state), "--operator", "A B"];
+    let error = command(&scene, &bad).await.expect_err("no name").to_string();
+    assert!(error.contains("operator"), "{error}");
+
+    let Scene {
+        controller,
+        clock,
+        directory,
+    } = scene;
+    controller.stop().await.expect("a stop");
+    let file = directory.path().join("token");
+    let words = [
+        "token",
+        "--state",
+        text(&state),
+        "--operator",
+        "bob",
+        "--token-file",
+        text(&file),
+    ];
+    let cli = Cli::parse_from(["flowtilla-controller"].iter().chain(&words));
+    let mut out = Vec::new();
+    command::execute(cli.command, clock.clone(), &mut out)
+        .await
+        .expect("a token");
+    assert!(out.is_empty(), "the token is in the file only");
+    let mode = std::fs::metadata(&file).expect("there").permissions().mode() & 0o7777;
+    assert_eq!(mode, 0o600);
+
+    let mut options = Options::new(state, vec![loopback()]);
+    options.clock = clock.clone();
+    let controller = Controller::start(options).await.expect("a controller");
+    let scene = Scene {
+        controller,
+        clock,
+        directory,
+    };
+    let token = std::fs::read_to_string(&file).expect("readable");
+    let token = JoinToken::parse(&token).expect("a token");
+    let member = scene.enrol(&token).await.expect("an identity");
+    assert_eq!(member.id.name.as_str(), "bob");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_makes_a_state_once_and_shows_a_token_once() {
+    let scene = Scene::start().await;
+    let state = scene.directory.path().join("another");
+    let words = [
+        "init",
+        "--state",
+        text(&state),
+        "--domain",
+        "b.example",
+        "--operator",
+        "root",
+    ];
+    let token = command(&scene, &words).await.expect("a state");
+    let token = JoinToken::parse(&token).expect("a token and nothing else");
+    let error = command(&scene, &words)
+        .await
+        .expect_err("it is there")
+        .to_string();
+    assert!(error.contains("already"), "{error}");
+
+    let mut options = Options::new(state, vec![loopback()]);
+    options.clock = scene.clock.clone();
+    let second = Scene {
+        controller: Controller::start(options).await.expect("a controller"),
+        clock: scene.clock.clone(),
+        directory: tempfile::tempdir().expect("a directory"),
+    };
+    let member = second.enrol(&token).await.expect("an identity");
+    assert_eq!(member.id.to_string(), "spiffe://b.example/operator/root");
+
+    let absent = scene.directory.path().join("absent");
+    let run = ["token", "--state", text(&absent), "--operator", "x"];
+    let error = command(&scene, &run)
+        .await
+        .expect_err("nothing is there")
+        .to_string();
+    assert!(error.contains("init --state"), "{error}");
+}

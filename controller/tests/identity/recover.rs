@@ -1,0 +1,113 @@
+use std::time::Duration;
+
+use flowtilla_controller::enrolment::RENEW_GRACE_DEFAULT;
+use flowtilla_controller::identities::{IdentityError, Revocation};
+use flowtilla_controller::identity::ca::SVID_LIFE;
+use flowtilla_proto::wire::enrol::Reason;
+
+use super::scene::{PATIENCE, Scene, pair, reason};
+
+/// The controller has noticed that its own SVID is void after the clock jumped.
+async fn renewed(scene: &Scene) {
+    scene.controller.parts().tls.renew().expect("its own SVID");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_svid_that_ran_out_is_refused_and_comes_back_with_its_own_key() {
+    let scene = Scene::start().await;
+    let member = scene.member().await;
+    scene.clock.advance(SVID_LIFE + Duration::from_secs(3600));
+    renewed(&scene).await;
+    let refused = scene.believes(&member).await.err().expect("it has run out");
+    assert!(
+        refused.contains("CertificateExpired") || refused.contains("transport"),
+        "{refused}"
+    );
+
+    assert_eq!(
+        reason(scene.recover(&member.chain[0], pair()).await),
+        Reason::OtherKey
+    );
+    let back = scene
+        .recover(&member.chain[0], member.same_pair())
+        .await
+        .expect("it comes back");
+    assert_eq!(back.id, member.id);
+    scene.believes(&back).await.expect("it is believed again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_the_grace_an_operator_decides_once() {
+    let scene = Scene::start().await;
+    let member = scene.member().await;
+    let early = scene.identities().approve(&member.id.name);
+    assert!(matches!(early, Err(IdentityError::Precondition(_))), "{early:?}");
+    scene
+        .clock
+        .advance(SVID_LIFE + RENEW_GRACE_DEFAULT + Duration::from_secs(2));
+    renewed(&scene).await;
+    let recover = || scene.recover(&member.chain[0], member.same_pair());
+    assert_eq!(reason(recover().await), Reason::AwaitingApproval);
+    assert!(scene.identities().identity(&member.id).expect("known").awaiting);
+    scene.identities().approve(&member.id.name).expect("approved");
+    let back = recover().await.expect("it comes back");
+    scene.believes(&back).await.expect("it is believed again");
+    assert_eq!(
+        reason(recover().await),
+        Reason::AwaitingApproval,
+        "an approval counts once"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_signed_and_who_was_revoked_does_not_come_back() {
+    let scene = Scene::start().await;
+    let foreign = Scene::start().await.member().await;
+    let refused = scene.recover(&foreign.chain[0], foreign.same_pair()).await;
+    assert_eq!(reason(refused), Reason::ForeignSvid);
+    let junk = scene.recover(&[1, 2, 3], pair()).await;
+    assert_eq!(reason(junk), Reason::ForeignSvid);
+
+    let member = scene.member().await;
+    let now = scene.clock.now();
+    scene
+        .identities()
+        .revoke(&Revocation::Identity(member.id.clone()), now)
+        .expect("revoked");
+    let refused = scene.recover(&member.chain[0], member.same_pair()).await;
+    assert_eq!(reason(refused), Reason::Revoked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_identity_is_refused_and_its_connections_are_cut() {
+    let scene = Scene::start().await;
+    let (member, other) = (scene.member().await, scene.member().await);
+    let channel = scene.channel_of(&member).await.expect("a channel");
+    scene.renew(channel.clone()).await.expect("it is good");
+    let others = scene.channel_of(&other).await.expect("a channel");
+    scene.renew(others.clone()).await.expect("it is good");
+    let mut heard = scene.identities().subscribe_revocations();
+    let before = scene.controller.parts().connections.count();
+
+    let began = tokio::time::Instant::now();
+    let now = scene.clock.now();
+    scene
+        .identities()
+        .revoke(&Revocation::Identity(member.id.clone()), now)
+        .expect("revoked");
+    assert_eq!(heard.recv().await.expect("told"), member.id);
+    assert_eq!(reason(scene.renew(channel).await), Reason::Revoked);
+    let cut = async {
+        while scene.controller.parts().connections.count() >= before {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, cut)
+        .await
+        .expect("its connection is cut");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+
+    let again = scene.channel_of(&member).await.expect("TLS alone does not know");
+    assert_eq!(reason(scene.renew(again).await), Reason::Revoked);
+    scene.renew(others).await.expect("the other one is unharmed");
+}
