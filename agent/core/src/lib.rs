@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod collector;
 pub mod encode;
 pub mod enrich;
+pub mod fleet;
 pub mod flow;
 pub mod ledger;
 pub mod loss;

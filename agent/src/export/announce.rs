@@ -31,7 +31,7 @@ pub(super) fn announce(
             let lost: u64 = law
                 .dropped
                 .lossy()
-                .filter(|&(point, _)| point != DropPoint::Withheld)
+                .filter(|&(point, _)| !point.is_wanted())
                 .map(|(_, records)| records)
                 .sum();
             let mut fields = known.event.clone();

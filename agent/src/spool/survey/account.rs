@@ -65,7 +65,7 @@ impl Account {
     #[must_use]
     pub fn lost(&self) -> u64 {
         let dropped = self.law.dropped.lossy();
-        let dropped = dropped.filter(|&(point, _)| point != DropPoint::Withheld);
+        let dropped = dropped.filter(|&(point, _)| !point.is_wanted());
         self.law.evicted + dropped.map(|(_, records)| records).sum::<u64>()
     }
 }
