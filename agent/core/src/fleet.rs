@@ -200,7 +200,9 @@ impl Fleet {
                 }
                 None => Entry::new(copy, start, keep, now),
             };
-            self.hold(flow, entry, judged.wake(now.after(PEER_GRACE)));
+            let grace = now.after(PEER_GRACE);
+            let wake = judged.until.map_or(grace, |until| until.min(grace));
+            self.hold(flow, entry, wake);
         }
         let total_only = judged.delta.is_empty() && !judged.total.is_empty();
         if !total_only {
@@ -382,11 +384,16 @@ impl Fleet {
         self.release(&entry.record, judged.total, Counting::Total);
         let grace = entry.newest.after(PEER_GRACE);
         entry.slots = judged.waiting;
-        if entry.is_last() && now < grace {
+        let graced = entry.is_last() && now < grace && !judged.held.is_empty();
+        if graced {
             entry.slots = entry.slots.and(judged.held);
         }
-        if !entry.slots.is_empty() {
-            self.hold(flow, entry, judged.wake(grace));
+        // Always later than now: what waits is decided later, and grace counts only while it lasts.
+        match judged.until {
+            Some(until) if graced => self.hold(flow, entry, until.min(grace)),
+            Some(until) => self.hold(flow, entry, until),
+            None if graced => self.hold(flow, entry, grace),
+            None => {}
         }
     }
 
@@ -459,10 +466,6 @@ impl Judged {
     /// Whether everybody gets the record as it is.
     fn is_plain(&self) -> bool {
         self.total.is_empty() && self.held.is_empty() && self.waiting.is_empty() && self.peer.is_none()
-    }
-
-    fn wake(&self, grace: KernelTime) -> KernelTime {
-        self.until.map_or(grace, |until| until.min(grace))
     }
 }
 

@@ -4,7 +4,7 @@ use super::world::{Flow, World};
 use crate::flow::record::Traffic;
 
 /// Seeds of each story.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 6;
 
 fn flow(world: &mut World, hosts: [usize; 2], begin: u64, length: u64) -> usize {
     let random = &mut world.random;
@@ -117,10 +117,10 @@ fn peers_report_in_place_of_an_agent_that_was_killed() {
         let mut world = World::new(seed, hosts, 4_000);
         let until = world.now + 150_000;
         crowd(&mut world, hosts, until);
-        world.run_until(world.now + world.random.u64(30_000..100_000));
+        world.run_for(30_000..100_000);
         world.kill(0, false);
         if world.random.bool() {
-            world.run_until(world.now + world.random.u64(300..90_000));
+            world.run_for(300..90_000);
             world.start(0);
             assert!(world.is_running(0));
         }
@@ -135,9 +135,9 @@ fn an_agent_that_comes_back_without_its_state_takes_nothing_from_the_sums() {
         let mut world = World::new(seed, 2, 4_000);
         let until = world.now + 150_000;
         crowd(&mut world, 2, until);
-        world.run_until(world.now + world.random.u64(30_000..100_000));
+        world.run_for(30_000..100_000);
         world.kill(0, true);
-        world.run_until(world.now + world.random.u64(300..60_000));
+        world.run_for(300..60_000);
         world.start(0);
         finish(&mut world);
         check(&world, seed, "amnesia");
@@ -151,7 +151,7 @@ fn an_agent_cut_off_from_the_controller_doubles_nothing() {
         let until = world.now + 300_000;
         crowd(&mut world, 3, until);
         for _ in 0..3 {
-            world.run_until(world.now + world.random.u64(10_000..60_000));
+            world.run_for(10_000..60_000);
             let (host, away) = (world.random.usize(0..3), world.random.u64(0..120_000));
             world.cut(host, away);
         }
@@ -166,10 +166,10 @@ fn of_a_peer_whose_policy_leaves_out_flows_both_tell() {
         let mut world = World::new(seed, 3, 4_000);
         let until = world.now + 300_000;
         crowd(&mut world, 3, until);
-        world.run_until(world.now + world.random.u64(20_000..60_000));
+        world.run_for(20_000..60_000);
         let nth = world.random.usize(1..4);
         world.leave_out(1, Some(nth));
-        world.run_until(world.now + world.random.u64(1_000..120_000));
+        world.run_for(1_000..120_000);
         world.leave_out(1, None);
         finish(&mut world);
         check(&world, seed, "partial");

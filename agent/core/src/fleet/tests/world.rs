@@ -18,7 +18,7 @@ use crate::time::{KernelTime, WallTime};
 
 pub(super) const SLOT: CollectorSlot = CollectorSlot(3);
 /// One step, in ms.
-pub(super) const STEP: u64 = 100;
+pub(super) const STEP: u64 = 250;
 const ACTIVE: u64 = 10_000;
 
 pub(super) fn ms(ms: u64) -> KernelTime {
@@ -241,6 +241,11 @@ impl World {
         }
     }
 
+    pub(super) fn run_for(&mut self, span: std::ops::Range<u64>) {
+        let span = self.random.u64(span);
+        self.run_until(self.now + span);
+    }
+
     pub(super) fn run_until(&mut self, end: u64) {
         while self.now < end {
             self.now += STEP;
@@ -285,7 +290,7 @@ impl World {
         fleet.handle_timeout(ms(now));
         out.extend(std::iter::from_fn(|| fleet.poll_record()));
         for (id, flow) in self.flows.iter().enumerate() {
-            if !flow.hosts.contains(&host) || now < flow.begin {
+            if !flow.hosts.contains(&host) || now < flow.begin || now > flow.end + 120_000 {
                 continue;
             }
             let sight = agent.sights.entry(id).or_insert_with(|| Sight {
@@ -327,10 +332,10 @@ impl World {
                 continue;
             }
             let flow = usize::try_from(record.id.cookie.0).unwrap() / 2;
-            let sums = self.collected.entry(flow).or_default();
+            let [forward, backward] = self.collected.entry(flow).or_default();
             for (sum, delta, total) in [
-                (&mut sums[0], record.delta.forward, record.total.forward),
-                (&mut sums[1], record.delta.backward, record.total.backward),
+                (forward, record.delta.forward, record.total.forward),
+                (backward, record.delta.backward, record.total.backward),
             ] {
                 *sum = match record.counting {
                     Counting::Delta => *sum + delta.octets,
