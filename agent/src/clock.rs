@@ -1,6 +1,6 @@
 //! The only place where clocks are read. Cores take time as an argument.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flowtilla_agent_core::observe::Slept;
 use flowtilla_agent_core::time::{KernelTime, WallOffset, WallTime};
@@ -36,6 +36,12 @@ pub fn slept() -> Slept {
 #[must_use]
 pub fn wall_offset() -> WallOffset {
     WallOffset::between(kernel_now(), wall_now())
+}
+
+/// CPU time that this process has used, all threads.
+#[must_use]
+pub fn cpu_time() -> Duration {
+    Duration::from_nanos(nanoseconds(ClockId::ProcessCPUTime))
 }
 
 /// Now, for measuring a duration within this process.

@@ -2,10 +2,12 @@
 
 pub mod capture;
 pub mod clock;
+mod cost;
 pub mod enrich;
 pub mod export;
 pub mod host;
 mod meter;
+pub mod peers;
 pub mod replay;
 pub mod run;
 pub mod spool;

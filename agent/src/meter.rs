@@ -2,10 +2,12 @@
 //!
 //! In: commands of [`crate::run`] (bounded channel), the capture's rings and maps, time. Out: values of records to the
 //! spool (which never waits), records to the view (bounded, what does not fit is counted), status once a second. Owns
-//! capture, table and naming. A turn: socket events, name events, due counters, timeouts, records, names for them, the
-//! spool. The order matters: whoever holds a socket that was drained executed before, so its name events are drained after the sockets and
+//! capture, table, naming and filter. A turn: socket events, name events, due counters, timeouts, records, names for them,
+//! the filter, the spool. What the filter leaves out is counted and goes no further. The order matters: whoever holds a socket that was drained executed before, so its name events are drained after the sockets and
 //! before any record is named.
 
+mod left_out;
+pub(crate) mod peers;
 mod spooling;
 
 use std::collections::VecDeque;
@@ -16,6 +18,8 @@ use std::time::Duration;
 
 use flowtilla_agent_core::encode::listening::{Listening, ListeningPorts};
 use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingState};
+use flowtilla_agent_core::filter::Filter;
+use flowtilla_agent_core::fleet::{FarEnd, start_of};
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Protocol};
 use flowtilla_agent_core::flow::restore::Restore;
 use flowtilla_agent_core::flow::{FlowTable, TableOptions};
@@ -23,7 +27,7 @@ use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::loss::{DropPoint, Drops, KernelLaw};
 use flowtilla_agent_core::observe::Cookie;
 use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
-use flowtilla_agent_core::policy::CapturePlan;
+use flowtilla_agent_core::policy::{CapturePlan, Filtering};
 use flowtilla_agent_core::time::KernelTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -33,6 +37,8 @@ use crate::enrich::Beside;
 use crate::spool::Spool;
 use crate::status::{AgentStatus, AttachReport, Coverage};
 
+use left_out::LeftOut;
+use peers::{FleetIn, Peers};
 use spooling::Spooling;
 
 /// Pause between turns.
@@ -88,10 +94,14 @@ pub(crate) enum Command {
     Metering(TableOptions),
     /// Change how command lines are told.
     Naming(CommandLineMode),
+    /// Change which flows are kept, from each flow's next record on.
+    Filter(Box<Filtering>),
     /// Write records to a spool, or to none.
     Spool(Option<(Arc<Spool>, Ledger)>),
     /// Begin with what the agent before had reported. Before anything is attached only.
     Restore(TableOptions, Box<Restore>),
+    /// What the session tells about other agents, and whom it feeds.
+    Fleet(FleetIn),
     /// End all flows, hand on their records, and end.
     Stop(oneshot::Sender<()>),
 }
@@ -101,6 +111,8 @@ pub(crate) struct Meter {
     pub(crate) commands: Receiver<Command>,
     pub(crate) table: FlowTable,
     pub(crate) naming: Naming,
+    /// `None`: every flow is kept.
+    pub(crate) filter: Option<Filter>,
     pub(crate) lookups: Beside,
     /// Where the cgroup2 hierarchy is.
     pub(crate) cgroup_root: PathBuf,
@@ -109,6 +121,7 @@ pub(crate) struct Meter {
     pub(crate) listening: watch::Sender<Option<ListeningPorts>>,
     pub(crate) capture: Option<Capture>,
     pub(crate) spooling: Option<Spooling>,
+    pub(crate) peers: Peers,
     pub(crate) state: Turns,
 }
 
@@ -124,6 +137,7 @@ pub(crate) struct Turns {
     events: usize,
     inherited: bool,
     records: u64,
+    left_out: LeftOut,
     /// Records for the view.
     shown: Vec<Arc<FlowRecord>>,
     coverage: Coverage,
@@ -134,22 +148,28 @@ pub(crate) struct Turns {
 impl Meter {
     /// Runs until it is told to stop, or nobody can tell it any more.
     pub(crate) fn run(mut self) {
+        let mut next = clock::kernel_now().after(TURN);
         loop {
-            let pause = if self.state.events > BUSY_EVENTS {
-                BUSY_TURN
-            } else {
-                TURN
-            };
-            match self.commands.recv_timeout(pause) {
+            let now = clock::kernel_now();
+            // Before commands: many of them must not keep it from its turns.
+            if now >= next {
+                self.turn(now);
+                let busy = self.state.events > BUSY_EVENTS;
+                next = clock::kernel_now().after(if busy { BUSY_TURN } else { TURN });
+                continue;
+            }
+            match self.commands.recv_timeout(next.since(now)) {
                 Ok(Command::Stop(done)) => {
                     self.detach();
+                    self.let_go();
                     let _ = done.send(());
                     return;
                 }
                 Ok(command) => self.obey(command),
-                Err(RecvTimeoutError::Timeout) => self.turn(clock::kernel_now()),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     self.detach();
+                    self.let_go();
                     return;
                 }
             }
@@ -171,13 +191,27 @@ impl Meter {
                 self.detach();
                 let _ = done.send(());
             }
-            Command::Metering(options) => self.table.set_options(options),
+            Command::Metering(options) => {
+                self.table.set_options(options);
+                if let Some(filter) = &mut self.filter {
+                    filter.set_flows_max(self.table.flows_max());
+                }
+            }
+            Command::Filter(wanted) => self.filter = Filter::new(&wanted, self.table.flows_max()),
             Command::Naming(mode) => self.naming.set_command_line(mode),
             // Every record so far is in a value by now, so the next one has the next sequence.
             Command::Spool(spool) => {
                 self.spooling = spool.map(|(spool, ledger)| Spooling::new(spool, ledger));
             }
-            Command::Restore(options, restore) => self.table = FlowTable::with_restore(options, *restore),
+            Command::Restore(options, restore) => {
+                self.state.left_out.table_goes(&self.table);
+                self.table = FlowTable::with_restore(options, *restore);
+            }
+            Command::Fleet(told) => {
+                let now = clock::kernel_now();
+                self.peers.take(told, now);
+                self.peers.speak(&self.table, &mut self.naming, now);
+            }
             Command::Stop(_) => {}
         }
     }
@@ -262,6 +296,7 @@ impl Meter {
         let mut wait = LOOK_UP_WAIT;
         for _ in 0..ROUNDS_MAX {
             self.table.handle_timeout(now);
+            self.peers.fleet.handle_timeout(now);
             self.deliver(now, Patience::ForNames, &mut wait);
             if self.table.poll_timeout().is_none_or(|at| at > now) {
                 break;
@@ -273,6 +308,10 @@ impl Meter {
                 warn(capture.forget_peer(forget.cookie, &forget.peer, |seen| table.observe(&seen)));
             }
         }
+        if self.peers.is_asked() {
+            let _ = self.lookups.exchange(&mut self.naming, &mut wait);
+        }
+        self.peers.speak(&self.table, &mut self.naming, now);
         if second {
             self.tell();
             if self.spooling.is_some() {
@@ -325,7 +364,11 @@ impl Meter {
     /// Takes records from the table, names them, waiting at most `wait` for answers, and hands them on in their order.
     fn deliver(&mut self, now: KernelTime, patience: Patience, wait: &mut Duration) {
         let offset = clock::wall_offset();
-        while let Some(record) = self.table.poll_record(offset) {
+        self.keep_released();
+        while let Some(mut record) = self.table.poll_record(offset) {
+            // Asked at once, so that all that wait do so together.
+            let start = start_of(&record, offset);
+            let _ = self.peers.fleet.name_far_end(&mut record, start, now);
             self.state.waiting.push_back((record, now.after(NAME_WAIT)));
         }
         while let Some((mut record, deadline)) = self.state.waiting.pop_front() {
@@ -333,32 +376,71 @@ impl Meter {
             while named == NamingState::Waiting && self.lookups.exchange(&mut self.naming, wait) {
                 named = self.naming.name(&mut record, now);
             }
+            let start = start_of(&record, offset);
+            let far = self.peers.fleet.name_far_end(&mut record, start, now);
             let crowded = self.state.waiting.len() > NAME_WAIT_RECORDS;
             let waits = patience == Patience::ForNames && now < deadline && !crowded;
-            if named == NamingState::Waiting && waits {
+            if (named == NamingState::Waiting || far == FarEnd::Waiting) && waits {
                 self.state.waiting.push_front((record, deadline));
                 break;
             }
-            self.count(&record);
-            if self
-                .spooling
-                .as_mut()
-                .is_some_and(|spooling| !spooling.add(&record))
-            {
-                self.state.past.add(DropPoint::RecordTooLarge, 1);
+            if !self.keeps(&record) {
+                continue;
             }
+            self.count(&record);
+            self.peers.fleet.judge(&mut record, start, now);
+            self.keep_released();
+            self.keep(&record);
             if self.view.is_some() {
                 self.state.shown.push(Arc::new(record));
             }
         }
         if let Some(spooling) = &mut self.spooling {
             spooling.seal();
+            if self.state.left_out.is_new() {
+                spooling.left_out();
+            }
             if self.state.waiting.is_empty() && spooling.checkpoint_wanted() {
-                // Every record made so far is in the spool: the checkpoint says no more than they do.
+                // Every record made so far is in the spool, or left out and counted: the checkpoint says no more.
                 spooling.checkpoint(&self.table.checkpoint());
             }
         }
         self.show();
+    }
+
+    /// Has a record kept for collectors.
+    fn keep(&mut self, record: &FlowRecord) {
+        if let Some(spooling) = &mut self.spooling
+            && !spooling.add(record)
+        {
+            self.state.past.add(DropPoint::RecordTooLarge, 1);
+        }
+    }
+
+    /// Has records kept once more that were held back from some collectors.
+    fn keep_released(&mut self) {
+        while let Some(record) = self.peers.fleet.poll_record() {
+            self.keep(&record);
+        }
+    }
+
+    /// Decides about everything that is held for other agents: it stops.
+    fn let_go(&mut self) {
+        self.peers.fleet.handle_stop(clock::kernel_now());
+        self.keep_released();
+        if let Some(spooling) = &mut self.spooling {
+            spooling.seal();
+        }
+    }
+
+    /// Whether a named record goes on; one that does not is counted.
+    fn keeps(&mut self, record: &FlowRecord) -> bool {
+        let Some(filter) = &mut self.filter else {
+            return true;
+        };
+        let naming = &self.naming;
+        let verdict = filter.judge(record, |cgroup| naming.cgroup_path(cgroup));
+        self.state.left_out.count(verdict, record)
     }
 
     /// Hands what was made to the view, all at once: its reader is woken once.
@@ -410,17 +492,22 @@ impl Meter {
         let mut drops = self.capture.as_ref().map(Capture::drops).unwrap_or_default();
         self.state.past.lossy().for_each(|(point, n)| drops.add(point, n));
         let law: KernelLaw = self.table.law();
+        let waiting = self.state.waiting.len();
+        let record_law = self.state.left_out.law(&self.table, self.state.records, waiting);
         if let Some(spooling) = &self.spooling {
-            spooling.keep_ledger(&law, &drops);
+            spooling.keep_ledger(&law, &drops, &record_law);
         }
         let (flows, records, coverage) = (self.table.flows() as u64, self.state.records, self.state.coverage);
-        let unnamed = self.state.waiting.len() as u64;
+        let unnamed = waiting as u64;
+        let peers = self.peers.sums();
         self.status.send_modify(|status| {
+            status.peers = peers;
             status.flows = flows;
             status.records = records;
             status.unnamed = unnamed;
             status.drops = drops;
             status.kernel_law = law;
+            status.record_law = record_law;
             status.coverage = coverage;
         });
     }
@@ -433,7 +520,7 @@ fn is_inherited(seen: &flowtilla_agent_core::observe::Observation) -> bool {
 }
 
 fn count(coverage: &mut Coverage, owner: &Owner) {
-    if owner.confidence == Confidence::Unknown(Unknown::Remote) {
+    if owner.is_remote() {
         return;
     }
     coverage.ends += 1;

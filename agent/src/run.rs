@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle as Thread;
 use std::time::Duration;
 
+use flowtilla_agent_core::cost::CostWatch;
 use flowtilla_agent_core::encode::event::EventFields;
 use flowtilla_agent_core::encode::tlv::{HostAddress, Loopback as TlvLoopback, TlvOptions};
 use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingOptions};
@@ -24,7 +25,7 @@ use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::observe::NameObservation;
 use flowtilla_agent_core::policy::{Exporting, InForce, Metering, Step, Wanted, plan};
 use flowtilla_proto::ids::CollectorName;
-use flowtilla_proto::policy::{CommandLine, Loopback};
+use flowtilla_proto::policy::{CommandLine, Limits, Loopback};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,9 @@ use crate::clock;
 use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{self, Announcements, ExporterOptions};
 use crate::host::Host;
+use crate::meter::peers::Peers;
 use crate::meter::{Command, Commands, Meter, Turns};
+use crate::peers::{FLEET_OUT_MAX, FleetIn, PeerLink};
 use crate::spool::{Spool, SpoolError, SpoolOptions, SpoolStatus};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
 
@@ -109,9 +112,12 @@ pub struct Agent {
     spools: watch::Sender<Option<watch::Receiver<SpoolStatus>>>,
     status: watch::Sender<AgentStatus>,
     refresh: JoinHandle<()>,
+    limits: watch::Sender<Limits>,
     stop: CancellationToken,
     host: Host,
     attached: AttachReport,
+    /// Until the session takes it.
+    peer_link: Option<PeerLink>,
     /// Where the spool is kept between runs.
     state: Option<PathBuf>,
     /// Opened for the first collector.
@@ -146,6 +152,7 @@ impl Agent {
         for (id, path) in lookups.existing_cgroups() {
             naming.learn(&NameObservation::Cgroup { id, path });
         }
+        let (asks, asked) = mpsc::channel(FLEET_OUT_MAX);
         let (commands, orders) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
         let (view, records) = mpsc::channel(options.view_records_max.max(1));
         let status = watch::Sender::new(AgentStatus::default());
@@ -156,6 +163,7 @@ impl Agent {
                 ..TableOptions::new(host.boot)
             }),
             naming,
+            filter: None,
             cgroup_root: lookups
                 .cgroup2_root()
                 .unwrap_or(Path::new(CGROUP_ROOT_USUAL))
@@ -166,9 +174,11 @@ impl Agent {
             listening: watch::Sender::new(None),
             capture: None,
             spooling: None,
+            peers: Peers::new(asks, host_name()),
             state: Turns::default(),
         };
         let listening = meter.listening.subscribe();
+        let peer_link = PeerLink::new(commands.clone(), asked);
         let meter = std::thread::Builder::new()
             .name("meter".into())
             .spawn(move || meter.run())
@@ -179,6 +189,7 @@ impl Agent {
         });
         let collectors = watch::Sender::new(Vec::new());
         let spools = watch::Sender::new(None);
+        let limits = watch::Sender::new(Limits::default());
         let stop = CancellationToken::new();
         let refresh = Refresh {
             announcements: announcements.clone(),
@@ -187,6 +198,8 @@ impl Agent {
             listening,
             status: status.clone(),
             addresses: host.addresses.clone(),
+            limits: limits.subscribe(),
+            cost: CostWatch::default(),
         };
         let refresh = tokio::spawn(refresh.run(stop.clone()));
         let mut agent = Self {
@@ -199,9 +212,11 @@ impl Agent {
             spools,
             status,
             refresh,
+            limits,
             stop,
             host,
             attached: AttachReport::default(),
+            peer_link: Some(peer_link),
             state: options.state,
             store: None,
             _lock: lock,
@@ -273,6 +288,11 @@ impl Agent {
                 CommandLine::Redacted => CommandLineMode::Redacted,
                 CommandLine::Full => CommandLineMode::Full,
             })),
+            Step::UpdateFilter(filtering) => self.tell(Command::Filter(filtering.clone())),
+            Step::UpdateLimits(limits) => {
+                self.limits.send_replace(*limits);
+                Ok(())
+            }
             Step::UpdateBuffer(buffer) => {
                 if let Some(store) = &self.store {
                     store.spool.set_bounds(bounds(buffer));
@@ -302,9 +322,15 @@ impl Agent {
         }
     }
 
+    /// Where the session talks to the meter about other agents; once.
+    pub fn take_peer_link(&mut self) -> Option<PeerLink> {
+        self.peer_link.take()
+    }
+
     /// Its successor of the same name goes on from the cursor that it leaves.
     async fn stop_collector(&mut self, name: &CollectorName) {
         if let Some(exporter) = self.exporters.remove(name) {
+            let _ = self.tell(Command::Fleet(FleetIn::Starve(name.clone())));
             exporter.stop.send_replace(Some(export::LEAVE));
             let _ = exporter.task.await; // An error: it has panicked, and left what it had saved.
         }
@@ -390,6 +416,10 @@ impl Agent {
             seed: u64::from(self.host.source_id.number()) ^ clock::kernel_now().0,
         };
         let (stop, stopped) = watch::channel(None);
+        self.tell(Command::Fleet(FleetIn::Feed(
+            exporting.name.clone(),
+            exporting.slot,
+        )))?;
         let reader = spool.reader(&exporting.name);
         let exporter = export::Exporter::new(options, reader, self.announcements.subscribe(), stopped);
         let status = exporter.status();
@@ -448,6 +478,12 @@ pub const SPOOL: &str = "spool";
 
 /// Before a policy says otherwise.
 const MAX_FLOWS_DEFAULT: u64 = 65_536;
+
+/// As other agents are told it; empty when the kernel does not say.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
 
 fn table_options(host: &Host, metering: &Metering) -> TableOptions {
     TableOptions {

@@ -114,7 +114,7 @@ pub const VALUE_OCTETS_MAX: usize = 8 << 10;
 const READ_OCTETS_MAX: usize = 1 << 20;
 /// A checkpoint is wanted after so many octets of values: what is replayed at a start, at most, is twice of it.
 const CHECKPOINT_OCTETS: u64 = 8 << 20;
-/// A checkpoint is wanted after this long, if anything was appended.
+/// A checkpoint is wanted after this long, if anything was appended or left out.
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(60);
 
 /// The spool. Dropped without [`Spool::close`], it ends as a crash would.
@@ -249,6 +249,12 @@ impl Spool {
     #[must_use]
     pub fn newest(&self) -> u64 {
         held(&self.shared.tail).newest()
+    }
+
+    /// Something was reported that is in no value: a checkpoint is to say so in time, appended values or not.
+    pub fn want_checkpoint(&self) {
+        let mut checkpoints = held(&self.shared.checkpoints);
+        checkpoints.octets = checkpoints.octets.max(1);
     }
 
     /// Whether it is time for a checkpoint.

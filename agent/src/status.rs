@@ -2,7 +2,7 @@
 //!
 //! Written by the parts, read by screens and tests; nothing here decides anything.
 
-use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw};
+use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw, RecordLaw};
 
 use crate::spool::SpoolStatus;
 
@@ -117,6 +117,21 @@ pub struct Coverage {
     pub with_names: u64,
 }
 
+/// What an agent told of its flows with one other agent, and left to that one to tell, while the rule decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Name of the other agent.
+    pub peer: String,
+    /// Records told.
+    pub spoken_records: u64,
+    /// IP octets in them, both directions.
+    pub spoken_octets: u64,
+    /// Records left to the other.
+    pub held_records: u64,
+    /// IP octets in them.
+    pub held_octets: u64,
+}
+
 /// The agent, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgentStatus {
@@ -132,6 +147,12 @@ pub struct AgentStatus {
     pub drops: Drops,
     /// Law 1.
     pub kernel_law: KernelLaw,
+    /// Law 3: what the policy left out, and that nothing else is missing.
+    pub record_law: RecordLaw,
+    /// What is beyond the policy's limits, one sentence each.
+    pub over_limits: Vec<String>,
+    /// Flows with other agents, by agent.
+    pub peers: Vec<PeerStatus>,
     /// Owners found.
     pub coverage: Coverage,
     /// Each collector.

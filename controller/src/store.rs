@@ -4,6 +4,9 @@
 //! whoever is told something is told it afterwards. Blocking: called from threads that may block, never from an async worker.
 //! Keys are ordered as octets are; numbers in keys are big-endian.
 
+pub mod counter;
+pub mod sled;
+
 /// Tables. A name is never used for something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
@@ -68,7 +71,8 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`StoreError`]: nothing of the batch is there, now or after a restart.
+    /// [`StoreError`]: whoever was to be told is told nothing. When the disk failed in the middle, the store answers
+    /// nothing any more, and after a restart the batch is there whole or not at all.
     fn commit(&self, batch: Batch) -> Result<(), StoreError>;
 }
 

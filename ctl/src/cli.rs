@@ -3,15 +3,30 @@
 use std::io::Write;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::cmd::buffer::BufferCommand;
+use crate::cmd::fleet::admit::{ApproveArgs, RevokeArgs};
+use crate::cmd::fleet::ca::CaCommand;
+use crate::cmd::fleet::context::ContextCommand;
+use crate::cmd::fleet::delete::DeleteArgs;
+use crate::cmd::fleet::deploy::{DeployArgs, RollbackArgs};
+use crate::cmd::fleet::describe::DescribeArgs;
+use crate::cmd::fleet::diff::DiffArgs;
+use crate::cmd::fleet::get::{AgentsArgs, GetArgs};
+use crate::cmd::fleet::history::HistoryArgs;
+use crate::cmd::fleet::login::LoginArgs;
+use crate::cmd::fleet::rollout::RolloutCommand;
+use crate::cmd::fleet::status::StatusArgs;
+use crate::cmd::fleet::token::TokenCommand;
 use crate::cmd::loss::LossArgs;
 use crate::cmd::tap::TapArgs;
 use crate::cmd::up::args::UpArgs;
 use crate::exit::{Exit, say};
+use crate::schema::SchemaArgs;
 
-/// Shows who talks on this host, and tells ntopng.
+/// Shows who talks on this host, tells ntopng, and runs a fleet of agents.
 #[derive(Debug, Parser)]
 #[command(name = "agentctl", version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -25,11 +40,69 @@ pub(crate) enum Command {
     Up(Box<UpArgs>),
     /// Listens as ntopng does, and shows what agents send and what was lost on the way.
     Tap(TapArgs),
-    /// Tells what became of every record that an agent with --state made: taken, waiting, or lost and where.
+    /// Tells what became of every record: taken, waiting, or lost and where. Of an agent with --state, or of the whole fleet.
     Loss(LossArgs),
     /// Looks into what waits on disk: of an agent at work, of one that stopped, or a copy of the directory.
     #[command(subcommand)]
     Buffer(BufferCommand),
+    /// Logs in to a controller with a join token.
+    Login(LoginArgs),
+    /// The controllers that are known here.
+    #[command(subcommand)]
+    Context(ContextCommand),
+    /// Join tokens, each of which lets one host or one operator in, once.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Makes policies and collectors what files say, and brings them to the agents.
+    Deploy(Box<DeployArgs>),
+    /// Shows how files differ from what the controller has. Exit code 1: they do.
+    Diff(DiffArgs),
+    /// Lists agents, policies, collectors, tokens, revisions or rollouts.
+    Get(GetArgs),
+    /// Lists agents: get agents.
+    Agents(AgentsArgs),
+    /// Shows everything that the controller knows of one thing.
+    Describe(DescribeArgs),
+    /// Takes a policy or a collector away.
+    Delete(DeleteArgs),
+    /// Shows revisions, the newest first.
+    History(HistoryArgs),
+    /// Brings the objects of an earlier revision back.
+    Rollback(RollbackArgs),
+    /// Looks at a change on its way, and steers it.
+    #[command(subcommand)]
+    Rollout(RolloutCommand),
+    /// Shows how the controller and its fleet do. Exit code 1: an agent has not what it is to have.
+    Status(StatusArgs),
+    /// Makes an identity or a token void.
+    Revoke(RevokeArgs),
+    /// Lets an agent come back whose SVID ran out too long ago.
+    Approve(ApproveArgs),
+    /// The certificate authority of the fleet.
+    #[command(subcommand)]
+    Ca(CaCommand),
+    /// Prints the JSON schema of documents.
+    Schema(SchemaArgs),
+    /// Prints completions for a shell.
+    Completions(CompletionsArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell.
+    #[arg(value_name = "SHELL", value_enum)]
+    shell: Shell,
+}
+
+/// Prints completions for a shell.
+///
+/// # Errors
+///
+/// stdout cannot be written.
+pub(crate) fn completions(args: &CompletionsArgs) -> anyhow::Result<Exit> {
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "agentctl", &mut text);
+    crate::cmd::fleet::print(&String::from_utf8_lossy(&text))
 }
 
 /// Prints help and version as clap has them, and everything else as one sentence that names the flag and the remedy.
@@ -147,6 +220,24 @@ mod tests {
                 "--scope: \"web\" names no part of the host; write cgroup=PATH or netns=PATH",
             ),
             (
+                &["up", "--include", "port=80,host=x"],
+                "--include: \"port=80,host=x\" has the member \"host=x\", which is of no known kind; write \
+                 cidr=…,port=…,process=…,user=…,cgroup=…, each as often as needed",
+            ),
+            (
+                &["up", "--exclude", ""],
+                "--exclude: \"\" has the member \"\", which is of no known kind; write \
+                 cidr=…,port=…,process=…,user=…,cgroup=…, each as often as needed",
+            ),
+            (
+                &["up", "--sample", "4"],
+                "--sample: \"4\" is no share; write 1/N, such as 1/10",
+            ),
+            (
+                &["up", "--sample", "1/x"],
+                "--sample: \"1/x\" is no share; write 1/N, such as 1/10",
+            ),
+            (
                 &["up", "--command-line", "some"],
                 "--command-line: \"some\" is not known; write one of none, redacted, full",
             ),
@@ -158,7 +249,35 @@ mod tests {
                 &["tap", "--count", "0"],
                 "--count: \"0\" is refused (number would be zero for non-zero type); see --help",
             ),
-            (&["loss"], "--state: is missing; see --help"),
+            (&["deploy"], "--file: is missing; see --help"),
+            (
+                &["deploy", "-f", "x", "--wait=soon"],
+                "--wait: \"soon\" is not a time; write a number with its unit: 500ms, 10s, 5m, 2h or 7d",
+            ),
+            (
+                &["get", "agent", "-o", "xml"],
+                "--output: \"xml\" is not known; write one of table, wide, json, yaml, name",
+            ),
+            (
+                &["get", "hosts"],
+                "KIND: \"hosts\" is not known; write one of agents, policies, collectors, tokens, revisions, rollouts",
+            ),
+            (
+                &["token", "create", "--label", "role"],
+                "--label: \"role\" is no label; write KEY=VALUE",
+            ),
+            (
+                &["token", "create", "--ttl", "90"],
+                "--ttl: \"90\" has no unit; write a number with its unit: 500ms, 10s, 5m, 2h or 7d",
+            ),
+            (
+                &["login", "--controller", "c"],
+                "--token-file: is missing; see --help",
+            ),
+            (
+                &["loss", "--state", "x", "--context", "y"],
+                "--state: is given twice, or does not go with another flag; see --help",
+            ),
             (
                 &["loss", "--state", "x", "-o", "xml"],
                 "--output: \"xml\" is not known; write one of text, json",

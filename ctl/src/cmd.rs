@@ -1,6 +1,8 @@
 //! The commands, one module each.
 
 pub(crate) mod buffer;
+pub(crate) mod fleet;
+mod left_out;
 pub(crate) mod loss;
 mod spooled;
 pub(crate) mod tap;

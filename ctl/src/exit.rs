@@ -2,14 +2,18 @@
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | it did what was asked; `up` and `tap` also when they were told to end (Ctrl-C, SIGTERM, `--duration`) |
-//! | 1 | it failed: the message says at what and what to do; `loss`: something is lost; `buffer`: something is damaged |
-//! | 2 | flags or values are wrong, or DIR holds no spool that can be read; nothing was touched |
-//! | 130 | told to end before it was done: `loss`, `buffer`; a second time before everything was in order: `up` |
+//! | 0 | it did what was asked; `up` and `tap` also when they were told to end (Ctrl-C, SIGTERM, `--duration`); `deploy`, `delete` and `rollback` with `--wait`, `rollout watch`: every agent in reach acked, and stayed well |
+//! | 1 | it failed: the message says at what and what to do; `loss`: something is lost; `buffer`: something is damaged; `diff`: there is a difference; `status`: an agent has not what it is to have; `--wait` and `rollout watch`: an agent refused, a gate failed, it was taken back or superseded, or the time is over |
+//! | 2 | flags, values or files are wrong, no such context, or DIR holds no spool that can be read; nothing was touched |
+//! | 130 | told to end before it was done: `loss`, `buffer`, `--wait`, `rollout watch`; a second time before everything was in order: `up` |
 
 use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
+
+use tonic::Code;
+
+use crate::client::explain::Failed;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +58,10 @@ pub(crate) fn report(error: &anyhow::Error) -> Exit {
         return Exit::Usage;
     }
     say(format_args!("{error:#}"));
-    Exit::Failed
+    match error.downcast_ref::<Failed>().and_then(|failed| failed.code) {
+        Some(Code::InvalidArgument) => Exit::Usage,
+        _ => Exit::Failed,
+    }
 }
 
 /// One line for a person, on stderr. That nobody may read it is no failure.

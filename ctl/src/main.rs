@@ -9,14 +9,19 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
+use crate::cmd::fleet;
 use crate::exit::Exit;
 use crate::signals::Signals;
 
 mod cli;
+mod client;
 mod cmd;
+mod document;
 mod exit;
 mod output;
+mod schema;
 mod signals;
+mod view;
 mod when;
 
 /// Time that tasks get to end after the command's own end. A thread that hangs in a write to a pipe is left behind.
@@ -45,6 +50,24 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
             }
             Command::Loss(args) => cmd::loss::run(args).await,
             Command::Buffer(command) => cmd::buffer::run(command).await,
+            Command::Login(args) => fleet::login::run(args).await,
+            Command::Context(command) => fleet::context::run(&command),
+            Command::Token(command) => fleet::token::run(command).await,
+            Command::Deploy(args) => fleet::deploy::run(*args).await,
+            Command::Diff(args) => fleet::diff::run(args).await,
+            Command::Get(args) => fleet::get::run(args).await,
+            Command::Agents(args) => fleet::get::run(args.into()).await,
+            Command::Describe(args) => fleet::describe::run(args).await,
+            Command::Delete(args) => fleet::delete::run(args).await,
+            Command::History(args) => fleet::history::run(args).await,
+            Command::Rollback(args) => fleet::deploy::rollback(args).await,
+            Command::Rollout(command) => fleet::rollout::run(command).await,
+            Command::Status(args) => fleet::status::run(args).await,
+            Command::Revoke(args) => fleet::admit::revoke(args).await,
+            Command::Approve(args) => fleet::admit::approve(args).await,
+            Command::Ca(command) => fleet::ca::run(command).await,
+            Command::Schema(args) => schema::run(&args),
+            Command::Completions(args) => cli::completions(&args),
         }
     });
     runtime.shutdown_timeout(TASKS_GRACE);

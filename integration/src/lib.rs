@@ -7,8 +7,10 @@
 
 pub mod bpf;
 pub mod cable;
+pub mod cgroup;
 pub mod collector;
 pub mod disk;
+pub mod flaky;
 pub mod need;
 pub mod netns;
 pub mod ntopng;

@@ -290,6 +290,21 @@ impl Ended {
             .with_context(|| format!("no {figure} of {collector} in {:?}", self.words))
     }
 
+    /// What the farewell says was left out for a reason (`filtered`, `sampled out`); zeros when it says nothing.
+    #[must_use]
+    pub fn left_out(&self, reason: &str) -> LeftOut {
+        left_out(&self.words, reason)
+    }
+
+    /// IP octets of law 1 that are in records, left out or not.
+    ///
+    /// # Errors
+    /// When the farewell does not tell it.
+    pub fn reported_octets(&self) -> Result<u64> {
+        number_after(&self.words, "IP octets:", "reported")
+            .with_context(|| format!("no law 1 in {:?}", self.words))
+    }
+
     /// What was lost at a drop point, in its units; 0 when the farewell does not name it.
     #[must_use]
     pub fn lost(&self, point: &str) -> u64 {
@@ -305,6 +320,27 @@ impl Ended {
         ensure!(laws.len() >= 2, "a farewell without laws: {:?}", self.words);
         ensure!(laws.iter().all(|law| law.contains(" holds, ")), "{laws:?}");
         Ok(())
+    }
+}
+
+/// What a policy left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as in the words that tell it")]
+pub struct LeftOut {
+    pub records: u64,
+    pub octets: u64,
+    pub packets: u64,
+}
+
+/// What `lines` of `up` or `loss` say was left out for a reason; zeros when they say nothing.
+#[must_use]
+pub fn left_out(lines: &[String], reason: &str) -> LeftOut {
+    let mark = format!("left out, {reason}:");
+    let number = |word: &str| number_after(lines, &mark, word).unwrap_or(0);
+    LeftOut {
+        records: number(&mark),
+        octets: number(" with "),
+        packets: number(" in "),
     }
 }
 
@@ -390,11 +426,23 @@ mod tests {
                 "agentctl: law 2 holds, table to ntopng-1, records: made 1,012 = taken 1,000 + waiting 0 + evicted 0 + \
                  dropped 12",
                 "agentctl: lost: SpoolDamaged 12 records (ntopng-1)",
+                "agentctl: left out, sampled out: 2,000 records with 3,000,001 IP octets in 4,002 packets",
+                "agentctl: law 1 holds, kernel to table, IP octets: observed 5 = reported 4 + held 1 + joined 0",
             ]
             .map(str::to_owned)
             .to_vec(),
         };
         assert_eq!(ended.law_2("made").expect("it is told"), 1012);
+        let sampled = LeftOut {
+            records: 2_000,
+            octets: 3_000_001,
+            packets: 4_002,
+        };
+        assert_eq!(
+            (ended.left_out("sampled out"), ended.left_out("filtered")),
+            (sampled, LeftOut::default())
+        );
+        assert_eq!(ended.reported_octets().expect("it is told"), 4);
         assert_eq!((ended.lost("SpoolDamaged"), ended.lost("FlowRingFull")), (12, 0));
         ended.check_laws().expect("both hold");
     }

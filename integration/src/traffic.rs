@@ -15,7 +15,7 @@ pub mod steady;
 pub mod udp;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -228,6 +228,19 @@ pub fn flows(told: &[Truth]) -> Vec<Flow> {
             _ => None,
         })
         .collect()
+}
+
+/// A copy of the helper that other users may execute, under another name.
+///
+/// # Errors
+/// When it cannot be copied.
+pub fn copy_for_everyone(folder: &Path, name: &str) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?;
+    let copy = folder.join(name);
+    std::fs::copy(binary(), &copy)?;
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
+    Ok(copy)
 }
 
 /// Path of the helper.

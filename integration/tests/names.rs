@@ -1,9 +1,9 @@
 //! Promise: processes are named as they were when they used the network, and no secret leaves the host.
 
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use integration::cgroup::{self, Cgroup};
 use integration::need::{self, Need};
 use integration::product::Agent;
 use integration::product::record::{End, Record};
@@ -80,7 +80,7 @@ fn user_group_and_parent_are_named() -> Result<()> {
     let agent = Agent::watching(&world.left, &[])?;
     let (server, _, to) = scene::serve(&world, Place::Wire, Family::V4, &["serve", "--style", "thread"])?;
     let folder = tempfile::tempdir()?;
-    let program = copy_for_everyone(folder.path())?;
+    let program = traffic::copy_for_everyone(folder.path(), "traffic")?;
     // Only after the namespace is entered: that takes root. setpriv executes the helper in its own place.
     let mut command = world.left.command("setpriv");
     let nobody = NOBODY.to_string();
@@ -112,7 +112,7 @@ fn containers_are_known_by_their_cgroup() -> Result<()> {
     if !need::met(&need::WORLD) {
         return Ok(());
     }
-    let Some(root) = cgroup2_root()? else {
+    let Some(root) = cgroup::root()? else {
         need::skip("no cgroup2 file system is mounted");
         return Ok(());
     };
@@ -167,68 +167,11 @@ fn initiator_at(agent: &Agent, port: u16) -> Result<End> {
     Ok(end)
 }
 
-/// A copy of the helper that other users may execute.
-fn copy_for_everyone(folder: &Path) -> Result<PathBuf> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?;
-    let copy = folder.join("traffic");
-    std::fs::copy(traffic::binary(), &copy)?;
-    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
-    Ok(copy)
-}
-
-/// Where cgroup2 is mounted. Source: `/proc/self/mountinfo`, field after ` - `.
-fn cgroup2_root() -> Result<Option<PathBuf>> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(mounts
-        .lines()
-        .find(|line| line.contains(" - cgroup2 "))
-        .and_then(|line| line.split(' ').nth(4))
-        .map(PathBuf::from))
-}
-
-/// A cgroup of ours and the folder around it; removed when dropped.
-struct Cgroup {
-    outer: PathBuf,
-    inner: PathBuf,
-}
-
-impl Cgroup {
-    fn make(root: &Path, outer: &str, inner: &str) -> Result<Self> {
-        let outer = root.join(format!("flowtilla-test-{outer}"));
-        let group = Self {
-            inner: outer.join(inner),
-            outer,
-        };
-        std::fs::create_dir_all(&group.inner).with_context(|| format!("make {}", group.inner.display()))?;
-        Ok(group)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        for folder in [&self.inner, &self.outer] {
-            if let Err(error) = std::fs::remove_dir(folder) {
-                eprintln!("{} stays: {error}", folder.display());
-            }
-        }
-    }
-}
-
 /// Connects once out of a cgroup; the port.
 fn in_cgroup(world: &World, group: &Cgroup, to: &str) -> Result<u16> {
-    let procs = std::fs::OpenOptions::new()
-        .write(true)
-        .open(group.inner.join("cgroup.procs"))?;
     let mut command = world.left.command(traffic::binary());
     command.args(["once", to, "contained"]);
-    // SAFETY: one write(2) of a constant, before exec: the kernel reads 0 as the writing process.
-    unsafe {
-        command.pre_exec(move || {
-            rustix::io::write(&procs, b"0")?;
-            Ok(())
-        });
-    }
+    group.take_in(&mut command)?;
     let flows = traffic::flows(&Helper::start_command(command)?.wait(PATIENCE)?);
     Ok(flows[0].local.port())
 }

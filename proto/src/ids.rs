@@ -45,6 +45,28 @@ impl CollectorName {
     }
 }
 
+/// Name of a policy: as that of a collector.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PolicyName(String);
+
+impl PolicyName {
+    pub(crate) fn parse(text: &str) -> Result<Self, Refused> {
+        parse_name(text).map(Self)
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A name: 1 to [`NAME_OCTETS_MAX`] of `a-z 0-9 - .`, a letter or digit at both ends.
 pub(crate) fn parse_name(text: &str) -> Result<String, Refused> {
     let remedy = || {

@@ -8,6 +8,7 @@
 
 pub mod collector;
 pub mod ids;
+pub mod labels;
 pub mod mistake;
 pub mod policy;
 pub mod spiffe;

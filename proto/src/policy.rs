@@ -7,14 +7,27 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::ids::CollectorName;
+use crate::ids::{CollectorName, PolicyName};
 use crate::mistake::Mistakes;
 use crate::reading::{Reading, Refused};
 use crate::wire;
 
+pub use self::limits::{CPU_PERMILLE, Limits, MEMORY_OCTETS};
+pub use self::rollout::{Gates, Rollout, Wave};
+pub use self::rule::{
+    FlowRule, PROCESS_OCTETS_MAX, PortRange, ProcessPattern, RULE_MEMBERS_MAX, RULES_MAX, USER_OCTETS_MAX,
+    User,
+};
+pub use self::sampling::{ONE_IN, Sampling};
 pub use self::scope::{SCOPE_OCTETS_MAX, Scope, ScopePath};
+pub use self::selector::Selector;
 
+mod limits;
+pub mod rollout;
+mod rule;
+mod sampling;
 mod scope;
+pub mod selector;
 
 /// Most scopes of one kind. The kernel programs compare with each in turn; their list has this many places.
 pub const SCOPES_MAX: usize = 8;
@@ -100,12 +113,22 @@ pub const SYNC_INTERVAL_MS: RangeInclusive<u64> = 10..=60_000;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Policy {
+    /// Its name; `None`: no controller keeps it.
+    pub name: Option<PolicyName>,
+    /// Agents that it is for.
+    pub selector: Selector,
+    /// Of several policies that are for an agent, the one of the highest priority applies.
+    pub priority: u32,
+    /// How it reaches its agents.
+    pub rollout: Rollout,
     /// What is observed, and how it is cut into records.
     pub capture: Capture,
     /// What is learnt about processes.
     pub enrich: Enrich,
     /// Where records go.
     pub export: Export,
+    /// What the agent may cost.
+    pub limits: Limits,
     /// What may wait on disk.
     pub buffer: Buffer,
 }
@@ -128,6 +151,12 @@ pub struct Capture {
     pub active_timeout: Duration,
     /// Longest silence before a flow ends, within [`IDLE_TIMEOUT_MS`].
     pub idle_timeout: Duration,
+    /// Flows that are kept: those that one of these matches, at most [`RULES_MAX`]. Empty: all.
+    pub include: Vec<FlowRule>,
+    /// Flows that are left out, included or not: those that one of these matches, at most [`RULES_MAX`].
+    pub exclude: Vec<FlowRule>,
+    /// Which share of the flows that are left is kept.
+    pub sampling: Sampling,
 }
 
 /// What is learnt about processes.
@@ -218,6 +247,12 @@ impl TryFrom<wire::Policy> for Policy {
     /// Every field that is refused, with its path from the policy.
     fn try_from(sent: wire::Policy) -> Result<Self, Mistakes> {
         let mut reading = Reading::default();
+        let name = match sent.name.as_str() {
+            "" => Some(None),
+            text => reading.text("name", text, PolicyName::parse).map(Some),
+        };
+        let selector = reading.inner("selector", Selector::try_from(sent.selector.unwrap_or_default()));
+        let rollout = reading.inner("rollout", Rollout::try_from(sent.rollout.unwrap_or_default()));
         let exporting = sent
             .export
             .as_ref()
@@ -228,12 +263,18 @@ impl TryFrom<wire::Policy> for Policy {
         );
         let enrich = reading.inner("enrich", parse_enrich(sent.enrich.unwrap_or_default()));
         let export = reading.inner("export", parse_export(&sent.export.unwrap_or_default()));
+        let limits = reading.inner("limits", limits::parse(sent.limits.unwrap_or_default()));
         let buffer = reading.inner("buffer", parse_buffer(sent.buffer.unwrap_or_default()));
         let made = (|| {
             Some(Self {
+                name: name?,
+                selector: selector?,
+                priority: sent.priority,
+                rollout: rollout?,
                 capture: capture?,
                 enrich: enrich?,
                 export: export?,
+                limits: limits?,
                 buffer: buffer?,
             })
         })();
@@ -285,6 +326,9 @@ fn parse_capture(sent: wire::Capture, exporting: bool) -> Result<Capture, Mistak
         &IDLE_TIMEOUT_MS,
         " ms",
     );
+    let include = rule::parse_all(&mut reading, "include", &sent.include);
+    let exclude = rule::parse_all(&mut reading, "exclude", &sent.exclude);
+    let sampling = reading.inner("sampling", sampling::parse(sent.sampling.unwrap_or_default()));
     let made = (|| {
         Some(Capture {
             tcp,
@@ -293,6 +337,9 @@ fn parse_capture(sent: wire::Capture, exporting: bool) -> Result<Capture, Mistak
             max_flows: max_flows?,
             active_timeout: Duration::from_millis(active?),
             idle_timeout: Duration::from_millis(idle?),
+            include: include?,
+            exclude: exclude?,
+            sampling: sampling?,
         })
     })();
     reading.finish(made)

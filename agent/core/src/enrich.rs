@@ -44,7 +44,7 @@ use process::{Described, Entry, Lineage, Link, Program, Reading};
 /// Half of it forgets processes of a host with many services between two of their flows, so that they are read again;
 /// double it, and the worst case is 16 MiB.
 pub const PROCESSES_MAX_DEFAULT: usize = 8192;
-/// Cgroups remembered. About 300 octets each.
+/// Cgroups remembered. About 400 octets each.
 ///
 /// A host has some hundreds; one with 500 pods a few thousand.
 pub const CGROUPS_MAX_DEFAULT: usize = 8192;
@@ -192,7 +192,7 @@ impl Naming {
             NameObservation::Cgroup { id, path } => {
                 // A path of full length may have lost its end, and with it the container: it is asked for instead.
                 if path.len() < CGROUP_PATH_MAX - 1 {
-                    self.cgroups.know(*id, CgroupPath::Known(cgroup::container(path)));
+                    self.cgroups.know(*id, CgroupPath::known(path));
                 }
             }
         }
@@ -242,11 +242,17 @@ impl Naming {
             Ask::Cgroup { id, .. } => self.cgroups.know(
                 id,
                 match answer {
-                    Answer::Path(Some(path)) => CgroupPath::Known(cgroup::container(&path)),
+                    Answer::Path(Some(path)) => CgroupPath::known(&path),
                     _ => CgroupPath::Absent,
                 },
             ),
         }
+    }
+
+    /// Path of a cgroup from the root of its file system; `None`: not known, or forgotten.
+    #[must_use]
+    pub fn cgroup_path(&self, id: u64) -> Option<&str> {
+        self.cgroups.text(id)
     }
 
     /// What it did so far.
@@ -536,7 +542,7 @@ impl Naming {
             return Some(None);
         }
         match self.cgroups.path(id) {
-            Some(CgroupPath::Known(container)) => return Some(container.clone()),
+            Some(CgroupPath::Known { container, .. }) => return Some(container.clone()),
             Some(CgroupPath::Absent) => return None,
             Some(CgroupPath::Asked) => {}
             None => {

@@ -473,7 +473,13 @@ impl Judged {
 #[must_use]
 pub fn start_of(record: &FlowRecord, offset: WallOffset) -> KernelTime {
     let WallTime(start) = record.start;
-    KernelTime(start.cast_signed().saturating_sub(offset.0).max(0).cast_unsigned())
+    KernelTime(
+        start
+            .cast_signed()
+            .saturating_sub(offset.0)
+            .max(0)
+            .cast_unsigned(),
+    )
 }
 
 fn flow_of(id: RecordId) -> FlowId {

@@ -314,6 +314,24 @@ impl FlowTable {
         self.ledger.law()
     }
 
+    /// Records made so far, polled or not.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.made
+    }
+
+    /// Records that were made and wait to be polled.
+    #[must_use]
+    pub fn unpolled(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Most flows that it holds.
+    #[must_use]
+    pub fn flows_max(&self) -> usize {
+        self.options.max_flows
+    }
+
     /// Flows in the table, silent twins included.
     #[must_use]
     pub fn flows(&self) -> usize {

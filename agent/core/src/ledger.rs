@@ -1,12 +1,13 @@
-//! Law 1 over all runs that used one directory, as it is kept beside the records.
+//! Laws 1 and 3 over all runs that used one directory, as they are kept beside the records.
 //!
-//! In: what was kept, and how this run stands. Out: their sum. Law 2 over all runs is in the collectors' cursors.
+//! In: what was kept, and how this run stands. Out: their sum. Law 2 over all runs is in the collectors' cursors. A ledger
+//! of an agent that knew no law 3 is read as one that left nothing out.
 
 use serde::{Deserialize, Serialize};
 
-use crate::loss::{Drops, KernelLaw};
+use crate::loss::{Drops, KernelLaw, RecordLaw};
 
-/// Law 1 and the losses before the table, over several runs.
+/// Law 1, the losses before the table and law 3, over several runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Ledger {
@@ -20,6 +21,9 @@ pub struct Ledger {
     pub unreported_octets: u64,
     /// Losses before the table.
     pub drops: Drops,
+    /// Law 3 over all of them; what killed runs had on its way is taken out.
+    #[serde(default)]
+    pub record_law: RecordLaw,
 }
 
 impl Ledger {
@@ -32,13 +36,16 @@ impl Ledger {
         law.observed_octets -= law.held_octets.min(law.observed_octets);
         law.observed_packets -= law.held_packets.min(law.observed_packets);
         (law.held_octets, law.held_packets) = (0, 0);
+        let law = &mut self.record_law;
+        law.records -= law.waiting.min(law.records);
+        law.waiting = 0;
         self.runs += 1;
         self
     }
 
     /// What this run adds to what it began with.
     #[must_use]
-    pub fn with(mut self, law: &KernelLaw, drops: &Drops) -> Self {
+    pub fn with(mut self, law: &KernelLaw, drops: &Drops, records: &RecordLaw) -> Self {
         let sum = &mut self.kernel_law;
         for (all, run) in [
             (&mut sum.observed_octets, law.observed_octets),
@@ -53,6 +60,16 @@ impl Ledger {
             *all = all.saturating_add(run);
         }
         drops.lossy().for_each(|(point, n)| self.drops.add(point, n));
+        let sum = &mut self.record_law;
+        for (all, run) in [
+            (&mut sum.records, records.records),
+            (&mut sum.made, records.made),
+            (&mut sum.waiting, records.waiting),
+        ] {
+            *all = all.saturating_add(run);
+        }
+        sum.filtered.plus(&records.filtered);
+        sum.sampled_out.plus(&records.sampled_out);
         self
     }
 }
@@ -60,7 +77,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::DropPoint;
+    use crate::loss::{Aside, DropPoint};
 
     fn law(reported: u64, held: u64) -> KernelLaw {
         KernelLaw {
@@ -75,10 +92,11 @@ mod tests {
     fn the_law_holds_over_runs_that_ended_in_order_and_runs_that_were_killed() {
         let mut drops = Drops::default();
         drops.add(DropPoint::NameRingFull, 3);
-        let first = Ledger::default().begin(true).with(&law(100, 0), &drops);
-        let second = first.begin(true).with(&law(50, 7), &drops);
+        let records = RecordLaw::default();
+        let first = Ledger::default().begin(true).with(&law(100, 0), &drops, &records);
+        let second = first.begin(true).with(&law(50, 7), &drops, &records);
         assert!(second.kernel_law.holds());
-        let third = second.begin(false).with(&law(20, 1), &Drops::default());
+        let third = second.begin(false).with(&law(20, 1), &Drops::default(), &records);
         assert!(third.kernel_law.holds(), "{third:?}");
         assert_eq!((third.runs, third.killed, third.unreported_octets), (3, 1, 7));
         assert_eq!(
@@ -88,5 +106,39 @@ mod tests {
             ),
             (170, 6)
         );
+    }
+
+    #[test]
+    fn what_was_left_out_is_summed_over_runs_and_what_a_killed_one_had_on_its_way_is_not() {
+        let run = |made, waiting, filtered| RecordLaw {
+            records: made + waiting + filtered,
+            made,
+            waiting,
+            filtered: Aside {
+                records: filtered,
+                octets: 100 * filtered,
+                packets: 2 * filtered,
+            },
+            sampled_out: Aside::default(),
+        };
+        let with = |ledger: Ledger, law| ledger.with(&KernelLaw::default(), &Drops::default(), &law);
+        let first = with(Ledger::default().begin(true), run(5, 0, 7));
+        let killed = with(first.begin(true), run(3, 4, 1));
+        assert_eq!(killed.record_law.missing(), 0);
+        let last = with(killed.begin(false), run(10, 0, 2));
+        assert_eq!(last.record_law, run(18, 0, 10));
+    }
+
+    #[test]
+    fn a_ledger_from_before_law_3_is_read() {
+        let kept = r#"{"runs":2,"killed":1,"kernelLaw":{"observed_octets":9,"observed_packets":2,"reported_octets":9,
+            "reported_packets":2,"held_octets":0,"held_packets":0,"joined_octets":0,"joined_packets":0},
+            "unreportedOctets":3,"drops":{"nameRingFull":1}}"#;
+        let ledger: Ledger = serde_json::from_str(kept).expect("an older ledger");
+        assert_eq!((ledger.runs, ledger.kernel_law.reported_octets), (2, 9));
+        assert_eq!(ledger.record_law, RecordLaw::default());
+        let text = serde_json::to_string(&ledger).expect("it is written");
+        let back: Ledger = serde_json::from_str(&text).expect("a ledger of this version");
+        assert_eq!(back, ledger);
     }
 }

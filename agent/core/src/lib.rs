@@ -5,8 +5,10 @@
 
 pub mod backoff;
 pub mod collector;
+pub mod cost;
 pub mod encode;
 pub mod enrich;
+pub mod filter;
 pub mod fleet;
 pub mod flow;
 pub mod ledger;

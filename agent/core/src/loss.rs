@@ -1,12 +1,15 @@
-//! Every place where something may be lost has a name here, and the two laws that keep count.
+//! Every place where something may be lost has a name here, and the laws that keep count.
 //!
 //! Law 1, kernel to table: `observed = reported + held + Σ dropped`, in IP octets and packets.
 //! Law 2, table to collector: `made = taken + waiting + evicted + Σ dropped(DropPoint)`, in records, per collector.
+//! Law 3, in between, when a policy leaves flows out: `records of the table = made + waiting + filtered + sampled out`.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use crate::flow::record::{FlowRecord, Traffic};
 
 /// A place where something may be lost. Printed with its name and its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -172,6 +175,71 @@ impl KernelLaw {
     pub fn holds(&self) -> bool {
         self.observed_octets == self.reported_octets + self.held_octets + self.joined_octets
             && self.observed_packets == self.reported_packets + self.held_packets + self.joined_packets
+    }
+}
+
+/// Records that a policy leaves out, and what was in them since the flow's record before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Aside {
+    /// Records.
+    pub records: u64,
+    /// IP octets, both directions.
+    pub octets: u64,
+    /// Packets, both directions.
+    pub packets: u64,
+}
+
+impl Aside {
+    /// Takes in a record that is left out.
+    pub fn add(&mut self, record: &FlowRecord) {
+        let Traffic { forward, backward } = record.delta;
+        self.plus(&Self {
+            records: 1,
+            octets: forward.octets.saturating_add(backward.octets),
+            packets: forward.packets.saturating_add(backward.packets),
+        });
+    }
+
+    /// Takes in another sum.
+    pub fn plus(&mut self, other: &Self) {
+        self.records = self.records.saturating_add(other.records);
+        self.octets = self.octets.saturating_add(other.octets);
+        self.packets = self.packets.saturating_add(other.packets);
+    }
+}
+
+/// Law 3: what became of the records that the table made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecordLaw {
+    /// Records that the table made.
+    pub records: u64,
+    /// Records that were handed on, to the spool and to the view.
+    pub made: u64,
+    /// Records that are on their way, such as those that wait for names.
+    pub waiting: u64,
+    /// What the policy's rules left out.
+    pub filtered: Aside,
+    /// What sampling left out.
+    pub sampled_out: Aside,
+}
+
+impl RecordLaw {
+    /// `records - (made + waiting + filtered + sampled out)`: 0 when the law holds.
+    #[must_use]
+    pub fn missing(&self) -> i128 {
+        i128::from(self.records)
+            - i128::from(self.made)
+            - i128::from(self.waiting)
+            - i128::from(self.filtered.records)
+            - i128::from(self.sampled_out.records)
+    }
+
+    /// Whether a policy left anything out.
+    #[must_use]
+    pub fn leaves_out(&self) -> bool {
+        self.filtered.records > 0 || self.sampled_out.records > 0
     }
 }
 

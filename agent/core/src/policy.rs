@@ -10,7 +10,9 @@ use std::time::Duration;
 use flowtilla_proto::collector::Collector;
 use flowtilla_proto::ids::CollectorName;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
-use flowtilla_proto::policy::{Buffer, CommandLine, Failover, Loopback, Policy, Scope};
+use flowtilla_proto::policy::{
+    Buffer, CommandLine, Failover, FlowRule, Limits, Loopback, Policy, Sampling, Scope,
+};
 
 use crate::flow::record::CollectorSlot;
 
@@ -49,6 +51,25 @@ pub struct Metering {
     pub max_flows: u64,
 }
 
+/// Which flows are kept. Changed in place, from the next record of each flow on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filtering {
+    /// Flows that are kept: those that one of these matches; empty: all.
+    pub include: Vec<FlowRule>,
+    /// Flows that are left out, included or not.
+    pub exclude: Vec<FlowRule>,
+    /// Which share of the rest is kept.
+    pub sampling: Sampling,
+}
+
+impl Filtering {
+    /// Whether no flow is left out, whatever it is.
+    #[must_use]
+    pub fn keeps_everything(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What holds for the export to every collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExportTerms {
@@ -78,6 +99,8 @@ pub struct InForce {
     capture: Option<CapturePlan>,
     metering: Option<Metering>,
     naming: Option<CommandLine>,
+    filtering: Filtering,
+    limits: Limits,
     buffer: Option<Buffer>,
     collectors: BTreeMap<CollectorName, Exporting>,
 }
@@ -165,6 +188,18 @@ impl InForce {
         self.naming
     }
 
+    /// Which flows are kept; all before the first policy.
+    #[must_use]
+    pub fn filtering(&self) -> &Filtering {
+        &self.filtering
+    }
+
+    /// What the agent may cost; whatever it takes before the first policy.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// What may wait on disk; `None` before the first policy.
     #[must_use]
     pub fn buffer(&self) -> Option<Buffer> {
@@ -185,6 +220,8 @@ impl InForce {
             }
             Step::UpdateMetering(metering) => self.metering = Some(*metering),
             Step::UpdateNaming(command_line) => self.naming = Some(*command_line),
+            Step::UpdateFilter(filtering) => self.filtering = filtering.as_ref().clone(),
+            Step::UpdateLimits(limits) => self.limits = *limits,
             Step::UpdateBuffer(buffer) => self.buffer = Some(*buffer),
             Step::StartCollector(exporting) => {
                 self.collectors

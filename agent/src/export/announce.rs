@@ -4,7 +4,6 @@ use bytes::Bytes;
 use flowtilla_agent_core::collector::Collector;
 use flowtilla_agent_core::encode::header::Topic;
 use flowtilla_agent_core::encode::{event, listening};
-use flowtilla_agent_core::loss::DropPoint;
 use flowtilla_proto::ids::SourceId;
 
 use crate::clock;

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::status::PeerStatus;
 use flowtilla_agent_core::enrich::{Naming, NamingState};
 use flowtilla_agent_core::fleet::end::Asked;
 use flowtilla_agent_core::fleet::{Fleet, Members};
@@ -71,9 +72,9 @@ pub(crate) struct Peers {
 
 impl Peers {
     /// `host`: the name of this host, told with each answer.
-    pub(crate) fn new(out: Option<mpsc::Sender<FleetOut>>, host: String) -> Self {
+    pub(crate) fn new(out: mpsc::Sender<FleetOut>, host: String) -> Self {
         Self {
-            out,
+            out: Some(out),
             host,
             ..Self::default()
         }
@@ -112,7 +113,9 @@ impl Peers {
                 break;
             };
             let mut owner = table.owner_at(asked.protocol, asked.near, asked.peer);
-            let named = owner.as_mut().map(|owner: &mut Owner| naming.name_end(owner, now));
+            let named = owner
+                .as_mut()
+                .map(|owner: &mut Owner| naming.name_end(owner, now));
             if named != Some(NamingState::Complete) && now < until {
                 self.asked.push_back((asked, until));
                 continue;
@@ -122,6 +125,24 @@ impl Peers {
         while let Some(question) = self.fleet.poll_question() {
             self.say(FleetOut::Question(question));
         }
+    }
+
+    /// Whether questions wait for names.
+    pub(super) fn is_asked(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    /// What was told and left, by peer.
+    pub(super) fn sums(&self) -> Vec<PeerStatus> {
+        let sums = self.fleet.sums();
+        sums.map(|(peer, sums)| PeerStatus {
+            peer: peer.as_str().to_owned(),
+            spoken_records: sums.spoken_records,
+            spoken_octets: sums.spoken_octets,
+            held_records: sums.held_records,
+            held_octets: sums.held_octets,
+        })
+        .collect()
     }
 
     /// What is not heard is asked again, or goes without an answer.

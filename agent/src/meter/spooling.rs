@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flowtilla_agent_core::flow::checkpoint::Checkpoint;
 use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::ledger::Ledger;
-use flowtilla_agent_core::loss::{Drops, KernelLaw};
+use flowtilla_agent_core::loss::{Drops, KernelLaw, RecordLaw};
 use flowtilla_agent_core::spool::value::{Builder, Pushed};
 
 use crate::spool::Spool;
@@ -49,6 +49,12 @@ impl Spooling {
         }
     }
 
+    /// Records that were given a number.
+    #[cfg(test)]
+    pub(super) fn given(&self) -> u64 {
+        self.next - 1
+    }
+
     /// Whether it is time for a checkpoint.
     pub(super) fn checkpoint_wanted(&self) -> bool {
         self.spool.checkpoint_wanted()
@@ -60,9 +66,14 @@ impl Spooling {
             .checkpoint(self.next - 1, checkpoint.to_octets().into());
     }
 
-    /// Keeps how law 1 stands over all runs.
-    pub(super) fn keep_ledger(&self, law: &KernelLaw, drops: &Drops) {
-        match serde_json::to_vec(&self.ledger.with(law, drops)) {
+    /// Records were left out: the next checkpoint is about them too.
+    pub(super) fn left_out(&self) {
+        self.spool.want_checkpoint();
+    }
+
+    /// Keeps how laws 1 and 3 stand over all runs.
+    pub(super) fn keep_ledger(&self, law: &KernelLaw, drops: &Drops, records: &RecordLaw) {
+        match serde_json::to_vec(&self.ledger.with(law, drops, records)) {
             Ok(octets) => self.spool.keep_ledger(octets.into()),
             Err(error) => tracing::error!(%error, "the ledger cannot be written down"),
         }

@@ -1,14 +1,18 @@
-//! Keeps the announcements and the collectors' and the spool's part of the status fresh.
+//! Keeps the announcements and the collectors' and the spool's part of the status fresh, and what of the policy's limits
+//! is passed.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
+use flowtilla_agent_core::cost::CostWatch;
 use flowtilla_agent_core::encode::listening::ListeningPorts;
 use flowtilla_agent_core::loss::DropPoint;
+use flowtilla_proto::policy::Limits;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::cost;
 use crate::export::Announcements;
 use crate::spool::SpoolStatus;
 use crate::status::{AgentStatus, CollectorStatus};
@@ -24,6 +28,8 @@ pub(super) struct Refresh {
     pub(super) listening: watch::Receiver<Option<ListeningPorts>>,
     pub(super) status: watch::Sender<AgentStatus>,
     pub(super) addresses: Vec<IpAddr>,
+    pub(super) limits: watch::Receiver<Limits>,
+    pub(super) cost: CostWatch,
 }
 
 impl Refresh {
@@ -45,9 +51,19 @@ impl Refresh {
             .map(|one| one.borrow().clone())
             .collect();
         let spool = self.spools.borrow().as_ref().map(|spool| spool.borrow().clone());
+        self.cost
+            .observe(clock::kernel_now(), clock::cpu_time(), cost::resident_octets());
+        let over_limits = self.cost.over(&self.limits.borrow());
         self.status.send_if_modified(|status| {
-            let changed = status.collectors != collectors || status.spool != spool;
-            (status.collectors, status.spool) = (collectors, spool);
+            if status.over_limits.is_empty() != over_limits.is_empty() {
+                match over_limits.is_empty() {
+                    true => tracing::info!("within the policy's limits again"),
+                    false => tracing::warn!(over = over_limits.join("; "), "beyond the policy's limits"),
+                }
+            }
+            let changed =
+                status.collectors != collectors || status.spool != spool || status.over_limits != over_limits;
+            (status.collectors, status.spool, status.over_limits) = (collectors, spool, over_limits);
             changed
         });
         let (law, drops) = {

@@ -1,4 +1,5 @@
-//! `agentctl loss`: law 2 of each collector over all runs of an agent, and the name of every gap.
+//! `agentctl loss`: law 2 of each collector over all runs of an agent, and the name of every gap. Without `--state`:
+//! [`fleet::loss`].
 //!
 //! In: the directory that `agentctl up --state` was given, in use, stopped or copied. Out: the sum per collector in words
 //! or as one JSON object, and the exit code: 0 when nothing is lost beyond what a policy withholds, 1 when something is,
@@ -19,8 +20,9 @@
 //!                gaps: first, last, cause "evicted" | "spoolDamaged" | "spoolUnwritable": ahead of it; in the law
 //! lost           ranges that the spool knows to be missing, whoever has taken them before
 //! unsynced       first, last: given a number, and never on the disk; null: none
-//! kernel         law 1 over all runs: runs, killed, kernelLaw {observed, reported, held, joined: Octets and Packets each},
-//!                unreportedOctets: what killed runs had seen and not reported, drops {place: number}; null: not known
+//! kernel         laws 1 and 3 over all runs: runs, killed, kernelLaw {observed, reported, held, joined: Octets and Packets
+//!                each}, unreportedOctets: what killed runs had seen and not reported, drops {place: number},
+//!                recordLaw {records, made, waiting, filtered and sampledOut: {records, octets, packets}}; null: not known
 //! damaged        files that cannot be read: "mark", "lost", "ledger", "cursors/NAME.json"
 //! nothingLost    the exit code is 0
 //! ```
@@ -33,8 +35,9 @@ use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::loss::{CollectorLaw, DropPoint};
 use serde::Serialize;
 
-use super::buffer;
 use super::spooled::{self, Account, LostRange, SmallFile, Survey, why};
+use super::{buffer, fleet, left_out};
+use crate::client::Reach;
 use crate::exit::Exit;
 use crate::output::{grid, grouped, harmless, harmless_json, range};
 
@@ -43,12 +46,15 @@ const RANGES_SHOWN: usize = 20;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LossArgs {
-    /// Directory that agentctl up --state was given, or a copy of it. An agent may be using it.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) state: PathBuf,
+    /// Directory that agentctl up --state was given, or a copy of it. An agent may be using it [default: the controller is asked
+    /// for all agents].
+    #[arg(long, value_name = "DIR", conflicts_with = "context")]
+    pub(crate) state: Option<PathBuf>,
     /// How to print: lines for people, or one JSON object.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
 }
 
 /// How to print.
@@ -66,7 +72,10 @@ pub(crate) enum Output {
 /// # Errors
 /// There is no spool to read, or stdout cannot be written.
 pub(crate) async fn run(args: LossArgs) -> anyhow::Result<Exit> {
-    let survey = spooled::take("--state", &args.state)?;
+    let Some(state) = &args.state else {
+        return fleet::loss::run(&args.reach, args.output == Output::Json).await;
+    };
+    let survey = spooled::take("--state", state)?;
     let (survey, unsynced) = spooled::unsynced(survey).await?;
     let loss = Loss::of(&survey, unsynced);
     let text = match args.output {
@@ -145,7 +154,7 @@ impl<'a> Loss<'a> {
     fn is_nothing(&self) -> bool {
         let kernel = self.survey.ledger.whole();
         self.damaged().is_empty()
-            && kernel.is_none_or(|ledger| ledger.kernel_law.holds())
+            && kernel.is_none_or(|ledger| ledger.kernel_law.holds() && ledger.record_law.missing() == 0)
             && self.unsynced.is_none()
             && self
                 .accounts
@@ -259,6 +268,7 @@ fn kernel_law(ledger: &Ledger) -> Vec<String> {
             grouped(ledger.unreported_octets)
         ));
     }
+    lines.extend(left_out::lines(&ledger.record_law));
     lines.extend(
         ledger
             .drops

@@ -2,7 +2,8 @@
 //!
 //! Synthetic sights of sockets go through the product's own table and encoder: each connection of two sockets makes one
 //! record with both owners named. *With*: values, sled, the exporter. *Without*: records are handed to the collector's
-//! machine at once, and one thread drives it over a socket. The sink is libzmq's SUB, in a process of its own on another
+//! machine at once, and one thread drives it over a socket. *With rules*: as with, and ten exclude rules of all kinds are
+//! asked of each record, and match none. The sink is libzmq's SUB, in a process of its own on another
 //! core, and throws away what it takes; all of it was acknowledged before a run is over. CPU time is this process's:
 //! table, names, encoding, spool, export.
 
@@ -21,16 +22,18 @@ use flowtilla_agent_core::collector::window::OnRestart;
 use flowtilla_agent_core::collector::{Collector, CollectorOptions, Transmit, Wanted};
 use flowtilla_agent_core::encode::header::{self, HeaderLayout, PayloadEncoding, Topic};
 use flowtilla_agent_core::encode::tlv::{HostAddress, Loopback, RECORDS_MAX, TlvOptions};
+use flowtilla_agent_core::filter::{Filter, Verdict};
 use flowtilla_agent_core::flow::record::{BootId, CollectorSlot, FlowRecord};
 use flowtilla_agent_core::flow::{FlowTable, TableOptions};
 use flowtilla_agent_core::observe::{self, TcpSight};
 use flowtilla_agent_core::owner::Names;
+use flowtilla_agent_core::policy::Filtering;
 use flowtilla_agent_core::spool::Cursor;
 use flowtilla_agent_core::spool::value::{Builder, Pushed};
 use flowtilla_agent_core::time::{KernelTime, WallOffset};
 use flowtilla_agent_core::zmtp::{Event, PING_MINOR_MIN, Peer, Security};
 use flowtilla_proto::ids::SourceId;
-use flowtilla_proto::{collector as policy, wire};
+use flowtilla_proto::{collector as policy, policy::Policy, wire};
 use integration::collector::apart::{Apart, Likeness};
 use integration::wait::{PATIENCE, Stopwatch};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -65,18 +68,23 @@ pub(super) fn measure(rounds: usize, records: u64, cpu: usize) -> Result<()> {
     let mut only = CpuSet::new();
     only.set(cpu).context("--cpu")?;
     sched_setaffinity(Pid::from_raw(0), &only).context("stay on one core")?;
-    let (mut with, mut without) = (Vec::new(), Vec::new());
+    let (mut with, mut ruled, mut without) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        with.push(spooled(sink.endpoint(), records)?);
+        with.push(spooled(sink.endpoint(), records, None)?);
+        ruled.push(spooled(sink.endpoint(), records, Some(ten_rules()?))?);
         without.push(direct(sink.endpoint(), records)?);
     }
     sink.close()?;
-    println!("{records} records a run, {rounds} pairs, medians; the sink is on another core.\n");
+    println!("{records} records a run, {rounds} rounds, medians; the sink is on another core.\n");
     println!("| path | records a second | CPU µs a record | ratio of CPU |");
     println!("|---|---:|---:|---:|");
     let of = |runs: &[Run], pick: fn(&Run) -> f64| median(&runs.iter().map(pick).collect::<Vec<_>>());
     let base = of(&without, |run| run.1);
-    for (name, runs) in [("without the spool", &without), ("with the spool", &with)] {
+    for (name, runs) in [
+        ("without the spool", &without),
+        ("with the spool", &with),
+        ("with the spool and ten rules", &ruled),
+    ] {
         let cost = of(runs, |run| run.1);
         println!(
             "| {name} | {:.0} | {cost:.2} | {:.2} |",
@@ -88,8 +96,42 @@ pub(super) fn measure(rounds: usize, records: u64, cpu: usize) -> Result<()> {
     Ok(())
 }
 
-/// Table, names, values, spool, exporter.
-fn spooled(endpoint: &str, records: u64) -> Result<Run> {
+/// Ten rules of all kinds that match none of the flows.
+fn ten_rules() -> Result<Filter> {
+    let rule = |set: fn(&mut wire::FlowRule) -> &mut Vec<String>, text: &str| {
+        let mut rule = wire::FlowRule::default();
+        set(&mut rule).push(text.to_owned());
+        rule
+    };
+    let exclude = vec![
+        rule(|rule| &mut rule.cidrs, "192.0.2.0/24"),
+        rule(|rule| &mut rule.cidrs, "2001:db8::/32"),
+        rule(|rule| &mut rule.ports, "53"),
+        rule(|rule| &mut rule.ports, "100-1000"),
+        rule(|rule| &mut rule.processes, "agentctl"),
+        rule(|rule| &mut rule.processes, "*-exporter"),
+        rule(|rule| &mut rule.processes, "/opt/*/bin/*"),
+        rule(|rule| &mut rule.users, "backup"),
+        rule(|rule| &mut rule.users, "65534"),
+        rule(|rule| &mut rule.cgroups, "/system.slice/backup.service"),
+    ];
+    let policy = wire::Policy {
+        capture: Some(wire::Capture {
+            exclude,
+            ..wire::Capture::default()
+        }),
+        ..wire::Policy::default()
+    };
+    let policy = Policy::try_from(policy)?;
+    let filtering = Filtering {
+        exclude: policy.capture.exclude,
+        ..Filtering::default()
+    };
+    Filter::new(&filtering, 65_536).context("rules make a filter")
+}
+
+/// Table, names, rules, values, spool, exporter.
+fn spooled(endpoint: &str, records: u64, mut filter: Option<Filter>) -> Result<Run> {
     let directory = tempfile::tempdir()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -139,6 +181,9 @@ fn spooled(endpoint: &str, records: u64) -> Result<Run> {
             }
         };
         made += source.turn(|record| {
+            if let Some(filter) = &mut filter {
+                assert_eq!(filter.judge(&record, |_| Some("/user.slice")), Verdict::Kept);
+            }
             let mut pushed = builder.push(&record);
             if pushed == Pushed::Full {
                 seal(&mut builder);

@@ -94,6 +94,8 @@ pub enum Line {
 pub struct Account {
     /// Each record once.
     pub records: HashMap<Identity, HandledRecord>,
+    /// Each record where it came first, in the order of arrival.
+    pub order: Vec<Identity>,
     /// Messages with records.
     pub messages: u64,
     /// Most records in one message.
@@ -275,10 +277,13 @@ impl Account {
         self.messages += u64::from(!message.records.is_empty());
         let mut again = 0;
         for record in message.records {
-            if let Some(before) = self.records.insert(record.id, record) {
-                again += 1;
-                if before != record {
-                    self.differing.push((before, record));
+            match self.records.insert(record.id, record) {
+                None => self.order.push(record.id),
+                Some(before) => {
+                    again += 1;
+                    if before != record {
+                        self.differing.push((before, record));
+                    }
                 }
             }
         }

@@ -1,15 +1,17 @@
 //! What befalls a collector.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use integration::cable::{self, Cable};
 use integration::collector::apart::{Apart, Likeness};
+use integration::collector::handled::Identity;
 use integration::need;
 use integration::product::Agent;
 use integration::scene;
 use integration::soak;
-use integration::wait;
+use integration::wait::{self, Stopwatch};
 use integration::world::{Family, Place, World};
 
 use super::{NFT, Traffic, agent_of, check_duplicates, end_whole, met, span, wait_handled};
@@ -17,6 +19,8 @@ use super::{NFT, Traffic, agent_of, check_duplicates, end_whole, met, span, wait
 /// What a message takes a slow collector. At the agent's pace of 20,000 records a second its queue of 1,000 is full
 /// within seconds; the 1 ms that ntopng takes would never fill it.
 const SLOW: Duration = Duration::from_millis(20);
+/// Records a second for a collector that is held back: more than the traffic makes, so that a backlog drains.
+const RATE: u64 = 800;
 /// Messages that a slow collector handles before it is killed.
 const HANDLED_BEFORE_KILL: u64 = 20;
 
@@ -27,6 +31,56 @@ fn away_under_traffic_gets_all_of_it_later() -> Result<()> {
         traffic.lasts(agent, span(Duration::from_secs(60)))?;
         collector.come_back()
     })
+}
+
+#[test]
+fn backlog_drains_at_the_set_pace_and_what_is_fresh_stays_behind_it() -> Result<()> {
+    if !met() {
+        return Ok(());
+    }
+    let world = World::build()?;
+    let mut collector = Apart::start(Likeness::default())?;
+    let agent = agent_of(&world, &[&collector], &["--rate", &RATE.to_string()])?;
+    let traffic = Traffic::start(&world)?;
+    traffic.goes_on(&agent)?;
+    wait_handled(&mut collector, &agent.records()?)?;
+    collector.close()?;
+    traffic.lasts(&agent, span(Duration::from_secs(60)))?;
+    let backlog = agent.records()?;
+    let before = collector.account()?.order.len();
+    collector.come_back()?;
+    // Traffic goes on while the backlog drains.
+    let began = wait::until(super::ARRIVED_WITHIN, "the first of the backlog", || {
+        let arrived = collector.account()?.order.len();
+        Ok((arrived > before).then(|| (arrived, Stopwatch::start())))
+    })?;
+    wait_handled(&mut collector, &backlog)?;
+    let (drained, took) = (collector.account()?.order.len() - began.0, began.1.elapsed());
+    let pace = drained as f64 / took.as_secs_f64();
+    println!(
+        "{} records waited; {drained} came in {took:?}: {pace:.0} a second of {RATE}",
+        backlog.len() - before
+    );
+    // At first as many may come as a second lets wait.
+    ensure!(
+        drained as f64 <= RATE as f64 * (took.as_secs_f64() + 1.0) * 1.1,
+        "{pace:.0} records a second, {RATE} are set"
+    );
+    let ends = traffic.stop()?;
+    ends.are_told(&agent)?;
+    let ended = end_whole(agent, &mut collector)?;
+    let place: HashMap<_, _> = ended
+        .records
+        .iter()
+        .enumerate()
+        .map(|(n, record)| Ok((Identity::try_from(&record.id)?, n)))
+        .collect::<Result<_>>()?;
+    let arrived: Vec<_> = collector.account()?.order.iter().map(|id| place[id]).collect();
+    ensure!(
+        arrived.is_sorted(),
+        "records came in another order than they were made"
+    );
+    Ok(())
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use integration::collector::apart::{Apart, Likeness};
 use integration::disk::{self, Disk};
+use integration::flaky::{self, Access, Flaky};
 use integration::need;
 use integration::product::Agent;
 use integration::wait::{self, PATIENCE};
@@ -111,4 +112,86 @@ fn told(agent: &mut Agent) -> Result<()> {
     })?;
     println!("{said}");
     Ok(())
+}
+
+#[test]
+fn disk_that_fails_single_accesses_costs_nothing_while_the_collector_reads() -> Result<()> {
+    if !met() || !need::met(&flaky::NEEDS) {
+        return Ok(());
+    }
+    let world = World::build()?;
+    // Each kind of access always, then now and then.
+    for (access, one_in) in [
+        (Access::Sync, 1),
+        (Access::Write, 1),
+        (Access::Names, 1),
+        (Access::Sync, 3),
+        (Access::Write, 3),
+        (Access::Names, 3),
+    ] {
+        let disk = Flaky::make()?;
+        let mut collector = Apart::start(Likeness::default())?;
+        let state = disk.path().to_str().context("a folder with a plain name")?;
+        let mut agent = agent_of(&world, &[&collector], &["--state", state])?;
+        let traffic = Traffic::start(&world)?;
+        traffic.goes_on(&agent)?;
+        wait_handled(&mut collector, &agent.records()?)?;
+        disk.fail(access, one_in);
+        wait::until_true(PATIENCE, "an access that failed", || disk.failed() > 0)?;
+        if one_in == 1 {
+            told(&mut agent)?;
+        }
+        traffic.goes_on(&agent)?;
+        wait_handled(&mut collector, &agent.records()?)?;
+        disk.fail(access, 0);
+        let ends = traffic.stop()?;
+        ends.are_told(&agent)?;
+        end_whole(agent, &mut collector).with_context(|| format!("{access:?}, one in {one_in}"))?;
+        println!("{access:?}, one in {one_in}: {} accesses failed", disk.failed());
+    }
+    Ok(())
+}
+
+#[test]
+fn backlog_that_cannot_be_read_is_stated_and_what_is_fresh_arrives() -> Result<()> {
+    if !met() || !need::met(&flaky::NEEDS) {
+        return Ok(());
+    }
+    let world = World::build()?;
+    let disk = Flaky::make()?;
+    let mut collector = Apart::start(Likeness::default())?;
+    let state = disk.path().to_str().context("a folder with a plain name")?;
+    let agent = agent_of(&world, &[&collector], &["--state", state])?;
+    let traffic = Traffic::start(&world)?;
+    traffic.goes_on(&agent)?;
+    wait_handled(&mut collector, &agent.records()?)?;
+    collector.close()?;
+    traffic.goes_on(&agent)?;
+    agent.interrupt()?;
+    // The backlog is on the disk alone when the next agent begins.
+    let mut agent = agent_of(&world, &[&collector], &["--state", state])?;
+    traffic.goes_on(&agent)?;
+    disk.fail(Access::Read, 1);
+    collector.come_back()?;
+    told(&mut agent)?;
+    disk.fail(Access::Read, 0);
+    traffic.goes_on(&agent)?;
+    traffic.stop()?;
+    let ended = agent.interrupt()?;
+    ended.check_laws()?;
+    // What the second agent made arrives, whatever became of the backlog; of that each record is counted. A restarted
+    // collector may not have read what it had taken, so some of what it handled is counted as well.
+    wait_handled(&mut collector, &ended.records)?;
+    let (made, lost) = (ended.law_2("made")?, ended.lost("SpoolDamaged"));
+    let handled = collector.account()?.records.len() as u64;
+    println!(
+        "{} accesses failed; {made} records made, {lost} lost, {handled} handled",
+        disk.failed()
+    );
+    ensure!(
+        lost > 0 && made - handled <= lost && made > lost,
+        "{:?}",
+        ended.words
+    );
+    collector.account()?.check_itself()
 }

@@ -8,10 +8,13 @@ use integration::ntopng::{self, Ntopng};
 use integration::product::{Agent, Ended};
 use integration::scene;
 use integration::wait;
+use integration::wire::WireCounter;
 use integration::world::{Family, LEFT_V4, Place, RIGHT_V4, World};
 
 use super::{Traffic, span};
 
+/// Most that ntopng may be off, in parts per thousand of the wire: see the promise on truth.
+const OCTETS_OFF_MAX_PER_MILLE: u64 = 5;
 /// ntopng adds a flow to its hosts in its own sweeps.
 const SHOWN_WITHIN: Duration = Duration::from_secs(120);
 
@@ -22,6 +25,7 @@ fn ntopng_that_comes_late_and_hangs_shows_the_totals_of_the_traffic() -> Result<
     };
     let [port] = ntopng::free_ports()?;
     let agent = Agent::watching(&world.left, &["--ntopng", &endpoint(port)])?;
+    let wire = Wire::start(&world)?;
     let traffic = Traffic::start(&world)?;
     traffic.lasts(&agent, span(Duration::from_secs(60)))?;
     let ntopng = Ntopng::start_at(&binary, port, &[])?;
@@ -35,7 +39,7 @@ fn ntopng_that_comes_late_and_hangs_shows_the_totals_of_the_traffic() -> Result<
     let ended = agent.interrupt()?;
     ended.check_laws()?;
     ensure!(ended.law_2("made")? == ended.law_2("taken")?, "{:?}", ended.words);
-    shows(&ntopng, octets(&ended)?)
+    shows(&ntopng, octets(&ended)?, wire.carried()?)
 }
 
 #[test]
@@ -46,6 +50,7 @@ fn ntopng_that_is_killed_shows_all_that_came_after() -> Result<()> {
     let [port] = ntopng::free_ports()?;
     let ntopng = Ntopng::start_at(&binary, port, &[])?;
     let agent = Agent::watching(&world.left, &["--ntopng", &endpoint(port)])?;
+    let wire = Wire::start(&world)?;
     let plan = ["--count", "100", "--concurrent", "4"];
     let before = scene::tcp(&world, Place::Wire, Family::V4, "thread", &plan)?;
     agent.wait_for_ended(scene::TOLD_WITHIN, before.clients.len(), |flow| before.owns(flow))?;
@@ -58,11 +63,11 @@ fn ntopng_that_is_killed_shows_all_that_came_after() -> Result<()> {
     ensure!(ended.law_2("made")? == ended.law_2("taken")?, "{:?}", ended.words);
     // What it has forgotten with its death is sent again as far as it may not have been read: here all of it, since it
     // is fewer messages than its queue holds.
-    shows(&ntopng, octets(&ended)?)
+    shows(&ntopng, octets(&ended)?, wire.carried()?)
 }
 
 fn ready() -> Result<Option<(std::path::PathBuf, World)>> {
-    if !need::met(&need::WORLD) {
+    if !need::met(&need::WORLD) || !need::met(&[super::NFT]) {
         return Ok(None);
     }
     match ntopng::find() {
@@ -91,15 +96,41 @@ fn octets(ended: &Ended) -> Result<(u64, u64)> {
     }))
 }
 
-/// Waits until both hosts have these totals, and sees that they stay.
-fn shows(ntopng: &Ntopng, wanted: (u64, u64)) -> Result<()> {
+/// What the wire carried between both hosts.
+struct Wire<'a> {
+    left: WireCounter<'a>,
+    right: WireCounter<'a>,
+}
+
+impl<'a> Wire<'a> {
+    fn start(world: &'a World) -> Result<Self> {
+        Ok(Self {
+            left: WireCounter::start(&world.left)?,
+            right: WireCounter::start(&world.right)?,
+        })
+    }
+
+    /// IP octets from the left host, and to it.
+    fn carried(&self) -> Result<(u64, u64)> {
+        Ok((self.right.read()?.tcp.octets, self.left.read()?.tcp.octets))
+    }
+}
+
+/// Waits until both hosts have the totals of the records, and sees that these are what the wire carried.
+fn shows(ntopng: &Ntopng, wanted: (u64, u64), carried: (u64, u64)) -> Result<()> {
     let mut left = (0, 0);
     let waited = wait::until(SHOWN_WITHIN, "totals in ntopng", || {
         left = ntopng.host_octets(LEFT_V4)?;
         Ok((left == wanted).then_some(()))
     });
-    println!("ntopng says {left:?} of the left host, the traffic {wanted:?}");
+    println!("ntopng says {left:?} of the left host, the records {wanted:?}, the wire {carried:?}");
     waited?;
+    for (shown, carried) in [(left.0, carried.0), (left.1, carried.1)] {
+        ensure!(
+            shown.abs_diff(carried) * 1000 <= carried * OCTETS_OFF_MAX_PER_MILLE,
+            "ntopng shows {shown} octets, the wire carried {carried}"
+        );
+    }
     let right = ntopng.host_octets(RIGHT_V4)?;
     ensure!(
         right == (left.1, left.0),

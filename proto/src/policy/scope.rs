@@ -68,6 +68,11 @@ pub(super) fn parse(reading: &mut Reading, at: &str, sent: &wire::Scope) -> Opti
 }
 
 fn parse_cgroup(text: &str) -> Result<ScopePath, Refused> {
+    cgroup_path(text, "leave the scope out")
+}
+
+/// The path of a cgroup from the root of its file system; `of_root` is what to do about the root itself.
+pub(super) fn cgroup_path(text: &str, of_root: &str) -> Result<ScopePath, Refused> {
     let below = match text.strip_prefix(CGROUP_ROOT) {
         Some("") => "/",
         Some(below) if below.starts_with('/') => below,
@@ -75,10 +80,7 @@ fn parse_cgroup(text: &str) -> Result<ScopePath, Refused> {
     };
     let remedy = "write the path of a cgroup, such as /system.slice/nginx.service";
     if below.trim_end_matches('/').is_empty() && below.starts_with('/') {
-        return Err(Refused::new(
-            "is the root, which holds the whole host",
-            "leave the scope out",
-        ));
+        return Err(Refused::new("is the root, which holds the whole host", of_root));
     }
     parse_path(below, remedy)
 }

@@ -50,6 +50,9 @@ fn an_empty_policy_has_the_documented_defaults() {
     assert_eq!(policy.capture.max_flows, 65_536);
     assert_eq!(policy.capture.active_timeout, Duration::from_secs(10));
     assert_eq!(policy.capture.idle_timeout, Duration::from_secs(15));
+    assert!(policy.capture.include.is_empty() && policy.capture.exclude.is_empty());
+    assert_eq!(policy.capture.sampling.one_in.get(), 1);
+    assert_eq!(policy.limits, Limits::default());
     assert_eq!(policy.enrich.command_line, CommandLine::Redacted);
     assert!(policy.export.collectors.is_empty() && policy.export.mode == Mode::Mirror);
     assert_eq!(policy.export.loopback, Loopback::HostAddress);
@@ -86,7 +89,7 @@ fn one_protocol_may_be_off_but_not_both() {
 #[test]
 fn numbers_are_taken_at_their_bounds_and_refused_beyond() {
     type Set = fn(&mut wire::Policy, u64);
-    let fields: [(&str, Set, &RangeInclusive<u64>); 7] = [
+    let fields: [(&str, Set, &RangeInclusive<u64>); 10] = [
         (
             "capture.maxFlows",
             |sent, n| sent.capture.get_or_insert_default().max_flows = Some(n),
@@ -101,6 +104,24 @@ fn numbers_are_taken_at_their_bounds_and_refused_beyond() {
             "capture.idleTimeoutMs",
             |sent, n| sent.capture.get_or_insert_default().idle_timeout_ms = Some(n),
             &IDLE_TIMEOUT_MS,
+        ),
+        (
+            "capture.sampling.oneIn",
+            |sent, n| {
+                let capture = sent.capture.get_or_insert_default();
+                capture.sampling.get_or_insert_default().one_in = Some(n);
+            },
+            &ONE_IN,
+        ),
+        (
+            "limits.cpuPermille",
+            |sent, n| sent.limits.get_or_insert_default().cpu_permille = Some(n),
+            &CPU_PERMILLE,
+        ),
+        (
+            "limits.memoryOctets",
+            |sent, n| sent.limits.get_or_insert_default().memory_octets = Some(n),
+            &MEMORY_OCTETS,
         ),
         (
             "buffer.octetsMax",

@@ -6,6 +6,7 @@
 use lru::LruCache;
 
 use super::ask::Scope;
+use super::cgroup;
 use crate::owner::Container;
 
 /// Whether the path of a cgroup is known.
@@ -13,7 +14,19 @@ use crate::owner::Container;
 pub(super) enum CgroupPath {
     Asked,
     Absent,
-    Known(Option<Container>),
+    Known {
+        path: Box<str>,
+        container: Option<Container>,
+    },
+}
+
+impl CgroupPath {
+    pub(super) fn known(path: &str) -> Self {
+        Self::Known {
+            path: path.into(),
+            container: cgroup::container(path),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -28,6 +41,14 @@ pub(super) struct Cgroups(LruCache<u64, Entry>);
 impl Cgroups {
     pub(super) fn new(max: usize) -> Self {
         Self(LruCache::new(super::at_least_one(max)))
+    }
+
+    /// The path itself, when it is known.
+    pub(super) fn text(&self, id: u64) -> Option<&str> {
+        match &self.0.peek(&id)?.path {
+            CgroupPath::Known { path, .. } => Some(path),
+            CgroupPath::Asked | CgroupPath::Absent => None,
+        }
     }
 
     pub(super) fn path(&mut self, id: u64) -> Option<&CgroupPath> {
@@ -55,9 +76,13 @@ impl Cgroups {
         match &entry.path {
             CgroupPath::Asked | CgroupPath::Absent => None,
             // A runtime that has entered the cgroup and not yet the root file system is no witness.
-            CgroupPath::Known(Some(_)) => of_parent.filter(|&scope| scope != Scope::Host).or(entry.other),
+            CgroupPath::Known {
+                container: Some(_), ..
+            } => of_parent.filter(|&scope| scope != Scope::Host).or(entry.other),
             // Where a process with a list of its own was seen, others may have it too.
-            CgroupPath::Known(None) => of_parent.or_else(|| entry.other.is_none().then_some(Scope::Host)),
+            CgroupPath::Known { container: None, .. } => {
+                of_parent.or_else(|| entry.other.is_none().then_some(Scope::Host))
+            }
         }
     }
 }

@@ -9,9 +9,7 @@ use flowtilla_proto::wire::session;
 use super::lists::address;
 use crate::flow::record::Protocol;
 use crate::observe::Endpoint;
-use crate::owner::{
-    Confidence, Container, Names, Owner, Parent, Process, ProcessKey, Runtime,
-};
+use crate::owner::{Confidence, Container, Names, Owner, Parent, Process, ProcessKey, Runtime};
 use crate::time::KernelTime;
 
 /// Most octets of a path or a command line that are taken; the rest is cut. Two owners must fit one value of the spool.

@@ -122,7 +122,9 @@ impl Entry {
         later.first |= earlier.first;
         if let (Some(tcp), Some(before)) = (&mut later.tcp, &earlier.tcp) {
             tcp.retransmits_forward = tcp.retransmits_forward.saturating_add(before.retransmits_forward);
-            tcp.retransmits_backward = tcp.retransmits_backward.saturating_add(before.retransmits_backward);
+            tcp.retransmits_backward = tcp
+                .retransmits_backward
+                .saturating_add(before.retransmits_backward);
         }
         self.record = later;
         self.slots = self.slots.and(slots);

@@ -86,7 +86,9 @@ impl Members {
             return Err(MembersError::Off);
         }
         let addresses = wire.members.iter().map(|member| member.addresses.len());
-        if addresses.fold(0_usize, usize::saturating_add) > ADDRESSES_MAX || wire.members.len() > ADDRESSES_MAX {
+        if addresses.fold(0_usize, usize::saturating_add) > ADDRESSES_MAX
+            || wire.members.len() > ADDRESSES_MAX
+        {
             return Err(MembersError::TooMany);
         }
         let mut places: Vec<(IpAddr, Told)> = Vec::new();
@@ -267,9 +269,8 @@ impl Lists {
         now: KernelTime,
     ) -> Option<Known> {
         let list = self.by_collector.get(collector)?;
-        let remembered = |place: &&Place| {
-            !place.left || !list.current || now.since(place.changed) < LEFT_REMEMBERED
-        };
+        let remembered =
+            |place: &&Place| !place.left || !list.current || now.since(place.changed) < LEFT_REMEMBERED;
         let near = list.places.get(&near.to_canonical()).filter(remembered)?;
         let far = list.places.get(&far.to_canonical()).filter(remembered)?;
         if *near.told.agent != *own || *far.told.agent == *own {

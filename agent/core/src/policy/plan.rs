@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 
 use flowtilla_proto::collector::Collector;
 use flowtilla_proto::ids::CollectorName;
-use flowtilla_proto::policy::{Buffer, COLLECTORS_MAX, CommandLine, Mode, Policy};
+use flowtilla_proto::policy::{Buffer, COLLECTORS_MAX, CommandLine, Limits, Mode, Policy};
 
-use super::{CapturePlan, ExportTerms, Exporting, InForce, Metering, Wanted};
+use super::{CapturePlan, ExportTerms, Exporting, Filtering, InForce, Metering, Wanted};
 use crate::flow::record::CollectorSlot;
 
 /// One thing that the agent is to do.
@@ -28,6 +28,10 @@ pub enum Step {
     UpdateMetering(Metering),
     /// Sets how much of command lines leaves the host.
     UpdateNaming(CommandLine),
+    /// Sets which flows are kept.
+    UpdateFilter(Box<Filtering>),
+    /// Sets what the agent may cost.
+    UpdateLimits(Limits),
     /// Sets what may wait on disk.
     UpdateBuffer(Buffer),
     /// Begins to feed a collector.
@@ -38,7 +42,8 @@ pub enum Step {
 
 /// The steps that lead from `in_force` to `wanted`; none when that is so already.
 ///
-/// Metering and naming have no step when nothing is wanted: without a source they do nothing.
+/// Metering, naming, filter and limits have no step when nothing is wanted: without a source they do nothing. Filter and
+/// limits have none either before a policy says something about them: an agent begins with every flow kept.
 #[must_use]
 pub fn plan(in_force: &InForce, wanted: &Wanted) -> Vec<Step> {
     let (removed, started) = plan_collectors(in_force, wanted);
@@ -58,6 +63,13 @@ pub fn plan(in_force: &InForce, wanted: &Wanted) -> Vec<Step> {
         let naming = policy.enrich.command_line;
         if in_force.naming != Some(naming) {
             steps.push(Step::UpdateNaming(naming));
+        }
+        let filtering = filtering_of(policy);
+        if in_force.filtering != filtering {
+            steps.push(Step::UpdateFilter(Box::new(filtering)));
+        }
+        if in_force.limits != policy.limits {
+            steps.push(Step::UpdateLimits(policy.limits));
         }
         if in_force.buffer != Some(policy.buffer) {
             steps.push(Step::UpdateBuffer(policy.buffer));
@@ -148,6 +160,14 @@ fn capture_of(policy: &Policy) -> CapturePlan {
         tcp: policy.capture.tcp,
         udp: policy.capture.udp,
         scopes: policy.capture.scopes.clone(),
+    }
+}
+
+fn filtering_of(policy: &Policy) -> Filtering {
+    Filtering {
+        include: policy.capture.include.clone(),
+        exclude: policy.capture.exclude.clone(),
+        sampling: policy.capture.sampling,
     }
 }
 

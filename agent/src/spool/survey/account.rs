@@ -4,7 +4,7 @@
 //! what can still be sent: records ahead of the collector that are gone already count where they will be counted when it
 //! comes to them.
 
-use flowtilla_agent_core::loss::{CollectorLaw, DropPoint};
+use flowtilla_agent_core::loss::CollectorLaw;
 use flowtilla_agent_core::spool::Cursor;
 
 use super::Survey;
@@ -91,7 +91,7 @@ impl Survey {
 
 #[cfg(test)]
 mod tests {
-    use flowtilla_agent_core::loss::Drops;
+    use flowtilla_agent_core::loss::{DropPoint, Drops};
 
     use super::*;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use flowtilla_agent_core::policy::Wanted;
-use flowtilla_proto::collector::Collector;
+use flowtilla_proto::collector::{Collector, RECORDS_PER_SECOND_DEFAULT};
 use flowtilla_proto::ids::NAME_OCTETS_MAX;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
 use flowtilla_proto::policy::{
@@ -23,6 +23,9 @@ use crate::exit::UsageError;
 
 /// Largest key file that is read, in octets. A key has 40 or 80; more is another file.
 const KEY_FILE_OCTETS_MAX: u64 = 4096;
+
+/// The grammar of `--include` and `--exclude`.
+const RULE: &str = "cidr=…,port=…,process=…,user=…,cgroup=…";
 
 /// Longest `--duration`: a year. Longer is a slip of the unit.
 const DURATION_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
@@ -50,6 +53,19 @@ pub(crate) struct UpArgs {
     /// Leaves UDP out.
     #[arg(long)]
     pub(crate) no_udp: bool,
+
+    /// Keeps only flows that this matches; of several, any. CIDRs and ports at either end; process (name, or path with
+    /// *), user and cgroup of an owner on this host. Within a rule each kind must match, of one kind any.
+    #[arg(long, value_name = RULE, value_parser = parse_rule)]
+    pub(crate) include: Vec<wire::FlowRule>,
+
+    /// Leaves flows out that this matches, included or not. May be repeated.
+    #[arg(long, value_name = RULE, value_parser = parse_rule)]
+    pub(crate) exclude: Vec<wire::FlowRule>,
+
+    /// Keeps one flow in N, whole; what is left out is counted [default: every flow].
+    #[arg(long, value_name = "1/N", value_parser = parse_share)]
+    pub(crate) sample: Option<u64>,
 
     /// How much of command lines is shown and exported: nothing, what is left without secrets, or everything
     /// [default: redacted].
@@ -82,6 +98,10 @@ pub(crate) struct UpArgs {
 
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help = buffer_help())]
     pub(crate) buffer: Option<u64>,
+
+    #[arg(long, value_name = "N", value_parser = parse_number,
+          help = format!("Most records a second that each --ntopng gets; what waits drains at this pace [default: {RECORDS_PER_SECOND_DEFAULT}]"))]
+    pub(crate) rate: Option<u64>,
 
     /// Exports each record's identity (boot id, cookie, part) with it.
     #[arg(long)]
@@ -140,6 +160,7 @@ impl UpArgs {
                 endpoint: endpoint.clone(),
                 curve_server_key: key,
                 record_ids: Some(self.record_ids),
+                records_per_second: self.rate,
                 ..wire::Collector::default()
             };
             match Collector::try_from(sent) {
@@ -194,7 +215,9 @@ impl UpArgs {
                 max_flows: self.max_flows,
                 active_timeout_ms: self.active_timeout,
                 idle_timeout_ms: self.idle_timeout,
-                ..wire::Capture::default()
+                include: self.include.clone(),
+                exclude: self.exclude.clone(),
+                sampling: self.sample.map(|one_in| wire::Sampling { one_in: Some(one_in) }),
             }),
             enrich: Some(wire::Enrich {
                 command_line: command_line.into(),
@@ -276,7 +299,10 @@ const PORT_OCTETS_MAX: usize = 5;
 
 /// The flag that sets the field at `path`.
 fn flag(path: &str) -> Option<&'static str> {
-    const FLAGS: [(&str, &str); 11] = [
+    const FLAGS: [(&str, &str); 15] = [
+        ("capture.include", "--include"),
+        ("capture.exclude", "--exclude"),
+        ("capture.sampling", "--sample"),
         ("capture.scopes", "--scope"),
         ("capture.maxFlows", "--max-flows"),
         ("capture.activeTimeoutMs", "--active-timeout"),
@@ -288,6 +314,7 @@ fn flag(path: &str) -> Option<&'static str> {
         ("buffer.octetsMax", "--buffer"),
         ("endpoint", "--ntopng"),
         ("curveServerKey", "--curve-key"),
+        ("recordsPerSecond", "--rate"),
     ];
     let path = match path.strip_prefix("collectors[") {
         Some(rest) => rest.split_once("].").map_or(path, |(_, field)| field),
@@ -328,6 +355,37 @@ fn parse_scope(text: &str) -> Result<wire::Scope, String> {
         _ => return Err("names no part of the host; write cgroup=PATH or netns=PATH".into()),
     };
     Ok(wire::Scope { part: Some(part) })
+}
+
+/// Members of a rule, each with its kind before it: `port=80,port=443,process=/usr/bin/*`.
+fn parse_rule(text: &str) -> Result<wire::FlowRule, String> {
+    let mut rule = wire::FlowRule::default();
+    for member in text.split(',') {
+        let (kind, value) = member.split_once('=').unwrap_or((member, ""));
+        let list = match kind.trim() {
+            "cidr" => &mut rule.cidrs,
+            "port" => &mut rule.ports,
+            "process" => &mut rule.processes,
+            "user" => &mut rule.users,
+            "cgroup" => &mut rule.cgroups,
+            _ => {
+                return Err(format!(
+                    "has the member {member:?}, which is of no known kind; write {RULE}, each as often as needed"
+                ));
+            }
+        };
+        list.push(value.trim().to_owned());
+    }
+    Ok(rule)
+}
+
+/// N of `1/N`.
+fn parse_share(text: &str) -> Result<u64, String> {
+    let number = text.strip_prefix("1/").map(parse_number);
+    match number {
+        Some(Ok(number)) => Ok(number),
+        _ => Err("is no share; write 1/N, such as 1/10".into()),
+    }
 }
 
 pub(crate) fn parse_number(text: &str) -> Result<u64, String> {

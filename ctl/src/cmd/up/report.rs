@@ -8,6 +8,7 @@ use flowtilla_agent::status::{
 };
 use flowtilla_agent_core::loss::{CollectorLaw, DropPoint, Drops};
 
+use crate::cmd::left_out;
 use crate::output::{grouped, harmless, memory};
 
 /// What attached, what did not and why, and what is missing because of it.
@@ -48,6 +49,12 @@ pub(crate) fn totals(status: &AgentStatus) -> Vec<String> {
         places => words.extend(places.iter().map(|place| format!("lost: {place}"))),
     }
     words.push(coverage(status));
+    words.extend(
+        status
+            .over_limits
+            .iter()
+            .map(|over| format!("beyond {}", harmless(over))),
+    );
     if let Some(SpoolStatus {
         state: SpoolState::MemoryOnly { why },
         ..
@@ -71,7 +78,7 @@ pub(crate) fn collectors(status: &AgentStatus) -> Vec<String> {
     words
 }
 
-/// Both laws, a line each; the second for each collector.
+/// The laws, a line each; the second for each collector, the third when a policy leaves flows out.
 pub(crate) fn laws(status: &AgentStatus) -> Vec<String> {
     let law = &status.kernel_law;
     let first = |unit: &str, observed: u64, reported: u64, held: u64, joined: u64| {
@@ -101,6 +108,7 @@ pub(crate) fn laws(status: &AgentStatus) -> Vec<String> {
             law.joined_packets,
         ),
     ];
+    lines.extend(left_out::lines(&status.record_law));
     if status.unnamed > 0 {
         lines.push(format!("{} records wait for names", grouped(status.unnamed)));
     }

@@ -12,7 +12,7 @@ use flowtilla_agent_core::flow::record::{
     BootId, CollectorSet, Counting, Counts, EndReason, FlowRecord, Party, Protocol, RecordId, TcpFigures,
     Traffic,
 };
-use flowtilla_agent_core::loss::{CollectorLaw, DropPoint, Drops, KernelLaw};
+use flowtilla_agent_core::loss::{CollectorLaw, DropPoint, Drops, KernelLaw, RecordLaw};
 use flowtilla_agent_core::observe::{Cookie, Endpoint, NetNs, TcpState};
 use flowtilla_agent_core::owner::{
     Confidence, Container, Names, Owner, Parent, Process, ProcessKey, Runtime, Unknown,
@@ -182,6 +182,9 @@ pub(crate) fn status() -> AgentStatus {
             held_packets: 200,
             ..KernelLaw::default()
         },
+        record_law: RecordLaw::default(),
+        peers: Vec::new(),
+        over_limits: Vec::new(),
         coverage: Coverage {
             ends: 1_000,
             with_process: 998,

@@ -3,8 +3,11 @@
 use super::world::{Flow, World};
 use crate::flow::record::Traffic;
 
-/// Seeds of each story.
-const SEEDS: u64 = 6;
+/// Seeds of each story; fifty times as many with `FLOWTILLA_SOAK=1`.
+fn seeds(first: u64) -> std::ops::Range<u64> {
+    let soak = std::env::var("FLOWTILLA_SOAK").is_ok_and(|set| set == "1");
+    first..first + if soak { 400 } else { 8 }
+}
 
 fn flow(world: &mut World, hosts: [usize; 2], begin: u64, length: u64) -> usize {
     let random = &mut world.random;
@@ -66,7 +69,7 @@ fn finish(world: &mut World) {
 
 #[test]
 fn flows_of_a_calm_fleet_are_told_once_and_by_one_end() {
-    for seed in 0..SEEDS {
+    for seed in seeds(0) {
         let mut world = World::new(seed, 3, 4_000);
         world.run_until(world.now + 60_000);
         let spoken: Vec<_> = (0..3).map(|host| world.sums(host)).collect();
@@ -92,7 +95,11 @@ fn flows_of_a_calm_fleet_are_told_once_and_by_one_end() {
                     .sums()
                     .find(|(peer, _)| **peer == super::world::name(host))
                     .map(|(_, sums)| (sums.held_octets, sums.spoken_octets));
-                assert_eq!(mirror, Some((sums.spoken_octets, sums.held_octets)), "seed {seed}");
+                assert_eq!(
+                    mirror,
+                    Some((sums.spoken_octets, sums.held_octets)),
+                    "seed {seed}"
+                );
             }
         }
     }
@@ -100,7 +107,7 @@ fn flows_of_a_calm_fleet_are_told_once_and_by_one_end() {
 
 #[test]
 fn agents_that_start_among_flows_count_them_once() {
-    for seed in 100..100 + SEEDS {
+    for seed in seeds(1000) {
         let mut world = World::new(seed, 3, 4_000);
         let until = world.now + 60_000;
         crowd(&mut world, 3, until);
@@ -112,7 +119,7 @@ fn agents_that_start_among_flows_count_them_once() {
 
 #[test]
 fn peers_report_in_place_of_an_agent_that_was_killed() {
-    for seed in 200..200 + SEEDS {
+    for seed in seeds(2000) {
         let hosts = 2 + usize::try_from(seed % 2).unwrap();
         let mut world = World::new(seed, hosts, 4_000);
         let until = world.now + 150_000;
@@ -131,7 +138,7 @@ fn peers_report_in_place_of_an_agent_that_was_killed() {
 
 #[test]
 fn an_agent_that_comes_back_without_its_state_takes_nothing_from_the_sums() {
-    for seed in 300..300 + SEEDS {
+    for seed in seeds(3000) {
         let mut world = World::new(seed, 2, 4_000);
         let until = world.now + 150_000;
         crowd(&mut world, 2, until);
@@ -146,7 +153,7 @@ fn an_agent_that_comes_back_without_its_state_takes_nothing_from_the_sums() {
 
 #[test]
 fn an_agent_cut_off_from_the_controller_doubles_nothing() {
-    for seed in 400..400 + SEEDS {
+    for seed in seeds(4000) {
         let mut world = World::new(seed, 3, 4_000);
         let until = world.now + 300_000;
         crowd(&mut world, 3, until);
@@ -162,7 +169,7 @@ fn an_agent_cut_off_from_the_controller_doubles_nothing() {
 
 #[test]
 fn of_a_peer_whose_policy_leaves_out_flows_both_tell() {
-    for seed in 500..500 + SEEDS {
+    for seed in seeds(5000) {
         let mut world = World::new(seed, 3, 4_000);
         let until = world.now + 300_000;
         crowd(&mut world, 3, until);

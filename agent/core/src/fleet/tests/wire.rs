@@ -65,12 +65,19 @@ fn addresses_that_are_claimed_twice_or_local_are_in_no_list() {
     let members = list(
         1,
         vec![
-            member("host-0", &[&[10, 0, 0, 1], &[10, 0, 0, 9], &[127, 0, 0, 1], &[169, 254, 1, 1]]),
+            member(
+                "host-0",
+                &[&[10, 0, 0, 1], &[10, 0, 0, 9], &[127, 0, 0, 1], &[169, 254, 1, 1]],
+            ),
             member("host-1", &[&[10, 0, 0, 2], &[10, 0, 0, 9]]),
         ],
     );
     let parsed = Members::parse(&members).unwrap();
-    let addresses: Vec<_> = parsed.places.iter().map(|(address, _)| address.to_string()).collect();
+    let addresses: Vec<_> = parsed
+        .places
+        .iter()
+        .map(|(address, _)| address.to_string())
+        .collect();
     assert_eq!(addresses, ["10.0.0.1", "10.0.0.2"]);
 }
 
@@ -117,7 +124,10 @@ fn the_far_end_is_asked_for_once_and_named_for_a_while() {
     for record in [&mut first, &mut second] {
         assert_eq!(fleet.name_far_end(record, start, now), FarEnd::Complete);
         let owner = &record.responder.owner;
-        assert_eq!((owner.confidence, owner.program()), (Confidence::Told, Some("/usr/sbin/nginx")));
+        assert_eq!(
+            (owner.confidence, owner.program()),
+            (Confidence::Told, Some("/usr/sbin/nginx"))
+        );
     }
     let later = now.after(Duration::from_secs(61));
     let mut third = record.clone();
@@ -184,7 +194,10 @@ fn questions_that_make_no_sense_are_refused() {
         change(&mut question);
         Asked::parse(&question).unwrap_err()
     };
-    assert_eq!(refused(|question| question.protocol = 1), QuestionError::Protocol(1));
+    assert_eq!(
+        refused(|question| question.protocol = 1),
+        QuestionError::Protocol(1)
+    );
     assert_eq!(
         refused(|question| question.port = 65_536).to_string(),
         "port is 65536, not 1 to 65535"

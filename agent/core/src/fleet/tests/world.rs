@@ -142,8 +142,9 @@ impl World {
             agent.sights.clear();
         }
         self.were_away[host] = true;
-        self.happenings
-            .retain(|(_, what)| !matches!(what, Happening::Connect(other) | Happening::Lose(other) if *other == host));
+        self.happenings.retain(
+            |(_, what)| !matches!(what, Happening::Connect(other) | Happening::Lose(other) if *other == host),
+        );
         let at = self.now + self.random.u64(0..=self.late);
         self.happenings.push((at, Happening::Unlist(host)));
     }
@@ -225,14 +226,16 @@ impl World {
                     .retain(|(_, what)| !matches!(what, Happening::Unlist(other) if *other == host));
                 self.tell_all();
                 let members = self.members();
-                self.happenings.push((self.now, Happening::Tell { host, members }));
+                self.happenings
+                    .push((self.now, Happening::Tell { host, members }));
             }
             Happening::Lose(host) => {
                 if let Some(fleet) = &mut self.agents[host].fleet {
                     fleet.handle_lost(now);
                 }
-                self.happenings
-                    .retain(|(_, what)| !matches!(what, Happening::Tell { host: other, .. } if *other == host));
+                self.happenings.retain(
+                    |(_, what)| !matches!(what, Happening::Tell { host: other, .. } if *other == host),
+                );
             }
             Happening::Unlist(host) => {
                 self.agents[host].listed = false;

@@ -112,6 +112,27 @@ fn a_change_touches_only_what_changed() {
         ),
         (
             Choice {
+                rules: 3,
+                ..before.clone()
+            },
+            vec!["filter"],
+        ),
+        (
+            Choice {
+                one_in: 4,
+                ..before.clone()
+            },
+            vec!["filter"],
+        ),
+        (
+            Choice {
+                memory_mib: Some(64),
+                ..before.clone()
+            },
+            vec!["limits"],
+        ),
+        (
+            Choice {
                 failover: true,
                 ..before.clone()
             },
@@ -121,6 +142,34 @@ fn a_change_touches_only_what_changed() {
         let in_force = reached(&wanted(&before));
         assert_eq!(kinds(&plan(&in_force, &wanted(&after))), steps, "{after:?}");
     }
+}
+
+#[test]
+fn rules_that_go_leave_every_flow_kept_and_nothing_is_detached_for_them() {
+    let with = |rules, one_in, memory_mib| {
+        wanted(&Choice {
+            rules,
+            one_in,
+            memory_mib,
+            ..Choice::default()
+        })
+    };
+    let full = with(3, 4, Some(64));
+    let mut in_force = InForce::default();
+    let steps = plan(&in_force, &full);
+    assert_eq!(
+        kinds(&steps),
+        [
+            "metering", "naming", "filter", "limits", "buffer", "start c0", "attach"
+        ]
+    );
+    execute(&mut in_force, &steps);
+    assert!(!in_force.filtering().keeps_everything());
+    let steps = plan(&in_force, &with(0, 1, None));
+    assert_eq!(kinds(&steps), ["filter", "limits"]);
+    execute(&mut in_force, &steps);
+    assert!(in_force.filtering().keeps_everything());
+    assert_eq!(in_force.limits(), Limits::default());
 }
 
 #[test]
@@ -199,6 +248,10 @@ struct Choice {
     command_line: i32,
     as_is: bool,
     sync_ms: u64,
+    /// Bit 0: an include rule, bit 1: an exclude rule.
+    rules: u8,
+    one_in: u64,
+    memory_mib: Option<u64>,
     /// Only with two collectors or more.
     failover: bool,
     /// Number and version of each collector.
@@ -214,6 +267,9 @@ impl Default for Choice {
             command_line: 2,
             as_is: false,
             sync_ms: 500,
+            rules: 0,
+            one_in: 1,
+            memory_mib: None,
             failover: false,
             collectors: vec![(0, 1)],
         }
@@ -231,17 +287,21 @@ fn choices() -> impl Strategy<Value = Choice> {
         1..=3,
         any::<bool>(),
         500_u64..502,
+        (0_u8..4, 1_u64..3, prop::option::of(64_u64..66)),
         any::<bool>(),
         collectors,
     )
         .prop_map(
-            |(udp, scope, idle_s, command_line, as_is, sync_ms, failover, collectors)| Choice {
+            |(udp, scope, idle_s, command_line, as_is, sync_ms, content, failover, collectors)| Choice {
                 udp,
                 scope,
                 idle_s,
                 command_line,
                 as_is,
                 sync_ms,
+                rules: content.0,
+                one_in: content.1,
+                memory_mib: content.2,
                 failover: failover && collectors.len() > 1,
                 collectors,
             },
@@ -252,8 +312,24 @@ fn policy(choice: &Choice) -> Policy {
     let scopes = choice.scope.map(|n| wire::Scope {
         part: Some(wire::scope::Part::Cgroup(format!("/{n}"))),
     });
+    let rule = |bit: u8, port: &str| {
+        let rule = wire::FlowRule {
+            ports: vec![port.to_owned()],
+            ..wire::FlowRule::default()
+        };
+        (choice.rules & bit != 0).then_some(rule).into_iter().collect()
+    };
     Policy::try_from(wire::Policy {
+        limits: Some(wire::Limits {
+            cpu_permille: None,
+            memory_octets: choice.memory_mib.map(|mib| mib << 20),
+        }),
         capture: Some(wire::Capture {
+            include: rule(1, "443"),
+            exclude: rule(2, "5556"),
+            sampling: Some(wire::Sampling {
+                one_in: Some(choice.one_in),
+            }),
             udp: Some(choice.udp),
             scopes: scopes.into_iter().collect(),
             idle_timeout_ms: Some(choice.idle_s * 1_000),
@@ -336,7 +412,11 @@ fn execute(in_force: &mut InForce, steps: &[Step]) {
                     "one slot, two collectors"
                 );
             }
-            Step::UpdateMetering(_) | Step::UpdateNaming(_) | Step::UpdateBuffer(_) => {}
+            Step::UpdateMetering(_)
+            | Step::UpdateNaming(_)
+            | Step::UpdateFilter(_)
+            | Step::UpdateLimits(_)
+            | Step::UpdateBuffer(_) => {}
         }
         in_force.apply(step);
         let once = in_force.clone();
@@ -350,6 +430,8 @@ fn assert_reached(in_force: &InForce, wanted: &Wanted) {
     if let Some(policy) = wanted.policy() {
         assert_eq!(in_force.metering(), Some(metering_of(policy)));
         assert_eq!(in_force.naming(), Some(policy.enrich.command_line));
+        assert_eq!(*in_force.filtering(), filtering_of(policy));
+        assert_eq!(in_force.limits(), policy.limits);
         assert_eq!(in_force.buffer(), Some(policy.buffer));
         assert!(
             in_force
@@ -379,6 +461,8 @@ fn kinds(steps: &[Step]) -> Vec<String> {
             Step::ForgetCollector(name) => format!("forget {name}"),
             Step::UpdateMetering(_) => "metering".to_owned(),
             Step::UpdateNaming(_) => "naming".to_owned(),
+            Step::UpdateFilter(_) => "filter".to_owned(),
+            Step::UpdateLimits(_) => "limits".to_owned(),
             Step::UpdateBuffer(_) => "buffer".to_owned(),
             Step::StartCollector(exporting) => format!("start {}", exporting.name),
             Step::AttachCapture(_) => "attach".to_owned(),

@@ -68,6 +68,44 @@ fn each_flag_sets_its_field() {
 }
 
 #[test]
+fn rules_and_the_share_go_into_the_policy() {
+    let policy = policy(&[
+        "--include",
+        "cidr=10.0.0.0/8,cidr=fd00::/8,port=443",
+        "--include=process=/usr/lib/jvm/*,user=anna",
+        "--exclude",
+        "port=8000-8100,cgroup=/system.slice/x.service",
+        "--sample=1/16",
+    ]);
+    let told = |rules: &[flowtilla_proto::policy::FlowRule]| -> Vec<String> {
+        rules.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(
+        told(&policy.capture.include),
+        [
+            "cidr=10.0.0.0/8,cidr=fd00::/8,port=443",
+            "process=/usr/lib/jvm/*,user=anna"
+        ]
+    );
+    assert_eq!(
+        told(&policy.capture.exclude),
+        ["port=8000-8100,cgroup=/system.slice/x.service"]
+    );
+    assert_eq!(policy.capture.sampling.one_in.get(), 16);
+}
+
+#[test]
+fn rules_that_are_refused_name_their_flag() {
+    let refused = wanted(&["--include", "cidr=10.0.0.1/8", "--exclude=port=0", "--sample=1/0"]);
+    assert_eq!(
+        refused.expect_err("three mistakes"),
+        "--include: \"10.0.0.1/8\" has bits beyond its length of 8; write 10.0.0.0/8 for the network, 10.0.0.1 for the host\n\
+         --exclude: \"0\" is no port; write a number of 1 to 65535, or two of them, such as 8000-8100\n\
+         --sample: \"0\" is too small; write 1 to 1000000"
+    );
+}
+
+#[test]
 fn each_ntopng_is_a_collector_and_one_key_serves_all_or_each_has_its_own() {
     let two = ["--ntopng=tcp://192.0.2.1:5556", "--ntopng=tcp://[::1]:5557"];
     let told = |more: &[&str]| -> Vec<String> {

@@ -1,0 +1,464 @@
+//! Rules against a naive model that reads them as they were written, and what one flow sees of a change.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use flowtilla_proto::policy::Policy;
+use flowtilla_proto::wire;
+use proptest::prelude::*;
+
+use super::*;
+use crate::flow::record::{BootId, CollectorSet, Counting, Party, Traffic};
+use crate::observe::{Endpoint, NetNs};
+use crate::owner::{Confidence, Names, Owner, Process, ProcessKey, Unknown};
+use crate::time::{KernelTime, WallTime};
+
+const FLOWS_MAX: usize = 100;
+
+fn filtering(include: Vec<wire::FlowRule>, exclude: Vec<wire::FlowRule>, one_in: u64) -> Filtering {
+    let policy = Policy::try_from(wire::Policy {
+        capture: Some(wire::Capture {
+            include,
+            exclude,
+            sampling: Some(wire::Sampling { one_in: Some(one_in) }),
+            ..wire::Capture::default()
+        }),
+        ..wire::Policy::default()
+    })
+    .unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    Filtering {
+        include: policy.capture.include,
+        exclude: policy.capture.exclude,
+        sampling: policy.capture.sampling,
+    }
+}
+
+fn filter(include: Vec<wire::FlowRule>, exclude: Vec<wire::FlowRule>, one_in: u64) -> Filter {
+    Filter::new(&filtering(include, exclude, one_in), FLOWS_MAX).expect("something is left out")
+}
+
+fn ports(texts: &[&str]) -> wire::FlowRule {
+    wire::FlowRule {
+        ports: texts.iter().map(ToString::to_string).collect(),
+        ..wire::FlowRule::default()
+    }
+}
+
+fn owner(comm: &str, executable: Option<&str>, uid: u32, user: Option<&str>, cgroup: u64) -> Owner {
+    Owner {
+        confidence: Confidence::Exact,
+        process: Some(Process {
+            key: ProcessKey {
+                pid: 7,
+                start: KernelTime(1),
+            },
+            parent_pid: 1,
+            uid,
+            gid: 0,
+            cgroup_id: cgroup,
+            comm: comm.into(),
+        }),
+        names: Some(Arc::new(Names {
+            executable: executable.map(str::to_owned),
+            user: user.map(str::to_owned),
+            ..Names::default()
+        })),
+    }
+}
+
+fn record(cookie: u64, part: u32, initiator: Party, responder: Party) -> FlowRecord {
+    let at = WallTime(1);
+    FlowRecord {
+        id: RecordId {
+            boot: BootId([7; 16]),
+            cookie: Cookie(cookie),
+            stream: 0,
+            part,
+        },
+        first: part == 1,
+        protocol: Protocol::Tcp,
+        initiator,
+        responder,
+        initiator_seen: true,
+        backfilled: false,
+        netns: NetNs(1),
+        counting: Counting::Delta,
+        delta: Traffic::default(),
+        total: Traffic::default(),
+        start: at,
+        delta_start: at,
+        end: at,
+        tcp: None,
+        reason: EndReason::ActiveTimeout,
+        held_from: CollectorSet::default(),
+        baseline: None,
+    }
+}
+
+fn party(address: IpAddr, port: u16, owner: Owner) -> Party {
+    Party {
+        endpoint: Endpoint { address, port },
+        owner,
+    }
+}
+
+fn simple(cookie: u64, part: u32, port: u16, comm: &str) -> FlowRecord {
+    record(
+        cookie,
+        part,
+        party(
+            Ipv4Addr::new(10, 0, 0, 1).into(),
+            40_000,
+            owner(comm, None, 0, None, 0),
+        ),
+        party(
+            Ipv4Addr::new(192, 0, 2, 1).into(),
+            port,
+            Owner::unknown(Unknown::Remote),
+        ),
+    )
+}
+
+fn judge(filter: &mut Filter, record: &FlowRecord) -> Verdict {
+    filter.judge(record, |_| None)
+}
+
+#[test]
+fn without_rules_and_sampling_there_is_no_filter() {
+    assert!(Filter::new(&Filtering::default(), FLOWS_MAX).is_none());
+    assert!(Filter::new(&filtering(vec![], vec![], 1), FLOWS_MAX).is_none());
+}
+
+#[test]
+fn an_exclude_rule_wins_over_an_include_rule() {
+    let mut filter = filter(vec![ports(&["1-1000"])], vec![ports(&["443"])], 1);
+    assert_eq!(judge(&mut filter, &simple(1, 1, 80, "x")), Verdict::Kept);
+    assert_eq!(judge(&mut filter, &simple(2, 1, 443, "x")), Verdict::Filtered);
+    assert_eq!(judge(&mut filter, &simple(3, 1, 2000, "x")), Verdict::Filtered);
+}
+
+#[test]
+fn a_flow_keeps_its_decision_whatever_becomes_of_its_process() {
+    let curl = wire::FlowRule {
+        processes: vec!["curl".into()],
+        ..wire::FlowRule::default()
+    };
+    let mut filter = filter(vec![], vec![curl], 1);
+    assert_eq!(judge(&mut filter, &simple(1, 1, 80, "sh")), Verdict::Kept);
+    assert_eq!(judge(&mut filter, &simple(1, 2, 80, "curl")), Verdict::Kept);
+    assert_eq!(judge(&mut filter, &simple(2, 1, 80, "curl")), Verdict::Filtered);
+    let mut last = simple(2, 2, 80, "sh");
+    last.reason = EndReason::EndOfFlow;
+    assert_eq!(judge(&mut filter, &last), Verdict::Filtered);
+    assert_eq!(filter.decided.len(), 1, "the flow that ended is forgotten");
+    // Another flow of the same socket is another flow.
+    let mut other = simple(2, 1, 80, "sh");
+    other.id.stream = 1;
+    assert_eq!(judge(&mut filter, &other), Verdict::Kept);
+}
+
+#[test]
+fn decisions_are_bounded_by_the_most_flows() {
+    let mut filter = filter(vec![], vec![ports(&["443"])], 1);
+    for cookie in 0..10 * FLOWS_MAX as u64 {
+        assert_eq!(judge(&mut filter, &simple(cookie, 1, 80, "x")), Verdict::Kept);
+    }
+    assert_eq!(filter.decided.len(), FLOWS_MAX);
+    filter.set_flows_max(10);
+    assert_eq!(filter.decided.len(), 10);
+}
+
+#[test]
+fn a_flow_of_one_record_is_not_remembered() {
+    let mut filter = filter(vec![], vec![ports(&["443"])], 1);
+    let mut only = simple(1, 1, 443, "x");
+    only.reason = EndReason::EndOfFlow;
+    assert_eq!(judge(&mut filter, &only), Verdict::Filtered);
+    assert_eq!(filter.decided.len(), 0);
+}
+
+#[test]
+fn sampling_keeps_about_its_share_and_every_record_of_a_flow() {
+    for one_in in [2_u64, 4, 10, 100] {
+        let mut filter = filter(vec![], vec![], one_in);
+        let flows = 100_000_u64;
+        let mut kept = 0;
+        for cookie in 0..flows {
+            // Sockets of clients have every second cookie.
+            let first = judge(&mut filter, &simple(2 * cookie, 1, 80, "x"));
+            let mut last = simple(2 * cookie, 9, 443, "y");
+            last.reason = EndReason::Reset;
+            assert_eq!(judge(&mut filter, &last), first);
+            kept += u64::from(first == Verdict::Kept);
+        }
+        // Six standard deviations of a fair draw.
+        let share = 1.0 / one_in as f64;
+        let spread = 6.0 * (flows as f64 * share * (1.0 - share)).sqrt();
+        let off = (kept as f64 - flows as f64 * share).abs();
+        assert!(off < spread, "1/{one_in}: {kept} of {flows}");
+    }
+}
+
+#[test]
+fn a_flow_kept_one_in_eight_is_kept_one_in_four() {
+    let (mut eight, mut four) = (filter(vec![], vec![], 8), filter(vec![], vec![], 4));
+    for cookie in 0..10_000 {
+        let record = simple(cookie, 1, 80, "x");
+        if judge(&mut eight, &record) == Verdict::Kept {
+            assert_eq!(judge(&mut four, &record), Verdict::Kept);
+        }
+    }
+}
+
+#[test]
+fn which_flows_are_kept_does_not_change_with_the_version() {
+    let mut filter = filter(vec![], vec![], 4);
+    let kept: Vec<u64> = (1..=40)
+        .filter(|&cookie| judge(&mut filter, &simple(cookie, 1, 80, "x")) == Verdict::Kept)
+        .collect();
+    assert_eq!(kept, PINNED);
+}
+
+/// A change of these keeps other flows after an upgrade than before.
+const PINNED: [u64; 6] = [2, 13, 21, 30, 31, 39];
+
+#[test]
+fn peers_of_one_udp_socket_are_sampled_each_for_itself() {
+    let mut filter = filter(vec![], vec![], 4);
+    let kept = (0..1_000)
+        .filter(|&stream| {
+            let mut record = simple(5, 1, 53, "x");
+            record.protocol = Protocol::Udp;
+            record.id.stream = stream;
+            judge(&mut filter, &record) == Verdict::Kept
+        })
+        .count();
+    assert!((150..350).contains(&kept), "{kept} of 1000");
+    // A connection that goes on after a restart is the same one.
+    let tcp = |filter: &mut Filter, stream| {
+        let mut record = simple(5, 1, 53, "x");
+        record.id.stream = stream;
+        judge(filter, &record)
+    };
+    let first = tcp(&mut filter, 0);
+    assert!((1..100).all(|stream| tcp(&mut filter, stream) == first));
+}
+
+#[test]
+fn what_the_rules_leave_out_is_not_counted_as_sampled_out() {
+    let mut filter = filter(vec![], vec![ports(&["443"])], 1_000_000);
+    assert_eq!(judge(&mut filter, &simple(1, 1, 443, "x")), Verdict::Filtered);
+    assert_eq!(judge(&mut filter, &simple(2, 1, 80, "x")), Verdict::SampledOut);
+}
+
+const CIDRS: [&str; 7] = [
+    "10.0.0.0/8",
+    "10.1.0.0/16",
+    "10.1.2.3",
+    "192.0.2.0/24",
+    "0.0.0.0/0",
+    "2001:db8::/32",
+    "::1",
+];
+const ADDRESSES: [&str; 7] = [
+    "10.1.2.3",
+    "10.1.2.4",
+    "10.2.0.1",
+    "192.0.2.9",
+    "127.0.0.1",
+    "2001:db8::1",
+    "::1",
+];
+const PORTS: [&str; 5] = ["53", "80", "80-443", "1-65535", "8000-9000"];
+const PORTS_USED: [u16; 7] = [0, 53, 80, 81, 443, 8_500, 40_000];
+const PROCESSES: [&str; 8] = [
+    "curl",
+    "cu*",
+    "*",
+    "/usr/bin/*",
+    "/usr/bin/curl",
+    "*l",
+    "nginx",
+    "/opt/*/x",
+];
+const PROGRAMS: [Option<&str>; 6] = [
+    None,
+    Some("/usr/bin/curl"),
+    Some("/usr/sbin/nginx"),
+    Some("/opt/a/b/x"),
+    Some("/opt/curl"),
+    Some("/"),
+];
+const USERS: [&str; 4] = ["root", "0", "anna", "1000"];
+const CGROUPS: [&str; 3] = ["/a", "/a/b", "/system.slice"];
+const PATHS: [Option<&str>; 6] = [
+    None,
+    Some("/"),
+    Some("/a"),
+    Some("/ab"),
+    Some("/a/b/c"),
+    Some("/system.slice/x"),
+];
+
+/// One end as numbers into the lists above.
+type End = (usize, usize, Option<(usize, bool, usize)>);
+/// A rule likewise.
+type Lists = [Vec<usize>; 5];
+
+fn ends() -> impl Strategy<Value = End> {
+    let owner = (0..PROGRAMS.len(), any::<bool>(), 0..PATHS.len());
+    (0..ADDRESSES.len(), 0..PORTS_USED.len(), prop::option::of(owner))
+}
+
+fn lists() -> impl Strategy<Value = Lists> {
+    let some = |n: usize| prop::collection::btree_set(0..n, 0..3).prop_map(|set| set.into_iter().collect());
+    (
+        some(CIDRS.len()),
+        some(PORTS.len()),
+        some(PROCESSES.len()),
+        some(USERS.len()),
+        some(CGROUPS.len()),
+    )
+        .prop_map(
+            |(a, b, c, d, e): (Vec<usize>, Vec<usize>, Vec<usize>, Vec<usize>, Vec<usize>)| [a, b, c, d, e],
+        )
+        .prop_filter("a rule has members", |lists| {
+            lists.iter().any(|list| !list.is_empty())
+        })
+}
+
+fn written(lists: &Lists) -> wire::FlowRule {
+    let texts = |list: &[usize], all: &[&str]| list.iter().map(|&n| all[n].to_owned()).collect();
+    wire::FlowRule {
+        cidrs: texts(&lists[0], &CIDRS),
+        ports: texts(&lists[1], &PORTS),
+        processes: texts(&lists[2], &PROCESSES),
+        users: texts(&lists[3], &USERS),
+        cgroups: texts(&lists[4], &CGROUPS),
+    }
+}
+
+/// User 0 is root, the other is anna. The command name is that of the file, or `kernel`.
+fn made(end: &End) -> Party {
+    let &(address, port, owned) = end;
+    let owner = match owned {
+        None => Owner::unknown(Unknown::Remote),
+        Some((program, root, path)) => {
+            let executable = PROGRAMS[program];
+            let comm = executable.map_or("kernel", |path| path.rsplit('/').next().unwrap_or_default());
+            let (uid, user) = if root { (0, "root") } else { (1000, "anna") };
+            owner(comm, executable, uid, Some(user), 1 + path as u64)
+        }
+    };
+    party(
+        ADDRESSES[address].parse().expect("an address"),
+        PORTS_USED[port],
+        owner,
+    )
+}
+
+/// What the contract says, read from the words of the rule: bit by bit, character by character.
+fn model(rule: &wire::FlowRule, ends: &[End; 2]) -> bool {
+    let either = |list: &[String], member: &dyn Fn(&str, &End) -> bool| {
+        list.is_empty() || list.iter().any(|text| ends.iter().any(|end| member(text, end)))
+    };
+    let owned = |end: &End, see: &dyn Fn(usize, bool, usize) -> bool| {
+        end.2
+            .is_some_and(|(program, root, path)| see(program, root, path))
+    };
+    either(&rule.cidrs, &|text, end| in_network(text, ADDRESSES[end.0]))
+        && either(&rule.ports, &|text, end| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            let number = |text: &str| text.parse::<u16>().expect("a port");
+            (number(first)..=number(last)).contains(&PORTS_USED[end.1])
+        })
+        && either(&rule.processes, &|text, end| {
+            owned(
+                end,
+                &|program, _, _| match (PROGRAMS[program], text.starts_with('/')) {
+                    (Some(path), true) => glob(text, path),
+                    (Some(path), false) => glob(text, path.rsplit('/').next().unwrap_or_default()),
+                    (None, true) => false,
+                    (None, false) => glob(text, "kernel"),
+                },
+            )
+        })
+        && either(&rule.users, &|text, end| {
+            owned(end, &|_, root, _| {
+                [["anna", "1000"], ["root", "0"]][usize::from(root)].contains(&text)
+            })
+        })
+        && either(&rule.cgroups, &|text, end| {
+            owned(end, &|_, _, path| {
+                PATHS[path].is_some_and(|path| format!("{path}/").starts_with(&format!("{text}/")))
+            })
+        })
+}
+
+fn in_network(cidr: &str, address: &str) -> bool {
+    let bits = |text: &str| -> String {
+        match text.parse::<IpAddr>().expect("an address") {
+            IpAddr::V4(address) => format!("{:032b}", address.to_bits()),
+            IpAddr::V6(address) => format!("{:0128b}", address.to_bits()),
+        }
+    };
+    let (network, length) = cidr.split_once('/').unwrap_or((cidr, "999"));
+    let (network, address) = (bits(network), bits(address));
+    let length = network.len().min(length.parse().expect("a length"));
+    network.len() == address.len() && network[..length] == address[..length]
+}
+
+fn glob(pattern: &str, text: &str) -> bool {
+    match pattern.split_at_checked(1) {
+        None => text.is_empty(),
+        Some(("*", rest)) => (0..=text.len()).any(|at| glob(rest, &text[at..])),
+        Some((letter, rest)) => text.strip_prefix(letter).is_some_and(|text| glob(rest, text)),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rules_mean_what_is_written(
+        include in prop::collection::vec(lists(), 0..3),
+        exclude in prop::collection::vec(lists(), 0..3),
+        ends in [ends(), ends()],
+    ) {
+        prop_assume!(!include.is_empty() || !exclude.is_empty());
+        let (include, exclude): (Vec<_>, Vec<_>) = (include.iter().map(written).collect(), exclude.iter().map(written).collect());
+        let any = |rules: &[wire::FlowRule]| rules.iter().any(|rule| model(rule, &ends));
+        let kept = (include.is_empty() || any(&include)) && !any(&exclude);
+        let mut filter = filter(include, exclude, 1);
+        let record = record(1, 1, made(&ends[0]), made(&ends[1]));
+        let path = |id: u64| PATHS[usize::try_from(id - 1).expect("a small number")];
+        let verdict = filter.judge(&record, path);
+        prop_assert_eq!(verdict == Verdict::Kept, kept);
+        // The ends have no order.
+        let turned = super::tests::record(2, 1, made(&ends[1]), made(&ends[0]));
+        prop_assert_eq!(filter.judge(&turned, path), verdict);
+    }
+
+    /// Over any history, each flow has one verdict: that of its first record.
+    #[test]
+    fn a_flow_has_one_verdict(history in prop::collection::vec((0_u64..20, 0..PORTS_USED.len(), prop::bool::weighted(0.2)), 1..200)) {
+        let mut filter = filter(vec![], vec![ports(&["80-443"])], 3);
+        let mut streams: HashMap<u64, (u64, u32, Option<Verdict>)> = HashMap::new();
+        for (cookie, port, last) in history {
+            let (stream, part, verdict) = streams.entry(cookie).or_insert((0, 0, None));
+            *part += 1;
+            let mut record = simple(cookie, *part, PORTS_USED[port], "x");
+            record.id.stream = *stream;
+            if last {
+                record.reason = EndReason::EndOfFlow;
+            }
+            let now = judge(&mut filter, &record);
+            prop_assert_eq!(*verdict.get_or_insert(now), now);
+            if last {
+                (*stream, *part, *verdict) = (*stream + 1, 0, None);
+            }
+        }
+        prop_assert!(filter.decided.len() <= 20);
+    }
+}

@@ -1,0 +1,298 @@
+//! Decides who gets an identity, keeps it, or gets it back. Pure: rows and time in, verdicts out.
+//!
+//! | asks | with | is refused when |
+//! |---|---|---|
+//! | enrol | token, key | no such token, taken back, used with another key, too late |
+//! | renew | live SVID | revoked, unknown |
+//! | recover | SVID that ran out, its key | another key, an SVID before the last few, revoked, unknown, beyond `renewGrace` and not approved |
+//!
+//! A token that was used may be shown again with the same key until it runs out: whoever asked may not have heard the answer.
+//! It gives the same identity. In [`crate::identities`] each verdict is on the disk before it is told.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use flowtilla_grpc::svid::SvidFacts;
+use flowtilla_proto::mistake::{Mistake, Mistakes};
+use flowtilla_proto::spiffe::{MemberName, SpiffeId};
+use flowtilla_proto::token::{TokenError, TokenSecret};
+use flowtilla_proto::wire::enrol::Reason;
+use sha2::{Digest, Sha256};
+
+use crate::clock::WallMs;
+use crate::identity::csr::{CsrError, PublicKey};
+use crate::identity::rows::{IdentityRow, TokenRow};
+
+/// How long after its SVID ran out an agent gets it back by itself.
+///
+/// A host that was off over a holiday. Half of it asks operators after each; double it, and a stolen disk is of use longer.
+pub const RENEW_GRACE_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long a token may be used when nobody says otherwise.
+pub const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(3600);
+/// Longest life of a token: one that is written into an image of hosts for a month of installation.
+pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
+/// Shortest life of a token.
+pub const TOKEN_LIFE_MIN: Duration = Duration::from_secs(1);
+/// Most labels of one agent.
+pub const LABELS_MAX: usize = 32;
+/// Most octets of a label's key, and of its value.
+pub const LABEL_OCTETS_MAX: usize = 63;
+/// How many of its newest SVIDs an agent may recover with. An answer to a renewal may be lost some times in a row; an
+/// older key than that was left lying about.
+pub(crate) const SERIALS_KEPT: usize = 4;
+
+/// Why an identity is refused. Each is told as one of the API's reasons.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The text is no token.
+    #[error("the join token {0}")]
+    TokenMalformed(#[from] TokenError),
+    /// No such token, or not its secret.
+    #[error("the join token is not known here: ask the operator for another one")]
+    TokenUnknown,
+    /// Somebody has used it.
+    #[error("the join token was used already: ask the operator for another one")]
+    TokenUsed,
+    /// It is too late.
+    #[error("the join token has run out: ask the operator for another one")]
+    TokenExpired,
+    /// It was taken back.
+    #[error("the join token was taken back: ask the operator for another one")]
+    TokenRevoked,
+    /// See there.
+    #[error("{0}")]
+    Csr(#[from] CsrError),
+    /// It is not ours.
+    #[error("the SVID was not signed in this trust domain")]
+    ForeignSvid,
+    /// The request's key is not that of the SVID.
+    #[error("the certificate request's key is not that of the SVID")]
+    OtherKey,
+    /// A later key has taken its place.
+    #[error("the SVID's key has been replaced by later ones: enrol with a new token")]
+    OldKey,
+    /// The identity was revoked.
+    #[error("the identity {0} was revoked")]
+    Revoked(SpiffeId),
+    /// Too late to come back by itself.
+    #[error("the SVID of {0} ran out too long ago: an operator must run `agentctl approve {name}`", name = .0.name)]
+    AwaitingApproval(SpiffeId),
+    /// Nobody with such an identity is known.
+    #[error("{0} is not known to this controller: enrol with a new token")]
+    Unknown(SpiffeId),
+    /// Whoever asks may not ask this.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// Too many ask, or too many are there.
+    #[error("{0}")]
+    Busy(&'static str),
+}
+
+/// What a good token gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TokenVerdict {
+    /// An identity.
+    Fresh,
+    /// The identity that the same key was given before.
+    Again(SpiffeId),
+}
+
+/// What is to be written about somebody who wants an identity back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Recovery {
+    /// Give it back.
+    Granted,
+    /// Note that an operator is to decide, and refuse.
+    Awaits,
+}
+
+impl Refusal {
+    /// The API's word for it.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::TokenMalformed(_) => Reason::TokenMalformed,
+            Self::TokenUnknown => Reason::TokenUnknown,
+            Self::TokenUsed => Reason::TokenUsed,
+            Self::TokenExpired => Reason::TokenExpired,
+            Self::Csr(_) => Reason::Csr,
+            Self::ForeignSvid => Reason::ForeignSvid,
+            Self::OtherKey | Self::OldKey => Reason::OtherKey,
+            Self::TokenRevoked | Self::Revoked(_) => Reason::Revoked,
+            Self::AwaitingApproval(_) => Reason::AwaitingApproval,
+            Self::Unknown(_) | Self::NotAllowed(_) => Reason::NotAllowed,
+            Self::Busy(_) => Reason::Busy,
+        }
+    }
+}
+
+/// What a token's holder gets. `row`: the token of that id, when there is one.
+pub(crate) fn judge_token(
+    row: Option<&TokenRow>,
+    secret: &TokenSecret,
+    key: &PublicKey,
+    now: WallMs,
+) -> Result<TokenVerdict, Refusal> {
+    let row = row.filter(|row| row.secret_hash == hash(secret));
+    let row = row.ok_or(Refusal::TokenUnknown)?;
+    if row.revoked {
+        return Err(Refusal::TokenRevoked);
+    }
+    let expired = now.0 >= row.expires_ms;
+    if row.used_by.is_empty() {
+        return match expired {
+            true => Err(Refusal::TokenExpired),
+            false => Ok(TokenVerdict::Fresh),
+        };
+    }
+    if row.used_key_hash != key.hash() || expired {
+        return Err(Refusal::TokenUsed);
+    }
+    SpiffeId::parse(&row.used_by)
+        .map(TokenVerdict::Again)
+        .map_err(|_| Refusal::TokenUsed)
+}
+
+/// Whether somebody may have what only those with a good identity have.
+pub(crate) fn judge_standing(id: &SpiffeId, row: Option<&IdentityRow>) -> Result<(), Refusal> {
+    match row {
+        None => Err(Refusal::Unknown(id.clone())),
+        Some(row) if row.revoked_ms != 0 => Err(Refusal::Revoked(id.clone())),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Whether the holder of an SVID that may have run out gets it back. The SVID is ours: its signature was checked.
+pub(crate) fn judge_recovery(
+    row: Option<&IdentityRow>,
+    svid: &SvidFacts,
+    key: &PublicKey,
+    grace: Duration,
+    now: WallMs,
+) -> Result<Recovery, Refusal> {
+    if svid.public_key != key.der() {
+        return Err(Refusal::OtherKey);
+    }
+    judge_standing(&svid.id, row)?;
+    let row = row.expect("judged above");
+    if !row.serials.contains(&svid.serial) {
+        return Err(Refusal::OldKey);
+    }
+    let late = now.since(WallMs::from_seconds(svid.not_after)) > grace;
+    Ok(match late && !row.approved {
+        true => Recovery::Awaits,
+        false => Recovery::Granted,
+    })
+}
+
+/// SHA-256 of a token's secret: what is stored of it.
+pub(crate) fn hash(secret: &TokenSecret) -> Vec<u8> {
+    Sha256::digest(secret.0).to_vec()
+}
+
+/// What somebody wants a token for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenOrder {
+    /// Labels of the agent that will use it.
+    pub labels: BTreeMap<String, String>,
+    /// How long it may be used; `None`: [`TOKEN_LIFE_DEFAULT`].
+    pub life: Option<Duration>,
+    /// Name of an operator; empty: the token is for an agent.
+    pub operator: String,
+}
+
+/// A token order that was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CheckedOrder {
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) life: Duration,
+    pub(crate) operator: Option<MemberName>,
+}
+
+impl TokenOrder {
+    /// Checks it.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes, under the names that the request's fields have.
+    pub(crate) fn check(&self) -> Result<CheckedOrder, Mistakes> {
+        let mut mistakes = Vec::new();
+        let mut refuse = |path: String, value: &str, why: &str, remedy: String| {
+            mistakes.push(Mistake {
+                path,
+                value: Some(value.to_owned()),
+                why: why.to_owned(),
+                remedy,
+            });
+        };
+        let life = self.life.unwrap_or(TOKEN_LIFE_DEFAULT);
+        if !(TOKEN_LIFE_MIN..=TOKEN_LIFE_MAX).contains(&life) {
+            let remedy = format!(
+                "choose from {} s to {} days",
+                TOKEN_LIFE_MIN.as_secs(),
+                TOKEN_LIFE_MAX.as_secs() / 86_400
+            );
+            refuse(
+                "ttl".into(),
+                &format!("{life:?}"),
+                "is no life for a token",
+                remedy,
+            );
+        }
+        if self.labels.len() > LABELS_MAX {
+            let count = self.labels.len().to_string();
+            refuse(
+                "labels".into(),
+                &count,
+                "are too many",
+                format!("give at most {LABELS_MAX}"),
+            );
+        }
+        for (key, value) in self.labels.iter().take(LABELS_MAX) {
+            let remedy = || {
+                format!(
+                    "write 1 to {LABEL_OCTETS_MAX} of A-Z, a-z, 0-9, '-', '_', '.' and '/', a value may be empty"
+                )
+            };
+            if key.is_empty() || !is_label(key) {
+                refuse("labels".into(), key, "is no label's key", remedy());
+            }
+            if !is_label(value) {
+                refuse(format!("labels[{key:?}]"), value, "is no label's value", remedy());
+            }
+        }
+        if !self.operator.is_empty() && !self.labels.is_empty() {
+            let remedy = "leave the labels out, or the operator's name".to_owned();
+            refuse(
+                "operator".into(),
+                &self.operator,
+                "has labels: they are an agent's",
+                remedy,
+            );
+        }
+        let operator = (!self.operator.is_empty()).then(|| MemberName::parse(&self.operator));
+        let operator = match operator.transpose() {
+            Ok(operator) => operator,
+            Err(wrong) => {
+                mistakes.extend(wrong.under("operator"));
+                None
+            }
+        };
+        match Mistakes::from_list(mistakes) {
+            Some(mistakes) => Err(mistakes),
+            None => Ok(CheckedOrder {
+                labels: self.labels.clone(),
+                life,
+                operator,
+            }),
+        }
+    }
+}
+
+fn is_label(text: &str) -> bool {
+    let fits = |octet: u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_' | b'.' | b'/');
+    text.len() <= LABEL_OCTETS_MAX && text.bytes().all(fits)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,3 @@
+//! The API's services: who calls, parse, ask, answer. Nothing is decided here.
+
+pub mod enrol;

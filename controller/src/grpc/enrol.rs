@@ -1,0 +1,155 @@
+//! Enrolment, renewal, recovery. Thin: decisions are in [`crate::enrolment`], changes in [`crate::identities`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flowtilla_grpc::enrol::enrolment_server::{Enrolment, EnrolmentServer};
+use flowtilla_proto::wire::enrol::{EnrolRequest, Identity, RecoverRequest, RenewRequest};
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status};
+
+use crate::authz::{self, Call};
+use crate::clock::Clock;
+use crate::enrolment::Refusal;
+use crate::identities::{Granted, Identities, IdentityError};
+
+/// Most octets of a request: an SVID, a certificate request, a token, and names.
+pub const REQUEST_OCTETS_MAX: usize = 32 << 10;
+/// Requests that are worked on at once. Each has a thread of its own; more only wait for one another.
+const AT_ONCE_MAX: usize = 8;
+/// Requests that wait, and how long: then the caller is told to come again.
+const WAITING_MAX: usize = 1024;
+const WAIT: Duration = Duration::from_secs(5);
+
+/// The service.
+pub struct Service {
+    identities: Arc<Identities>,
+    clock: Clock,
+    at_once: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+impl Service {
+    /// The service, as tonic wants it.
+    pub fn server(identities: Arc<Identities>, clock: Clock) -> EnrolmentServer<Self> {
+        let service = Self {
+            identities,
+            clock,
+            at_once: Arc::new(Semaphore::new(AT_ONCE_MAX)),
+            waiting: Semaphore::new(WAITING_MAX),
+        };
+        EnrolmentServer::new(service).max_decoding_message_size(REQUEST_OCTETS_MAX)
+    }
+
+    async fn work(
+        &self,
+        work: impl FnOnce(&Identities) -> Result<Granted, IdentityError> + Send + 'static,
+    ) -> Result<Response<Identity>, Status> {
+        let busy = || {
+            Status::from(authz::refusal(&Refusal::Busy(
+                "too many ask at once: ask again later",
+            )))
+        };
+        let _waiting = self.waiting.try_acquire().map_err(|_| busy())?;
+        let turn = tokio::time::timeout(WAIT, Arc::clone(&self.at_once).acquire_owned()).await;
+        let turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
+        let identities = Arc::clone(&self.identities);
+        // The turn goes with the work: a caller that hangs up does not make room for another thread.
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work(&identities)
+        });
+        match done.await {
+            Ok(Ok(granted)) => Ok(Response::new(identity(granted))),
+            Ok(Err(error)) => Err(status(&error)),
+            Err(error) => {
+                tracing::error!(%error, "an enrolment failed");
+                Err(Status::internal("the controller failed: see its log"))
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Enrolment for Service {
+    async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<Identity>, Status> {
+        let now = self.clock.now();
+        let asked = request.into_inner();
+        self.work(move |identities| identities.enrol(&asked.token, &asked.csr, &asked.host_name, now))
+            .await
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Identity>, Status> {
+        let now = self.clock.now();
+        let caller = authz::admit(&request, Call::Renew, &self.identities, now)?;
+        let asked = request.into_inner();
+        self.work(move |identities| identities.renew(&caller, &asked.csr, now))
+            .await
+    }
+
+    async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<Identity>, Status> {
+        let now = self.clock.now();
+        let asked = request.into_inner();
+        self.work(move |identities| identities.recover(&asked.svid, &asked.csr, now))
+            .await
+    }
+}
+
+/// How an error of [`Identities`] is told. Details: an encoded `enrol.Refusal` for a refusal, `fleet.Mistakes` for mistakes.
+pub fn status(error: &IdentityError) -> Status {
+    match error {
+        IdentityError::Refused(refused) => {
+            tracing::info!(reason = ?refused.reason(), why = %refused, "refused");
+            authz::refusal(refused).into()
+        }
+        IdentityError::Mistakes(mistakes) => mistakes_status(mistakes),
+        IdentityError::NotFound(why) => Status::not_found(why),
+        IdentityError::Precondition(why) => Status::failed_precondition(why),
+        IdentityError::Ca(_) | IdentityError::Store(_) => {
+            tracing::error!(error = %Chain(error), "an identity could not be given");
+            Status::unavailable("the controller failed: see its log")
+        }
+    }
+}
+
+fn mistakes_status(mistakes: &flowtilla_proto::mistake::Mistakes) -> Status {
+    use flowtilla_proto::wire::fleet;
+    use prost::Message as _;
+
+    let one = |mistake: &flowtilla_proto::mistake::Mistake| fleet::Mistake {
+        object: -1,
+        path: mistake.path.clone(),
+        value: mistake.value.clone(),
+        why: mistake.why.clone(),
+        remedy: mistake.remedy.clone(),
+    };
+    let details = fleet::Mistakes {
+        mistakes: mistakes.iter().map(one).collect(),
+    };
+    let details = details.encode_to_vec();
+    Status::with_details(tonic::Code::InvalidArgument, mistakes.to_string(), details.into())
+}
+
+fn identity(granted: Granted) -> Identity {
+    Identity {
+        id: granted.id.to_string(),
+        chain: granted.issued.chain.iter().map(|der| der.to_vec()).collect(),
+        bundle: granted.bundle,
+        not_after: granted.issued.not_after,
+    }
+}
+
+/// An error with what led to it, on one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}

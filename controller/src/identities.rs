@@ -1,0 +1,679 @@
+//! Identities and join tokens: the tables, their changes, and who listens to revocations.
+//!
+//! One change at a time (`changing`): decide ([`crate::enrolment`]), commit, then show it to readers (`view`) and tell the
+//! caller. So whoever is told something is told what is on the disk, and a token that many show at once is used once.
+//! Readers never wait for the disk. Methods that change something block: call them from threads that may.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use flowtilla_grpc::svid::{self, SvidFacts};
+use flowtilla_proto::mistake::Mistakes;
+use flowtilla_proto::spiffe::{MemberName, Role, SpiffeId};
+use flowtilla_proto::token::{JoinToken, TokenId, TokenSecret};
+use prost::Message as _;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::broadcast;
+
+use crate::clock::WallMs;
+use crate::enrolment::{self, Recovery, Refusal, SERIALS_KEPT, TokenOrder, TokenVerdict};
+use crate::identity::ca::{Authority, CaError, Issued, RootFacts, RotateStep};
+use crate::identity::csr::PublicKey;
+use crate::identity::rows::{self, IdentityRow, TokenRow};
+use crate::store::{Batch, Store, StoreError, Table};
+
+/// Most identities, revoked ones included. A controller serves some ten thousand agents.
+pub const IDENTITIES_MAX: usize = 100_000;
+/// Most tokens, used and expired ones included while they are kept.
+pub const TOKENS_MAX: usize = 20_000;
+/// How long a token is kept for the eyes of operators after it has run out.
+pub const TOKEN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Revocations that a listener may be behind. One that is further behind hears so, and looks at everybody it serves.
+pub const REVOCATIONS_BEHIND_MAX: usize = 256;
+
+const PAGE: usize = 1024;
+/// Octets of a host's name that are kept. Source: RFC 1035 §2.3.4.
+const HOST_NAME_OCTETS_MAX: usize = 253;
+/// Tries to find a name that nobody has, of 16 million for each host name.
+const NAME_TRIES: usize = 32;
+
+/// Identities and join tokens.
+pub struct Identities {
+    authority: Arc<Authority>,
+    store: Arc<dyn Store>,
+    grace: Duration,
+    changing: Mutex<()>,
+    view: RwLock<View>,
+    revocations: broadcast::Sender<SpiffeId>,
+}
+
+#[derive(Default)]
+struct View {
+    identities: BTreeMap<SpiffeId, Arc<IdentityRow>>,
+    tokens: BTreeMap<TokenId, TokenRow>,
+}
+
+/// What is known of an identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityRecord {
+    /// Labels of the token that it was enrolled with.
+    pub labels: BTreeMap<String, String>,
+    /// When it was enrolled.
+    pub enrolled: WallMs,
+    /// When its newest SVID runs out.
+    pub not_after: WallMs,
+    /// When it was revoked; `None`: it was not.
+    pub revoked: Option<WallMs>,
+    /// It wants its identity back, and an operator is to decide.
+    pub awaiting: bool,
+    /// The host's name, as it told it when it enrolled; empty for an operator.
+    pub host_name: String,
+}
+
+/// A token, for people: without its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenFacts {
+    /// Its name.
+    pub id: TokenId,
+    /// Labels of the agent that will use it.
+    pub labels: BTreeMap<String, String>,
+    /// Name of the operator that it is for; empty: for an agent.
+    pub operator: String,
+    /// When it was made.
+    pub made: WallMs,
+    /// When it runs out.
+    pub expires: WallMs,
+    /// SPIFFE ID of whoever used it; empty: nobody.
+    pub used_by: String,
+    /// Whether it was taken back.
+    pub revoked: bool,
+}
+
+/// An identity, given.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    /// Whose.
+    pub id: SpiffeId,
+    /// Its SVID.
+    pub issued: Issued,
+    /// The roots to believe in, DER.
+    pub bundle: Vec<Vec<u8>>,
+}
+
+/// What is to be void.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Revocation {
+    /// An agent or an operator.
+    Identity(SpiffeId),
+    /// A token that is not used yet.
+    Token(TokenId),
+}
+
+/// Why something is not done.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Whoever asks is refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The request is wrong.
+    #[error("{0}")]
+    Mistakes(Mistakes),
+    /// There is no such agent, operator or token.
+    #[error("{0}")]
+    NotFound(String),
+    /// Not as things stand.
+    #[error("{0}")]
+    Precondition(String),
+    /// See there.
+    #[error("the authority failed")]
+    Ca(#[source] CaError),
+    /// See there.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+}
+
+impl Identities {
+    /// Reads what there is.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn load(
+        authority: Arc<Authority>,
+        store: Arc<dyn Store>,
+        grace: Duration,
+    ) -> Result<Self, StoreError> {
+        let mut view = View::default();
+        each(&*store, Table::Identities, |key, value| {
+            let id = std::str::from_utf8(key)
+                .ok()
+                .and_then(|text| SpiffeId::parse(text).ok());
+            let id =
+                id.ok_or_else(|| StoreError::Failed("the store holds an identity without an id".into()))?;
+            view.identities
+                .insert(id, Arc::new(rows::read("identity", value)?));
+            Ok(())
+        })?;
+        each(&*store, Table::Tokens, |key, value| {
+            let id: [u8; 8] = key
+                .try_into()
+                .map_err(|_| StoreError::Failed("the store holds a token without an id".into()))?;
+            let id = TokenId(u64::from_be_bytes(id));
+            view.tokens.insert(id, rows::read("token", value)?);
+            Ok(())
+        })?;
+        Ok(Self {
+            authority,
+            store,
+            grace,
+            changing: Mutex::new(()),
+            view: RwLock::new(view),
+            revocations: broadcast::Sender::new(REVOCATIONS_BEHIND_MAX),
+        })
+    }
+
+    /// The authority that signs.
+    #[must_use]
+    pub fn authority(&self) -> &Arc<Authority> {
+        &self.authority
+    }
+
+    /// Gives an identity for a token. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError`].
+    pub fn enrol(
+        &self,
+        token: &str,
+        csr: &[u8],
+        host_name: &str,
+        now: WallMs,
+    ) -> Result<Granted, IdentityError> {
+        let token = JoinToken::parse(token).map_err(Refusal::TokenMalformed)?;
+        let key = PublicKey::of_request(csr).map_err(Refusal::Csr)?;
+        let _changing = self.change();
+        let mut token_row = self.token_row(token.id).unwrap_or_default();
+        let known = Some(&token_row).filter(|row| !row.secret_hash.is_empty());
+        let verdict = enrolment::judge_token(known, &token.secret, &key, now)?;
+        let (id, mut row) = match verdict {
+            TokenVerdict::Again(id) => {
+                let row = self.row(&id);
+                enrolment::judge_standing(&id, row.as_deref())?;
+                let row = row.expect("it stands well");
+                (id, IdentityRow::clone(&row))
+            }
+            TokenVerdict::Fresh => self.newcomer(&token_row, host_name, now)?,
+        };
+        let issued = self.sign(&id, &key, &mut row, now)?;
+        token_row.used_by = id.to_string();
+        token_row.used_key_hash = key.hash().to_vec();
+        let mut batch = Batch::default();
+        put_token(&mut batch, token.id, &token_row);
+        put_identity(&mut batch, &id, &row);
+        self.store.commit(batch)?;
+        self.show(|view| {
+            view.tokens.insert(token.id, token_row);
+            view.identities.insert(id.clone(), Arc::new(row));
+        });
+        tracing::info!(%id, token = %token.id, "enrolled");
+        Ok(self.granted(id, issued))
+    }
+
+    /// Gives the next SVID to somebody who has shown a good one. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError`].
+    pub fn renew(&self, caller: &SpiffeId, csr: &[u8], now: WallMs) -> Result<Granted, IdentityError> {
+        let key = PublicKey::of_request(csr).map_err(Refusal::Csr)?;
+        let _changing = self.change();
+        self.next(caller, &key, now)
+    }
+
+    /// Gives the next SVID to somebody whose last one has run out. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError`].
+    pub fn recover(&self, svid: &[u8], csr: &[u8], now: WallMs) -> Result<Granted, IdentityError> {
+        let key = PublicKey::of_request(csr).map_err(Refusal::Csr)?;
+        let facts = self.ours(svid)?;
+        let _changing = self.change();
+        let row = self.row(&facts.id);
+        match enrolment::judge_recovery(row.as_deref(), &facts, &key, self.grace, now)? {
+            Recovery::Granted => self.next(&facts.id, &key, now),
+            Recovery::Awaits => {
+                let mut row = row.map(|row| IdentityRow::clone(&row)).unwrap_or_default();
+                if !row.awaiting {
+                    row.awaiting = true;
+                    self.write(&facts.id, row)?;
+                    tracing::warn!(id = %facts.id, "wants its identity back and waits for an operator");
+                }
+                Err(Refusal::AwaitingApproval(facts.id).into())
+            }
+        }
+    }
+
+    /// Makes an identity void, or takes a token back. Listeners hear of an identity when it is on the disk. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::NotFound`], [`IdentityError::Precondition`] for a token that was used, [`IdentityError::Store`].
+    pub fn revoke(&self, what: &Revocation, now: WallMs) -> Result<(), IdentityError> {
+        let _changing = self.change();
+        match what {
+            Revocation::Identity(id) => {
+                let Some(row) = self.row(id) else {
+                    return Err(IdentityError::NotFound(format!("{id} is not known here")));
+                };
+                if row.revoked_ms == 0 {
+                    let mut row = IdentityRow::clone(&row);
+                    row.revoked_ms = now.0.max(1);
+                    row.awaiting = false;
+                    row.approved = false;
+                    self.write(id, row)?;
+                    tracing::info!(%id, "revoked");
+                }
+                let _ = self.revocations.send(id.clone()); // Nobody listens: no stream is open.
+            }
+            Revocation::Token(id) => {
+                let Some(mut row) = self.token_row(*id) else {
+                    return Err(IdentityError::NotFound(format!("there is no token {id}")));
+                };
+                if !row.used_by.is_empty() {
+                    let why = format!("the token {id} was used by {}: revoke that one", row.used_by);
+                    return Err(IdentityError::Precondition(why));
+                }
+                row.revoked = true;
+                let mut batch = Batch::default();
+                put_token(&mut batch, *id, &row);
+                self.store.commit(batch)?;
+                self.show(|view| view.tokens.insert(*id, row));
+                tracing::info!(token = %id, "taken back");
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets an agent have its identity back once, that waits for it. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::NotFound`], [`IdentityError::Precondition`] when it does not wait, [`IdentityError::Store`].
+    pub fn approve(&self, agent: &MemberName) -> Result<(), IdentityError> {
+        let _changing = self.change();
+        let id = self.id(Role::Agent, agent.clone());
+        let Some(row) = self.row(&id) else {
+            return Err(IdentityError::NotFound(format!("{id} is not known here")));
+        };
+        if row.approved {
+            return Ok(());
+        }
+        if !row.awaiting {
+            return Err(IdentityError::Precondition(format!(
+                "{id} does not wait for approval"
+            )));
+        }
+        let mut row = IdentityRow::clone(&row);
+        row.approved = true;
+        self.write(&id, row)?;
+        tracing::info!(%id, "approved");
+        Ok(())
+    }
+
+    /// Makes a token. Blocking. `by`: who asks; `None`: a command on the controller's host.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError`].
+    pub fn create_token(
+        &self,
+        order: &TokenOrder,
+        by: Option<&SpiffeId>,
+        now: WallMs,
+    ) -> Result<(JoinToken, WallMs), IdentityError> {
+        let order = order.check().map_err(IdentityError::Mistakes)?;
+        let _changing = self.change();
+        if let Some(name) = &order.operator {
+            let id = self.id(Role::Operator, name.clone());
+            if self.row(&id).is_some_and(|row| row.revoked_ms != 0) {
+                let why = format!("{id} was revoked: choose another name");
+                return Err(IdentityError::Precondition(why));
+            }
+        }
+        let mut batch = Batch::default();
+        let stale = self.stale_tokens(now);
+        for id in &stale {
+            batch.remove(Table::Tokens, id.0.to_be_bytes());
+        }
+        if self.read(|view| view.tokens.len()) - stale.len() >= TOKENS_MAX {
+            return Err(Refusal::Busy("there are too many join tokens: wait until some have run out").into());
+        }
+        let mut secret = [0; 32];
+        let mut id = [0; 8];
+        fill(&mut secret)?;
+        fill(&mut id)?;
+        let token = JoinToken {
+            id: TokenId(u64::from_be_bytes(id)),
+            secret: TokenSecret(secret),
+            pin: self.authority.pin().map_err(IdentityError::Ca)?,
+        };
+        let expires = now.plus(order.life);
+        let row = TokenRow {
+            secret_hash: enrolment::hash(&token.secret),
+            labels: order.labels,
+            operator: order
+                .operator
+                .map(|name| name.as_str().to_owned())
+                .unwrap_or_default(),
+            made_ms: now.0,
+            expires_ms: expires.0,
+            made_by: by.map(ToString::to_string).unwrap_or_default(),
+            ..TokenRow::default()
+        };
+        put_token(&mut batch, token.id, &row);
+        self.store.commit(batch)?;
+        self.show(|view| {
+            for id in &stale {
+                view.tokens.remove(id);
+            }
+            view.tokens.insert(token.id, row);
+        });
+        tracing::info!(token = %token.id, "a join token was made");
+        Ok((token, expires))
+    }
+
+    /// Takes a step of a change of root. Blocking. `force`: retire a root although some would not believe the controller then.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Precondition`] at the wrong time.
+    pub fn rotate_ca(
+        &self,
+        step: RotateStep,
+        force: bool,
+        now: WallMs,
+    ) -> Result<Vec<RootFacts>, IdentityError> {
+        let _changing = self.change();
+        if step == RotateStep::Retire && !force {
+            let left = self.believers_of_retiring(now);
+            if let Some(one) = left.first() {
+                let why = format!(
+                    "{} identities have not renewed since the root was activated, {one} among them: they would not \
+                     believe the controller any more; wait, revoke them, or force it",
+                    left.len()
+                );
+                return Err(IdentityError::Precondition(why));
+            }
+        }
+        self.authority.rotate(step, now).map_err(|error| match error {
+            CaError::Step(why) => IdentityError::Precondition(why),
+            error => IdentityError::Ca(error),
+        })
+    }
+
+    /// What is known of an identity; `None`: nothing.
+    #[must_use]
+    pub fn identity(&self, id: &SpiffeId) -> Option<IdentityRecord> {
+        self.row(id).map(|row| IdentityRecord::of(&row))
+    }
+
+    /// Whether somebody who has shown an SVID stands well now: known and not revoked, and the newest SVID has not run out.
+    /// A connection may be older than that SVID.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`].
+    pub fn check(&self, id: &SpiffeId, now: WallMs) -> Result<(), Refusal> {
+        let row = self.row(id);
+        enrolment::judge_standing(id, row.as_deref())?;
+        let not_after = row.map_or(0, |row| row.not_after);
+        match now.seconds() > not_after {
+            true => Err(Refusal::NotAllowed(format!(
+                "the SVID of {id} has run out: recover it"
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// All agents, by name.
+    #[must_use]
+    pub fn agents(&self) -> Vec<(MemberName, IdentityRecord)> {
+        self.members(Role::Agent)
+    }
+
+    /// All operators, by name.
+    #[must_use]
+    pub fn operators(&self) -> Vec<(MemberName, IdentityRecord)> {
+        self.members(Role::Operator)
+    }
+
+    /// All tokens that are kept, by id.
+    #[must_use]
+    pub fn tokens(&self) -> Vec<TokenFacts> {
+        let facts = |(id, row): (&TokenId, &TokenRow)| TokenFacts {
+            id: *id,
+            labels: row.labels.clone(),
+            operator: row.operator.clone(),
+            made: WallMs(row.made_ms),
+            expires: WallMs(row.expires_ms),
+            used_by: row.used_by.clone(),
+            revoked: row.revoked,
+        };
+        self.read(|view| view.tokens.iter().map(facts).collect())
+    }
+
+    /// Tells each identity that is revoked from here on. Whoever is told that it is too far behind
+    /// ([`REVOCATIONS_BEHIND_MAX`]) asks [`Self::check`] about everybody it serves.
+    #[must_use]
+    pub fn subscribe_revocations(&self) -> broadcast::Receiver<SpiffeId> {
+        self.revocations.subscribe()
+    }
+
+    /// The SPIFFE ID of a name in this trust domain.
+    #[must_use]
+    pub fn id(&self, role: Role, name: MemberName) -> SpiffeId {
+        SpiffeId {
+            domain: self.authority.domain().clone(),
+            role,
+            name,
+        }
+    }
+
+    fn members(&self, role: Role) -> Vec<(MemberName, IdentityRecord)> {
+        self.read(|view| {
+            let theirs = view.identities.iter().filter(|(id, _)| id.role == role);
+            theirs
+                .map(|(id, row)| (id.name.clone(), IdentityRecord::of(row)))
+                .collect()
+        })
+    }
+
+    fn ours(&self, svid: &[u8]) -> Result<SvidFacts, Refusal> {
+        let facts = svid::read(svid).map_err(|_| Refusal::ForeignSvid)?;
+        let ours = facts.id.domain == *self.authority.domain() && self.authority.has_signed(svid);
+        ours.then_some(facts).ok_or(Refusal::ForeignSvid)
+    }
+
+    /// Name and row of somebody who shows a token for the first time.
+    fn newcomer(
+        &self,
+        token: &TokenRow,
+        host_name: &str,
+        now: WallMs,
+    ) -> Result<(SpiffeId, IdentityRow), IdentityError> {
+        if self.read(|view| view.identities.len()) >= IDENTITIES_MAX {
+            return Err(Refusal::Busy("there are too many identities").into());
+        }
+        let mut row = IdentityRow {
+            labels: token.labels.clone(),
+            enrolled_ms: now.0,
+            ..IdentityRow::default()
+        };
+        if !token.operator.is_empty() {
+            let name = MemberName::parse(&token.operator).map_err(|_| Refusal::TokenUnknown)?;
+            let id = self.id(Role::Operator, name);
+            // An operator may enrol on another machine under the same name.
+            return match self.row(&id) {
+                Some(known) if known.revoked_ms != 0 => Err(Refusal::Revoked(id).into()),
+                Some(known) => Ok((id, IdentityRow::clone(&known))),
+                None => Ok((id, row)),
+            };
+        }
+        row.host_name = bounded(host_name, HOST_NAME_OCTETS_MAX).to_owned();
+        for _ in 0..NAME_TRIES {
+            let mut random = [0; 3];
+            fill(&mut random)?;
+            let suffix: String = random.iter().map(|octet| format!("{octet:02x}")).collect();
+            let id = self.id(Role::Agent, MemberName::nearest(&row.host_name, &suffix));
+            if self.row(&id).is_none() {
+                return Ok((id, row));
+            }
+        }
+        Err(Refusal::Busy("no name is free for this host").into())
+    }
+
+    /// The next SVID of somebody who may have it, on the disk.
+    fn next(&self, id: &SpiffeId, key: &PublicKey, now: WallMs) -> Result<Granted, IdentityError> {
+        let row = self.row(id);
+        enrolment::judge_standing(id, row.as_deref())?;
+        let mut row = row.map(|row| IdentityRow::clone(&row)).unwrap_or_default();
+        let issued = self.sign(id, key, &mut row, now)?;
+        self.write(id, row)?;
+        tracing::debug!(%id, "renewed");
+        Ok(self.granted(id.clone(), issued))
+    }
+
+    fn sign(
+        &self,
+        id: &SpiffeId,
+        key: &PublicKey,
+        row: &mut IdentityRow,
+        now: WallMs,
+    ) -> Result<Issued, IdentityError> {
+        let issued = self.authority.issue(id, key, now).map_err(IdentityError::Ca)?;
+        row.not_after = issued.not_after;
+        row.root = issued.root;
+        row.awaiting = false;
+        row.approved = false;
+        row.serials.push(issued.serial.clone());
+        let surplus = row.serials.len().saturating_sub(SERIALS_KEPT);
+        row.serials.drain(..surplus);
+        Ok(issued)
+    }
+
+    fn granted(&self, id: SpiffeId, issued: Issued) -> Granted {
+        let bundle = self.authority.bundle().iter().map(|der| der.to_vec()).collect();
+        Granted { id, issued, bundle }
+    }
+
+    fn write(&self, id: &SpiffeId, row: IdentityRow) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        put_identity(&mut batch, id, &row);
+        self.store.commit(batch)?;
+        self.show(|view| view.identities.insert(id.clone(), Arc::new(row)));
+        Ok(())
+    }
+
+    fn stale_tokens(&self, now: WallMs) -> Vec<TokenId> {
+        let stale = |row: &TokenRow| now.since(WallMs(row.expires_ms)) > TOKEN_KEPT;
+        self.read(|view| {
+            let rows = view.tokens.iter().filter(|(_, row)| stale(row));
+            rows.map(|(id, _)| *id).collect()
+        })
+    }
+
+    /// Those whose newest SVID was signed under the root that is to be retired, and who may still come back by themselves.
+    fn believers_of_retiring(&self, now: WallMs) -> Vec<SpiffeId> {
+        let roots = self.authority.roots();
+        let retiring: Vec<u64> = roots
+            .iter()
+            .filter(|root| root.retiring)
+            .map(|root| root.number)
+            .collect();
+        let may_come = |row: &IdentityRow| {
+            row.revoked_ms == 0 && now.since(WallMs::from_seconds(row.not_after)) <= self.grace
+        };
+        self.read(|view| {
+            let left = view
+                .identities
+                .iter()
+                .filter(|(_, row)| retiring.contains(&row.root) && may_come(row));
+            left.map(|(id, _)| id.clone()).collect()
+        })
+    }
+
+    fn row(&self, id: &SpiffeId) -> Option<Arc<IdentityRow>> {
+        self.read(|view| view.identities.get(id).cloned())
+    }
+
+    fn token_row(&self, id: TokenId) -> Option<TokenRow> {
+        self.read(|view| view.tokens.get(&id).cloned())
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&View) -> T) -> T {
+        look(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn show<T>(&self, change: impl FnOnce(&mut View) -> T) {
+        change(&mut self.view.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl IdentityRecord {
+    fn of(row: &IdentityRow) -> Self {
+        Self {
+            labels: row.labels.clone(),
+            enrolled: WallMs(row.enrolled_ms),
+            not_after: WallMs::from_seconds(row.not_after),
+            revoked: (row.revoked_ms != 0).then_some(WallMs(row.revoked_ms)),
+            awaiting: row.awaiting && !row.approved,
+            host_name: row.host_name.clone(),
+        }
+    }
+}
+
+fn put_token(batch: &mut Batch, id: TokenId, row: &TokenRow) {
+    batch.put(Table::Tokens, id.0.to_be_bytes(), row.encode_to_vec());
+}
+
+fn put_identity(batch: &mut Batch, id: &SpiffeId, row: &IdentityRow) {
+    batch.put(Table::Identities, id.to_string(), row.encode_to_vec());
+}
+
+fn each(
+    store: &dyn Store,
+    table: Table,
+    mut take: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let page = store.scan(table, after.as_deref(), PAGE)?;
+        let Some((last, _)) = page.last() else {
+            return Ok(());
+        };
+        after = Some(last.clone());
+        for (key, value) in &page {
+            take(key, value)?;
+        }
+    }
+}
+
+fn fill(octets: &mut [u8]) -> Result<(), IdentityError> {
+    SystemRandom::new()
+        .fill(octets)
+        .map_err(|_| IdentityError::Ca(CaError::Random))
+}
+
+fn bounded(text: &str, octets_max: usize) -> &str {
+    let end = (0..=octets_max.min(text.len()))
+        .rev()
+        .find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or(0)]
+}

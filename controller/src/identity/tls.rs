@@ -1,0 +1,115 @@
+//! TLS as the controller speaks it: 1.3 only, nothing resumed, a caller's SVID welcome but not needed.
+//!
+//! What is shown and who is believed is one [`ServerConfig`] behind an [`ArcSwap`], read at each accept: a change of root or a
+//! renewed SVID counts from the next connection on. The controller's own key is made at each renewal and is in memory only.
+//! [`accept`] takes connections, [`connection`] is one whose handshake is done.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use flowtilla_grpc::trust::{self, BundleError};
+use flowtilla_proto::spiffe::SpiffeId;
+use rustls::ServerConfig;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
+
+use super::ca::{Authority, CaError, Issued};
+use super::csr::PublicKey;
+use crate::clock::{Clock, WallMs};
+
+pub mod accept;
+pub mod connection;
+
+/// The controller's side of TLS.
+pub struct Tls {
+    authority: Arc<Authority>,
+    id: SpiffeId,
+    clock: Clock,
+    current: ArcSwap<ServerConfig>,
+}
+
+/// Why TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The controller's own SVID cannot be signed.
+    #[error("signing the controller's own SVID")]
+    Ca(#[from] CaError),
+    /// The roots cannot be used.
+    #[error("using the roots of the trust domain")]
+    Bundle(#[from] BundleError),
+    /// The roots cannot be used.
+    #[error("using the roots of the trust domain")]
+    Verifier(#[from] VerifierBuilderError),
+    /// The library refused.
+    #[error("setting up TLS")]
+    Library(#[from] rustls::Error),
+}
+
+impl Tls {
+    /// Signs the controller's first SVID.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`].
+    pub fn new(authority: Arc<Authority>, id: SpiffeId, clock: Clock) -> Result<Self, TlsError> {
+        let (config, _) = configure(&authority, &id, &clock)?;
+        Ok(Self {
+            authority,
+            id,
+            clock,
+            current: ArcSwap::from_pointee(config),
+        })
+    }
+
+    /// Makes a new key, has it signed, and uses it and the present roots from the next connection on. Tells when to do so
+    /// again: at half of the SVID's life.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`]: what was in use stays so.
+    pub fn renew(&self) -> Result<WallMs, TlsError> {
+        let (config, issued) = configure(&self.authority, &self.id, &self.clock)?;
+        self.current.store(Arc::new(config));
+        Ok(half_life(&self.clock, &issued))
+    }
+
+    /// Who the controller is.
+    #[must_use]
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// What the next connection uses.
+    #[must_use]
+    pub fn current(&self) -> Arc<ServerConfig> {
+        self.current.load_full()
+    }
+}
+
+fn half_life(clock: &Clock, issued: &Issued) -> WallMs {
+    let now = clock.now();
+    let life = WallMs::from_seconds(issued.not_after).since(now);
+    now.plus(life / 2)
+}
+
+fn configure(
+    authority: &Authority,
+    id: &SpiffeId,
+    clock: &Clock,
+) -> Result<(ServerConfig, Issued), TlsError> {
+    let pair = rcgen::KeyPair::generate().map_err(CaError::Sign)?;
+    let issued = authority.issue(id, &PublicKey::of_pair(&pair), clock.now())?;
+    let roots = trust::roots(&authority.bundle())?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), trust::provider())
+        .allow_unauthenticated()
+        .build()?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pair.serialize_der()));
+    let mut config = ServerConfig::builder_with_details(trust::provider(), Arc::new(clock.clone()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(authority.presented(&issued), key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok((config, issued))
+}

@@ -1,0 +1,204 @@
+//! A connection whose handshake is done: who is at the other end, and how it is cut off.
+//!
+//! [`Connections`] knows all that live. Those of an identity are cut when it is revoked, whatever the calls on them do. A
+//! visitor (who showed no SVID and may only enrol or recover) is cut after a while, and the oldest when there are too many.
+
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future as _;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use flowtilla_proto::spiffe::SpiffeId;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
+
+use super::accept::Watched;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Where from.
+    pub address: SocketAddr,
+    /// What it has shown; `None`: no SVID.
+    pub svid: Option<PeerSvid>,
+}
+
+/// An SVID that was shown, and believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSvid {
+    /// Who it is of.
+    pub id: SpiffeId,
+    /// Its serial number.
+    pub serial: Vec<u8>,
+    /// Seconds since the epoch after which it is void.
+    pub not_after: i64,
+}
+
+/// A connection, ready for HTTP/2. Its [`Connected::ConnectInfo`] is an [`Arc`] of [`Peer`].
+pub struct Connection {
+    stream: TlsStream<Watched>,
+    peer: Arc<Peer>,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    life: Option<Pin<Box<Sleep>>>,
+    _entry: Entry,
+}
+
+/// All connections that live.
+#[derive(Debug)]
+pub struct Connections {
+    visitors_max: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    last: u64,
+    cuts: HashMap<u64, (Option<SpiffeId>, CancellationToken)>,
+    visitors: BTreeSet<u64>,
+}
+
+/// Takes a connection out of [`Connections`] when it goes.
+#[derive(Debug)]
+struct Entry {
+    connections: Arc<Connections>,
+    number: u64,
+}
+
+impl Connections {
+    /// None yet. `visitors_max`: how many may be there without an SVID.
+    #[must_use]
+    pub fn new(visitors_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            visitors_max,
+            inner: Mutex::default(),
+        })
+    }
+
+    /// Cuts all connections of an identity; tells how many.
+    pub fn cut(&self, id: &SpiffeId) -> usize {
+        let inner = self.lock();
+        let theirs = inner.cuts.values().filter(|(of, _)| of.as_ref() == Some(id));
+        theirs.map(|(_, cut)| cut.cancel()).count()
+    }
+
+    /// Cuts all connections of identities that `void` says are void.
+    pub fn cut_where(&self, void: impl Fn(&SpiffeId) -> bool) -> usize {
+        let inner = self.lock();
+        let theirs = inner
+            .cuts
+            .values()
+            .filter(|(of, _)| of.as_ref().is_some_and(&void));
+        theirs.map(|(_, cut)| cut.cancel()).count()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.lock().cuts.len()
+    }
+
+    fn enter(self: &Arc<Self>, id: Option<SpiffeId>) -> (Entry, CancellationToken) {
+        let cut = CancellationToken::new();
+        let mut inner = self.lock();
+        inner.last += 1;
+        let number = inner.last;
+        if id.is_none() {
+            if inner.visitors.len() >= self.visitors_max
+                && let Some(oldest) = inner.visitors.pop_first()
+                && let Some((_, cut)) = inner.cuts.get(&oldest)
+            {
+                cut.cancel();
+            }
+            inner.visitors.insert(number);
+        }
+        inner.cuts.insert(number, (id, cut.clone()));
+        let connections = Arc::clone(self);
+        (Entry { connections, number }, cut)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut inner = self.connections.lock();
+        inner.cuts.remove(&self.number);
+        inner.visitors.remove(&self.number);
+    }
+}
+
+impl Connection {
+    pub(super) fn new(
+        stream: TlsStream<Watched>,
+        peer: Peer,
+        connections: &Arc<Connections>,
+        visitor_life: Duration,
+    ) -> Self {
+        let (entry, cut) = connections.enter(peer.svid.as_ref().map(|svid| svid.id.clone()));
+        let visitor = peer.svid.is_none();
+        Self {
+            stream,
+            peer: Arc::new(peer),
+            cut: Box::pin(cut.cancelled_owned()),
+            life: visitor.then(|| Box::pin(tokio::time::sleep(visitor_life))),
+            _entry: entry,
+        }
+    }
+
+    fn is_over(&mut self, context: &mut Context<'_>) -> Option<io::Error> {
+        if self.cut.as_mut().poll(context).is_ready() {
+            return Some(io::Error::new(io::ErrorKind::ConnectionAborted, "cut off"));
+        }
+        let life = self.life.as_mut()?;
+        let over = life.as_mut().poll(context).is_ready();
+        over.then(|| io::Error::new(io::ErrorKind::TimedOut, "a visitor's time is over"))
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Arc<Peer>;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        Arc::clone(&self.peer)
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.is_over(context) {
+            Some(error) => Poll::Ready(Err(error)),
+            None => Pin::new(&mut self.stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        octets: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, octets)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

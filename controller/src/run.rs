@@ -1,0 +1,391 @@
+//! All wiring: what a controller is made of, in which order it starts and stops.
+//!
+//! Start: state, TLS, listeners; only then it says that it is there. Run: accept loops ([`accept`]), one gRPC server over the
+//! connections that they make, the renewal of the controller's own SVID, the cutting of the revoked, and the host's commands.
+//! Any of them that ends early stops all. Stop: no more connections, calls end, at most [`DRAIN`]; then the rest is dropped.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::Router;
+
+use crate::clock::{Clock, WallMs};
+use crate::enrolment::RENEW_GRACE_DEFAULT;
+use crate::grpc;
+use crate::identities::Identities;
+use crate::identity::tls::accept::{self, Door, Handshakes, Limits};
+use crate::identity::tls::connection::{Connection, Connections};
+use crate::identity::tls::{Tls, TlsError};
+use crate::local::{self, Local};
+use crate::setup::{self, Opened, SetupError};
+use crate::state::StateDir;
+use crate::store::sled::SledStore;
+
+/// How long calls may take to end when the controller stops.
+pub const DRAIN: Duration = Duration::from_secs(5);
+/// How long a revoked identity's connections live on: its streams are told why first. Source: design section 7 (5 s).
+pub const CUT_AFTER: Duration = Duration::from_secs(1);
+/// Connections on the way from their handshakes to the server.
+const CONNECTIONS_QUEUED: usize = 64;
+/// How often to look whether the controller's own SVID is due: the clock may jump.
+const RENEWAL_LOOK: Duration = Duration::from_secs(5);
+/// HTTP/2 towards peers. Source: deps.md 4.2.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const STREAMS_MAX: u32 = 16;
+const HEADERS_OCTETS_MAX: u32 = 16 << 10;
+/// How often a peer is asked whether it is there, and how long it may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a controller is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The state directory.
+    pub state: PathBuf,
+    /// Where to listen; port 0: one that is free.
+    pub listen: Vec<SocketAddr>,
+    /// How long after its SVID ran out an agent gets it back by itself.
+    pub renew_grace: Duration,
+    /// Bounds of what strangers may hold.
+    pub limits: Limits,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// What the services work with.
+pub struct Parts {
+    /// The store.
+    pub store: Arc<SledStore>,
+    /// Identities, tokens, and the authority.
+    pub identities: Arc<Identities>,
+    /// TLS, and who the controller is.
+    pub tls: Arc<Tls>,
+    /// All connections.
+    pub connections: Arc<Connections>,
+    /// What became of handshakes.
+    pub handshakes: Arc<Handshakes>,
+    /// The time.
+    pub clock: Clock,
+    /// When the controller started.
+    pub started: WallMs,
+    /// The state directory is ours while this is here.
+    directory: StateDir,
+}
+
+/// A controller that runs.
+pub struct Controller {
+    parts: Arc<Parts>,
+    addresses: Vec<SocketAddr>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), RunError>>,
+}
+
+/// Why a controller does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// See there.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// See there.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// It may not listen there.
+    #[error("listening at {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A part of it ended.
+    #[error("{0} ended")]
+    Ended(&'static str),
+    /// The server failed.
+    #[error("serving")]
+    Serve(#[from] tonic::transport::Error),
+    /// A part of it failed.
+    #[error("a task failed")]
+    Task(#[from] JoinError),
+}
+
+impl Options {
+    /// The defaults, for a state directory.
+    #[must_use]
+    pub fn new(state: PathBuf, listen: Vec<SocketAddr>) -> Self {
+        Self {
+            state,
+            listen,
+            renew_grace: RENEW_GRACE_DEFAULT,
+            limits: Limits::default(),
+            clock: Clock::system(),
+        }
+    }
+}
+
+impl Controller {
+    /// Starts a controller on a state that was made before ([`setup::create`]).
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`]; nothing runs then.
+    pub async fn start(options: Options) -> Result<Self, RunError> {
+        let (state, grace) = (options.state.clone(), options.renew_grace);
+        let opened = tokio::task::spawn_blocking(move || setup::open(&state, grace)).await??;
+        Self::start_on(opened, options).await
+    }
+
+    /// Starts a controller on a state that is open.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`].
+    pub async fn start_on(opened: Opened, options: Options) -> Result<Self, RunError> {
+        let Opened {
+            directory,
+            store,
+            identities,
+            id,
+        } = opened;
+        let clock = options.clock.clone();
+        let authority = Arc::clone(identities.authority());
+        let parts = Arc::new(Parts {
+            store,
+            tls: Arc::new(Tls::new(authority, id, clock.clone())?),
+            identities,
+            connections: Connections::new(options.limits.visitors_max),
+            handshakes: Arc::default(),
+            started: clock.now(),
+            clock,
+            directory,
+        });
+        let mut listeners = Vec::new();
+        let mut addresses = Vec::new();
+        for address in options.listen {
+            let refused = |source| RunError::Listen { address, source };
+            let listener = accept::listen(address).map_err(refused)?;
+            addresses.push(listener.local_addr().map_err(refused)?);
+            listeners.push(listener);
+        }
+        tracing::info!(id = %parts.tls.id(), ?addresses, "the controller listens");
+        let stop = CancellationToken::new();
+        let running = run(Arc::clone(&parts), listeners, options.limits, stop.clone());
+        Ok(Self {
+            parts,
+            addresses,
+            stop,
+            task: tokio::spawn(running),
+        })
+    }
+
+    /// Where it listens first.
+    ///
+    /// # Panics
+    ///
+    /// When it was started without an address.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        *self.addresses.first().expect("started with an address")
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// What its services work with.
+    #[must_use]
+    pub fn parts(&self) -> &Arc<Parts> {
+        &self.parts
+    }
+
+    /// Waits until it ends by itself, which is a failure.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// It runs on.
+    pub async fn ended(&mut self) -> Result<(), RunError> {
+        (&mut self.task).await?
+    }
+
+    /// Stops it: calls end, at most [`DRAIN`].
+    ///
+    /// # Errors
+    ///
+    /// What went wrong while it ran or stopped.
+    pub async fn stop(self) -> Result<(), RunError> {
+        self.stop.cancel();
+        self.task.await?
+    }
+}
+
+/// All services, over connections whose peers are known.
+fn services(parts: &Arc<Parts>) -> Router {
+    Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEADERS_OCTETS_MAX)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .add_service(grpc::enrol::Service::server(
+            Arc::clone(&parts.identities),
+            parts.clock.clone(),
+        ))
+}
+
+async fn run(
+    parts: Arc<Parts>,
+    listeners: Vec<TcpListener>,
+    limits: Limits,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    let (out, incoming) = mpsc::channel(CONNECTIONS_QUEUED);
+    let mut tasks: JoinSet<Result<&'static str, RunError>> = JoinSet::new();
+    for listener in listeners {
+        let door = Door {
+            tls: Arc::clone(&parts.tls),
+            domain: parts.tls.id().domain.clone(),
+            connections: Arc::clone(&parts.connections),
+            limits,
+            counts: Arc::clone(&parts.handshakes),
+            out: out.clone(),
+        };
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            accept::run(listener, door, stop).await;
+            Ok("accepting")
+        });
+    }
+    drop(out); // The server ends when the last accept loop has.
+    tasks.spawn(serve(services(&parts), incoming, stop.clone()));
+    tasks.spawn(renew_own(Arc::clone(&parts), stop.clone()));
+    tasks.spawn(cut_revoked(Arc::clone(&parts), stop.clone()));
+    tasks.spawn(hear_host(Arc::clone(&parts), stop.clone()));
+
+    let mut outcome = Ok(());
+    tokio::select! {
+        () = stop.cancelled() => {}
+        Some(ended) = tasks.join_next() => {
+            outcome = match ended {
+                Ok(Ok(name)) => Err(RunError::Ended(name)),
+                Ok(Err(error)) => Err(error),
+                Err(error) => Err(error.into()),
+            };
+        }
+    }
+    stop.cancel();
+    let drained = tokio::time::timeout(DRAIN, async {
+        while let Some(ended) = tasks.join_next().await {
+            if let (Ok(Err(error)), Ok(())) = (ended, &outcome) {
+                outcome = Err(error);
+            }
+        }
+    });
+    if drained.await.is_err() {
+        tracing::info!(
+            connections = parts.connections.count(),
+            "calls that do not end are dropped"
+        );
+        tasks.shutdown().await;
+    }
+    outcome
+}
+
+async fn serve(
+    services: Router,
+    incoming: mpsc::Receiver<io::Result<Connection>>,
+    stop: CancellationToken,
+) -> Result<&'static str, RunError> {
+    services
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned())
+        .await?;
+    Ok("serving")
+}
+
+/// Renews the controller's own SVID when it is due, and when the roots change.
+async fn renew_own(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'static str, RunError> {
+    let mut changes = parts.identities.authority().changes();
+    let mut due = parts.tls.renew()?;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok("renewing the controller's SVID"),
+            changed = changes.changed() => if changed.is_err() {
+                return Ok("renewing the controller's SVID");
+            },
+            () = tokio::time::sleep(RENEWAL_LOOK) => if parts.clock.now() < due {
+                continue;
+            },
+        }
+        match parts.tls.renew() {
+            Ok(next) => {
+                due = next;
+                tracing::info!("the controller has renewed its SVID");
+            }
+            // The next look tries again; what is in use lasts for half a day.
+            Err(error) => tracing::error!(%error, "the controller's SVID could not be renewed"),
+        }
+    }
+}
+
+/// Cuts the connections of identities that are revoked, a moment after their streams were told.
+async fn cut_revoked(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'static str, RunError> {
+    let mut revocations = parts.identities.subscribe_revocations();
+    loop {
+        let revoked = tokio::select! {
+            () = stop.cancelled() => return Ok("cutting the revoked"),
+            revoked = revocations.recv() => revoked,
+        };
+        if matches!(revoked, Err(RecvError::Closed)) {
+            return Ok("cutting the revoked");
+        }
+        tokio::time::sleep(CUT_AFTER).await;
+        let cut = match revoked {
+            Ok(id) => parts.connections.cut(&id),
+            Err(_) => {
+                let void = |id: &_| {
+                    parts
+                        .identities
+                        .identity(id)
+                        .is_none_or(|it| it.revoked.is_some())
+                };
+                parts.connections.cut_where(void)
+            }
+        };
+        tracing::info!(cut, "connections of a revoked identity were cut");
+    }
+}
+
+async fn hear_host(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'static str, RunError> {
+    let state = parts.directory.path();
+    let local = Local {
+        identities: Arc::clone(&parts.identities),
+        store: Arc::clone(&parts.store),
+        state: state.to_owned(),
+        clock: parts.clock.clone(),
+    };
+    match local::bind(state) {
+        Ok(listener) => local::run(listener, local, stop).await,
+        Err(error) => {
+            tracing::warn!(%error, "commands on this host cannot ask this controller: backups only while it is stopped");
+            stop.cancelled().await;
+        }
+    }
+    Ok("hearing this host's commands")
+}

@@ -1,0 +1,239 @@
+//! Why a call failed, in one sentence with the remedy.
+//!
+//! In TLS 1.3 a controller that refuses the caller's SVID shows it at the first call only; the TLS library's error is then among
+//! the causes of the status.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use flowtilla_grpc::channel::ConnectError;
+use flowtilla_proto::wire::enrol::{Reason, Refusal};
+use flowtilla_proto::wire::fleet::{Mistake, Mistakes};
+use prost::Message as _;
+use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error as Tls};
+use tonic::{Code, Status};
+
+use crate::output::harmless;
+
+/// Causes that are looked through.
+const CAUSES_MAX: usize = 16;
+
+/// What was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The first identity, for a token.
+    Enrol,
+    /// The next identity.
+    Renew,
+    /// Anything else.
+    Call,
+}
+
+/// A call that failed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Failed {
+    /// Of the answer; `None`: there was none.
+    pub(crate) code: Option<Code>,
+    /// What is wrong with the request.
+    pub(crate) mistakes: Vec<Mistake>,
+    sentence: String,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence)
+    }
+}
+
+impl Error for Failed {}
+
+impl Failed {
+    /// No connection.
+    pub(crate) fn connect(stage: Stage, error: &ConnectError) -> Self {
+        let sentence = match cause(error) {
+            Cause::Tls(tls) => format!("{error}: {}", explain_tls(stage, tls)),
+            Cause::Io(io) => format!("{error}: {}", explain_io(io)),
+            Cause::Other => chain(error),
+        };
+        Self::without_answer(sentence)
+    }
+
+    /// A call that was refused or broken off.
+    pub(crate) fn status(stage: Stage, status: &Status) -> Self {
+        if let Cause::Tls(tls) = cause(status) {
+            return Self::without_answer(explain_tls(stage, tls));
+        }
+        let mistakes = match status.code() {
+            Code::InvalidArgument => {
+                Mistakes::decode(status.details()).map_or(Vec::new(), |told| told.mistakes)
+            }
+            _ => Vec::new(),
+        };
+        let message = harmless(status.message());
+        let refusal = match stage {
+            Stage::Call => None,
+            Stage::Enrol | Stage::Renew => Refusal::decode(status.details()).ok(),
+        };
+        let sentence = match refusal.filter(|refusal| refusal.reason() != Reason::Unspecified) {
+            Some(refusal) => format!(
+                "the controller refuses: {}; {}",
+                harmless(&refusal.message),
+                remedy(refusal.reason())
+            ),
+            None => match status.code() {
+                Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition => message,
+                Code::PermissionDenied | Code::Unauthenticated => {
+                    format!("the controller does not allow it: {message}; log in as an operator")
+                }
+                Code::Unavailable | Code::Unknown | Code::Cancelled => {
+                    format!("the controller broke off ({message}); see its log, and try again")
+                }
+                Code::Unimplemented => {
+                    format!("the controller does not know this call ({message}); it is older")
+                }
+                code => format!("the controller failed: {message} ({code:?}); see its log"),
+            },
+        };
+        Self {
+            code: Some(status.code()),
+            mistakes,
+            sentence,
+        }
+    }
+
+    /// A call without an answer in time.
+    pub(crate) fn silent(waited: Duration) -> Self {
+        let s = waited.as_secs();
+        Self::without_answer(format!(
+            "the controller did not answer within {s} s; see its log, and try again"
+        ))
+    }
+
+    /// A stream that ended before what it tells of.
+    pub(crate) fn broken() -> Self {
+        Self::without_answer("the controller ended the stream before the rollout had ended".to_owned())
+    }
+
+    fn without_answer(sentence: String) -> Self {
+        Self {
+            code: None,
+            mistakes: Vec::new(),
+            sentence,
+        }
+    }
+}
+
+fn remedy(reason: Reason) -> &'static str {
+    match reason {
+        Reason::TokenMalformed | Reason::TokenUnknown | Reason::TokenUsed | Reason::TokenExpired => {
+            "make another token: agentctl token create --operator NAME"
+        }
+        Reason::ForeignSvid | Reason::OtherKey | Reason::Revoked | Reason::NotAllowed => {
+            "log in again with a token from another operator"
+        }
+        Reason::AwaitingApproval => "ask another operator for a token, and log in again",
+        Reason::Busy => "try again in a moment",
+        Reason::Unspecified | Reason::Csr => "see the controller's log",
+    }
+}
+
+fn explain_tls(stage: Stage, error: &Tls) -> String {
+    match (error, stage) {
+        (Tls::InvalidCertificate(Certificate::UnknownIssuer), Stage::Enrol) => {
+            "this is not the controller that made the token; check --controller, or make a token there".into()
+        }
+        (Tls::InvalidCertificate(Certificate::UnknownIssuer), _) => {
+            "this is not the controller that this context logged in to, or its roots have changed meanwhile; check the \
+             address, or log in again"
+                .into()
+        }
+        (
+            Tls::InvalidCertificate(
+                Certificate::Expired
+                | Certificate::ExpiredContext { .. }
+                | Certificate::NotValidYet
+                | Certificate::NotValidYetContext { .. },
+            ),
+            _,
+        ) => format!("the controller's SVID does not count at this time ({error}); check the clocks of both hosts"),
+        (Tls::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. }), _) => {
+            "what answers is no controller; check the address".into()
+        }
+        (Tls::AlertReceived(Alert::CertificateExpired), _) => {
+            "the controller refuses the SVID, which has run out; check the clocks of both hosts, or log in again".into()
+        }
+        (
+            Tls::AlertReceived(
+                Alert::UnknownCA
+                | Alert::BadCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateUnknown
+                | Alert::AccessDenied
+                | Alert::DecryptError,
+            ),
+            _,
+        ) => format!("the controller refuses the SVID ({error}); log in again"),
+        (Tls::InvalidMessage(_), _) => "what answers does not speak TLS; check the port".into(),
+        _ => format!("TLS failed ({error}); check that the address is a controller's"),
+    }
+}
+
+fn explain_io(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            "nobody listens there; start flowtilla-controller run, or check the port".into()
+        }
+        io::ErrorKind::TimedOut => format!("{error}; check the address, and firewalls between"),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            format!("{error}; check the address and the network")
+        }
+        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
+            "what answers there broke off; check the port, and the controller's log".into()
+        }
+        _ => format!("{error}; check the address"),
+    }
+}
+
+enum Cause<'a> {
+    Tls(&'a Tls),
+    Io(&'a io::Error),
+    Other,
+}
+
+/// The TLS library's error among the causes, or else the system's.
+fn cause<'a>(error: &'a (dyn Error + 'static)) -> Cause<'a> {
+    let mut found = Cause::Other;
+    let mut at = Some(error);
+    for _ in 0..CAUSES_MAX {
+        let Some(this) = at else { break };
+        if let Some(tls) = this.downcast_ref::<Tls>() {
+            return Cause::Tls(tls);
+        }
+        let io = this.downcast_ref::<io::Error>();
+        if let Some(io) = io {
+            found = Cause::Io(io);
+        }
+        let inner = io.and_then(io::Error::get_ref);
+        at = inner
+            .map(|inner| inner as &(dyn Error + 'static))
+            .or_else(|| this.source());
+    }
+    found
+}
+
+/// An error with its causes, those left out that say what the one before has said.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut at = error.source();
+    for _ in 0..CAUSES_MAX {
+        let Some(this) = at else { break };
+        let said = this.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        at = this.source();
+    }
+    harmless(&text)
+}

@@ -1,0 +1,229 @@
+//! `agentctl loss` without `--state`: law 2 of each agent and collector as the agents told it last, each gap by its name.
+//!
+//! Exit code 0 when nothing is lost, 1 when something is, a sum does not hold, or an agent tells nothing.
+//!
+//! ```text
+//! agents       id, state, lastSeen
+//!              collectors  the shape in [`crate::view`], with missing: made less the rest, lost: records it never gets
+//!              drops {place: number}: before the records
+//! nothingLost  the exit code is 0
+//! ```
+
+use std::collections::BTreeMap;
+
+use flowtilla_agent::clock;
+use flowtilla_agent_core::loss::DropPoint;
+use flowtilla_agent_core::time::WallTime;
+use flowtilla_proto::wire::fleet::{Agent, AgentState, AgentsRequest};
+use flowtilla_proto::wire::session::{CollectorHealth, Drop};
+
+use super::{Output, json, print, table};
+use crate::client::{Client, Reach};
+use crate::document::render::Plain;
+use crate::exit::Exit;
+use crate::output::{grouped, harmless, rfc3339, word};
+use crate::view;
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// The controller refuses.
+pub(crate) async fn run(reach: &Reach, as_json: bool) -> anyhow::Result<Exit> {
+    let client = Client::reach(reach).await?;
+    let agents = client
+        .ask(client.fleet().agents(AgentsRequest::default()))
+        .await?
+        .agents;
+    let now = clock::wall_now();
+    let text = match as_json {
+        true => json(&told(&agents)),
+        false => {
+            client.say_view(now);
+            text(&agents, now)
+        }
+    };
+    print(&text)?;
+    Ok(if nothing_lost(&agents) {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}
+
+/// Records that a collector never gets, those left out on purpose excepted.
+fn lost(collector: &CollectorHealth) -> u64 {
+    let dropped = collector.dropped.iter().filter(|drop| is_loss(drop));
+    dropped.fold(collector.evicted, |sum, drop| sum.saturating_add(drop.count))
+}
+
+/// Whether a place loses what was wanted. One that this version does not know does: better too much than too little.
+fn is_loss(drop: &Drop) -> bool {
+    drop.count > 0
+        && drop.point != DropPoint::Withheld.to_string()
+        && drop.point != DropPoint::ReportedByPeer.to_string()
+}
+
+fn missing(collector: &CollectorHealth) -> i128 {
+    let dropped: i128 = collector.dropped.iter().map(|drop| i128::from(drop.count)).sum();
+    i128::from(collector.made)
+        - i128::from(collector.taken)
+        - i128::from(collector.waiting)
+        - i128::from(collector.evicted)
+        - dropped
+}
+
+fn counted(agents: &[Agent]) -> impl Iterator<Item = &Agent> {
+    agents
+        .iter()
+        .filter(|agent| !matches!(agent.state(), AgentState::Revoked | AgentState::New))
+}
+
+/// See the module.
+pub(crate) fn nothing_lost(agents: &[Agent]) -> bool {
+    counted(agents).all(|agent| {
+        agent.health.as_ref().is_some_and(|health| {
+            !health.drops.iter().any(is_loss)
+                && health
+                    .collectors
+                    .iter()
+                    .all(|collector| lost(collector) == 0 && missing(collector) == 0)
+        })
+    })
+}
+
+/// Lines for people.
+pub(crate) fn text(agents: &[Agent], now: WallTime) -> String {
+    let mut rows = Vec::new();
+    let mut gaps = Vec::new();
+    for agent in counted(agents) {
+        let id = word(&agent.id);
+        let seen = view::ago(agent.last_seen_ms, now);
+        let Some(health) = &agent.health else {
+            gaps.push(format!(
+                "{id}: it has told nothing since the controller began; seen {seen} ago\n"
+            ));
+            continue;
+        };
+        if agent.state() != AgentState::Connected {
+            gaps.push(format!("{id}: offline; its numbers are {seen} old\n"));
+        }
+        for drop in health.drops.iter().filter(|drop| is_loss(drop)) {
+            gaps.push(format!(
+                "{id}: {} {}, before the records\n",
+                harmless(&drop.point),
+                grouped(drop.count)
+            ));
+        }
+        for collector in &health.collectors {
+            let name = word(&collector.name);
+            rows.push(vec![
+                id.clone(),
+                name.clone(),
+                grouped(collector.made),
+                grouped(collector.taken),
+                grouped(collector.waiting),
+                grouped(lost(collector)),
+                seen.clone(),
+            ]);
+            if collector.evicted > 0 {
+                gaps.push(format!("{id} {name}: {} evicted\n", grouped(collector.evicted)));
+            }
+            for drop in &collector.dropped {
+                let purpose = if is_loss(drop) { "" } else { ", on purpose" };
+                if drop.count > 0 {
+                    gaps.push(format!(
+                        "{id} {name}: {} {}{purpose}\n",
+                        harmless(&drop.point),
+                        grouped(drop.count)
+                    ));
+                }
+            }
+            match missing(collector) {
+                0 => {}
+                n if n > 0 => gaps.push(format!("{id} {name}: law 2 is BROKEN, {n} records are missing\n")),
+                n => gaps.push(format!(
+                    "{id} {name}: law 2 is BROKEN, {} records are too many\n",
+                    n.unsigned_abs()
+                )),
+            }
+        }
+    }
+    gaps.extend(peers(agents));
+    let head = ["AGENT", "COLLECTOR", "MADE", "TAKEN", "WAITING", "LOST", "SEEN"];
+    let mut text = table(&head, rows, &[2, 3, 4, 5], Output::Table);
+    text.extend(gaps);
+    text += match nothing_lost(agents) {
+        true => "nothing lost\n",
+        false => "something is lost, or not known\n",
+    };
+    text
+}
+
+/// What one agent spoke for a flow, and the other held back: the difference, when both tell.
+fn peers(agents: &[Agent]) -> Vec<String> {
+    let mut sums: BTreeMap<(&str, &str), [u64; 2]> = BTreeMap::new();
+    for agent in counted(agents) {
+        for peer in agent.health.iter().flat_map(|health| &health.peers) {
+            // Keyed by who speaks, then who holds back.
+            sums.entry((&agent.id, &peer.peer)).or_default()[0] += peer.spoken_octets;
+            sums.entry((&peer.peer, &agent.id)).or_default()[1] += peer.held_octets;
+        }
+    }
+    let differ = sums.into_iter().filter(|(_, [spoken, held])| spoken != held);
+    differ
+        .map(|((speaker, other), [spoken, held])| {
+            format!(
+                "{} spoke {} octets of flows with {}, which held back {}\n",
+                word(speaker),
+                grouped(spoken),
+                word(other),
+                grouped(held)
+            )
+        })
+        .collect()
+}
+
+/// The JSON shape.
+pub(crate) fn told(agents: &[Agent]) -> Plain {
+    let number = |name: &str, n: u64| (name.to_owned(), Plain::Number(n));
+    let agent = |agent: &Agent| {
+        let mut fields = vec![
+            ("id".to_owned(), Plain::Text(agent.id.clone())),
+            (
+                "state".to_owned(),
+                Plain::Text(view::agent_state(agent.state()).to_owned()),
+            ),
+        ];
+        fields.extend(
+            view::moment(agent.last_seen_ms)
+                .map(|seen| ("lastSeen".to_owned(), Plain::Text(rfc3339(seen).to_string()))),
+        );
+        let Some(health) = &agent.health else {
+            return Plain::Map(fields);
+        };
+        let collectors = health.collectors.iter().map(|collector| {
+            let Plain::Map(mut fields) = view::collector(collector) else {
+                return Plain::List(Vec::new());
+            };
+            let missing = missing(collector);
+            fields.push((
+                "missing".to_owned(),
+                u64::try_from(missing).map_or_else(|_| Plain::Text(missing.to_string()), Plain::Number),
+            ));
+            fields.push(number("lost", lost(collector)));
+            Plain::Map(fields)
+        });
+        fields.push(("collectors".to_owned(), Plain::List(collectors.collect())));
+        let drops = health.drops.iter().map(|drop| number(&drop.point, drop.count));
+        fields.push(("drops".to_owned(), Plain::Map(drops.collect())));
+        Plain::Map(fields)
+    };
+    Plain::Map(vec![
+        (
+            "agents".to_owned(),
+            Plain::List(counted(agents).map(agent).collect()),
+        ),
+        ("nothingLost".to_owned(), Plain::Bool(nothing_lost(agents))),
+    ])
+}

@@ -1,0 +1,127 @@
+//! `agentctl status`: how the controller and its fleet do. Exit code 0 when every connected agent has what it is to have.
+//!
+//! `-o json`: the shape `status` in [`crate::view`].
+
+use clap::Args;
+use flowtilla_agent::clock;
+use flowtilla_agent_core::time::WallTime;
+use flowtilla_proto::wire::fleet::{StatusRequest, StatusResponse};
+
+use super::{Brief, json, print};
+use crate::client::{Client, Reach};
+use crate::exit::Exit;
+use crate::output::{grid, harmless, word};
+use crate::view::{self, ago, until};
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct StatusArgs {
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Brief,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// The controller refuses.
+pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<Exit> {
+    let client = Client::reach(&args.reach).await?;
+    let status = client.ask(client.fleet().status(StatusRequest {})).await?;
+    let now = clock::wall_now();
+    let text = match args.output {
+        Brief::Text => {
+            client.say_view(now);
+            text(&status, now)
+        }
+        Brief::Json => json(&view::status(&status)),
+    };
+    print(&text)?;
+    let well = status.nacked == 0 && status.converged == status.connected;
+    Ok(if well { Exit::Done } else { Exit::Failed })
+}
+
+/// Lines for people.
+pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
+    let offline = status.agents.saturating_sub(status.connected);
+    let behind = status
+        .connected
+        .saturating_sub(status.converged)
+        .saturating_sub(status.nacked);
+    let mut rows = vec![
+        [
+            "controller".to_owned(),
+            format!(
+                "version {}, up {}",
+                word(&status.version),
+                ago(status.started_ms, now)
+            ),
+        ],
+        ["trust domain".to_owned(), word(&status.trust_domain)],
+        [
+            "objects".to_owned(),
+            format!("revision {}, epoch {}", status.revision, status.epoch),
+        ],
+        [
+            "agents".to_owned(),
+            format!(
+                "{}: {} connected, {offline} offline",
+                status.agents, status.connected
+            ),
+        ],
+        [
+            "of those connected".to_owned(),
+            format!(
+                "{} have what they are to have, {} refuse it, {behind} are on the way",
+                status.converged, status.nacked
+            ),
+        ],
+    ];
+    if let Some(rollout) = &status.rollout {
+        let policy = match rollout.policy.is_empty() {
+            true => String::new(),
+            false => format!(" of {}", word(&rollout.policy)),
+        };
+        rows.push([
+            "rollout".to_owned(),
+            format!(
+                "{}{policy} to revision {}: {}, wave {} of {}",
+                rollout.id,
+                rollout.revision,
+                view::rollout_state(rollout.state()),
+                rollout.wave,
+                rollout.waves
+            ),
+        ]);
+        rows.extend(
+            rollout
+                .failures
+                .iter()
+                .map(|failure| ["".to_owned(), harmless(&failure.message)]),
+        );
+    }
+    for root in &status.roots {
+        let signs = if root.signs {
+            "signs"
+        } else {
+            "trusted, does not sign"
+        };
+        let id: String = root.id.chars().take(16).collect();
+        rows.push([
+            "root".to_owned(),
+            format!("{}…, {signs}, {} left", word(&id), until(root.not_after_ms, now)),
+        ]);
+    }
+    rows.push([
+        "you".to_owned(),
+        format!(
+            "{}, SVID {} left",
+            word(&status.caller),
+            until(status.caller_not_after_ms, now)
+        ),
+    ]);
+    let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
+    grid(&rows, &[]).into_iter().map(|line| line + "\n").collect()
+}

@@ -1,0 +1,468 @@
+//! What the controller tells, as values for `-o json` and `-o yaml`, and as words for tables.
+//!
+//! Shapes (absent fields are left out; times are RFC 3339; spans are milliseconds; octets are octets):
+//!
+//! ```text
+//! agent       id, state "new" | "connected" | "offline" | "awaitingApproval" | "revoked", labels {}, lastSeen, enrolled,
+//!             svidNotAfter, host, version, kernel, operatingSystem, scope, addresses [], sourceId, policy,
+//!             revisionHeld, revisionWanted, converged: it has what it is to have
+//!             refusal {section, path, reason}: of what it is to have
+//!             effective {programs [], refused [{program, reason, without}], collectors []}
+//!             health {uptimeMs, capturing, observedOctets, observedPackets, records, flows, drops {place: number},
+//!               filtered, sampledOut {records, octets, packets}, coverage {ends, withProcess, withNames},
+//!               cost {cpuNs, residentOctets, programsNs, mapOctets}, spoolOctets, overLimits [],
+//!               collectors [{name, state, reason, made, taken, waiting, evicted, dropped {place: number}, lagMs}],
+//!               peers [{peer, spokenRecords, spokenOctets, heldRecords, heldOctets}]}
+//! token       id, operator, labels {}, made, expires, usedBy, state "unused" | "used" | "expired" | "revoked"
+//! revision    revision, made, by, message, rollbackTo, state, changes [{kind, name, change}]
+//! rollout     id, revision, policy, state, wave, waves, began, ended, soakUntil, acked, nacked, pending, offline,
+//!             failures [{gate, agents [], value, baseline, bound, message}]
+//! status      version, trustDomain, started, revision, epoch, agents, connected, converged, nacked,
+//!             roots [{id, notAfter, signs}], rollout, caller, callerNotAfter
+//! ```
+//!
+//! Policies and collectors are the documents that `deploy` takes.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use flowtilla_agent_core::time::WallTime;
+use flowtilla_proto::wire::fleet::{
+    Agent, AgentState, Change, GateFailure, Revision, Rollout, RolloutState, Root, StatusResponse, Token,
+};
+use flowtilla_proto::wire::session::{Aside, CollectorHealth, CollectorState, Drop, Health, Section};
+
+use crate::document::render::Plain;
+use crate::output::{rfc3339, span};
+
+const NANOSECONDS_A_MS: u64 = 1_000_000;
+
+/// A moment that the controller tells; `None`: never.
+pub(crate) fn moment(ms: i64) -> Option<WallTime> {
+    let ms = u64::try_from(ms).ok().filter(|&ms| ms > 0)?;
+    Some(WallTime(ms.saturating_mul(NANOSECONDS_A_MS)))
+}
+
+/// How long ago a moment is: `45s`; `-`: never.
+pub(crate) fn ago(ms: i64, now: WallTime) -> String {
+    moment(ms).map_or_else(
+        || "-".to_owned(),
+        |then| span(Duration::from_nanos(now.0.saturating_sub(then.0))),
+    )
+}
+
+/// How long it is until a moment: `45s`; `over` when it has passed.
+pub(crate) fn until(ms: i64, now: WallTime) -> String {
+    match moment(ms) {
+        None => "-".to_owned(),
+        Some(then) if then.0 <= now.0 => "over".to_owned(),
+        Some(then) => span(Duration::from_nanos(then.0 - now.0)),
+    }
+}
+
+/// Word of a state.
+pub(crate) fn agent_state(state: AgentState) -> &'static str {
+    match state {
+        AgentState::Unspecified => "unknown",
+        AgentState::New => "new",
+        AgentState::Connected => "connected",
+        AgentState::Offline => "offline",
+        AgentState::AwaitingApproval => "awaitingApproval",
+        AgentState::Revoked => "revoked",
+    }
+}
+
+/// Word of a state.
+pub(crate) fn rollout_state(state: RolloutState) -> &'static str {
+    match state {
+        RolloutState::Unspecified => "none",
+        RolloutState::Running => "running",
+        RolloutState::Soaking => "soaking",
+        RolloutState::Paused => "paused",
+        RolloutState::Done => "done",
+        RolloutState::RollingBack => "rollingBack",
+        RolloutState::RolledBack => "rolledBack",
+        RolloutState::Superseded => "superseded",
+    }
+}
+
+/// Word of a change.
+pub(crate) fn change(change: Change) -> &'static str {
+    match change {
+        Change::Unspecified => "unknown",
+        Change::None => "unchanged",
+        Change::Added => "added",
+        Change::Changed => "changed",
+        Change::Removed => "removed",
+    }
+}
+
+/// Word of a token's state.
+pub(crate) fn token_state(token: &Token, now: WallTime) -> &'static str {
+    match token {
+        Token { revoked: true, .. } => "revoked",
+        Token { used_by, .. } if !used_by.is_empty() => "used",
+        Token { expires_ms, .. } if moment(*expires_ms).is_none_or(|then| then.0 <= now.0) => "expired",
+        _ => "unused",
+    }
+}
+
+/// In one word and, when there is something to say, why.
+pub(crate) fn condition(agent: &Agent) -> String {
+    if let Some(nack) = &agent.nack {
+        return format!("refused: {}", nack.reason);
+    }
+    let Some(health) = &agent.health else {
+        return "-".to_owned();
+    };
+    if let Some(over) = health.over_limits.first() {
+        return format!("over limits: {over}");
+    }
+    let troubled = health
+        .collectors
+        .iter()
+        .find(|collector| collector.state() != CollectorState::Streaming);
+    if let Some(collector) = troubled {
+        let word = collector_state(collector.state());
+        let reason = match collector.reason.is_empty() {
+            true => String::new(),
+            false => format!(": {}", collector.reason),
+        };
+        return format!("{} {word}{reason}", collector.name);
+    }
+    match (health.capturing, converged(agent)) {
+        (false, _) => "captures nothing".to_owned(),
+        (true, false) => "on the way".to_owned(),
+        (true, true) => "well".to_owned(),
+    }
+}
+
+/// Whether it has what it is to have.
+pub(crate) fn converged(agent: &Agent) -> bool {
+    agent.held.is_some() && agent.held == agent.wanted
+}
+
+/// Word of a state.
+pub(crate) fn collector_state(state: CollectorState) -> &'static str {
+    match state {
+        CollectorState::Unspecified => "unknown",
+        CollectorState::Connecting => "connecting",
+        CollectorState::AwaitingSubscription => "awaitingSubscription",
+        CollectorState::Streaming => "streaming",
+        CollectorState::Unacknowledged => "unacknowledged",
+        CollectorState::Stalled => "stalled",
+    }
+}
+
+/// Fields in their order; what is empty is left out.
+#[derive(Default)]
+struct Fields(Vec<(String, Plain)>);
+
+impl Fields {
+    fn text(mut self, name: &str, text: &str) -> Self {
+        if !text.is_empty() {
+            self.0.push((name.to_owned(), Plain::Text(text.to_owned())));
+        }
+        self
+    }
+
+    fn number(mut self, name: &str, number: impl Into<u64>) -> Self {
+        self.0.push((name.to_owned(), Plain::Number(number.into())));
+        self
+    }
+
+    fn given(self, name: &str, number: impl Into<u64>) -> Self {
+        match number.into() {
+            0 => self,
+            number => self.number(name, number),
+        }
+    }
+
+    fn flag(mut self, name: &str, value: bool) -> Self {
+        self.0.push((name.to_owned(), Plain::Bool(value)));
+        self
+    }
+
+    fn time(self, name: &str, ms: i64) -> Self {
+        match moment(ms) {
+            Some(time) => self.text(name, &rfc3339(time).to_string()),
+            None => self,
+        }
+    }
+
+    fn part(mut self, name: &str, part: Option<Plain>) -> Self {
+        let full = |part: &Plain| !matches!(part, Plain::List(list) if list.is_empty());
+        self.0
+            .extend(part.filter(full).map(|part| (name.to_owned(), part)));
+        self
+    }
+
+    fn texts<'a>(self, name: &str, texts: impl IntoIterator<Item = &'a String>) -> Self {
+        let texts = texts.into_iter().map(|text| Plain::Text(text.clone())).collect();
+        self.part(name, Some(Plain::List(texts)))
+    }
+
+    fn labels<'a>(self, labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> Self {
+        let labels = labels
+            .into_iter()
+            .map(|(key, value)| (key.clone(), Plain::Text(value.clone())));
+        self.part("labels", Some(Plain::Map(labels.collect())))
+    }
+
+    fn done(self) -> Plain {
+        Plain::Map(self.0)
+    }
+}
+
+/// See the module.
+pub(crate) fn agent(agent: &Agent) -> Plain {
+    let hello = agent.hello.clone().unwrap_or_default();
+    let addresses: Vec<String> = hello.addresses.iter().map(|address| shown(address)).collect();
+    let nack = agent.nack.as_ref().map(|nack| {
+        Fields::default()
+            .text("section", section(nack.section()))
+            .text("path", &nack.path)
+            .text("reason", &nack.reason)
+            .done()
+    });
+    let effective = agent.effective.as_ref().map(|effective| {
+        let refused = effective.refused.iter().map(|refused| {
+            Fields::default()
+                .text("program", &refused.program)
+                .text("reason", &refused.reason)
+                .text("without", &refused.without)
+                .done()
+        });
+        Fields::default()
+            .texts("programs", &effective.programs)
+            .part("refused", Some(Plain::List(refused.collect())))
+            .texts("collectors", &effective.collectors)
+            .done()
+    });
+    Fields::default()
+        .text("id", &agent.id)
+        .text("state", agent_state(agent.state()))
+        .labels(&agent.labels)
+        .time("lastSeen", agent.last_seen_ms)
+        .time("enrolled", agent.enrolled_ms)
+        .time("svidNotAfter", agent.svid_not_after_ms)
+        .text("host", &hello.host_name)
+        .text("version", &hello.version)
+        .text("kernel", &hello.kernel)
+        .text("operatingSystem", &hello.operating_system)
+        .text("scope", &hello.scope)
+        .texts("addresses", &addresses)
+        .given("sourceId", agent.source_id)
+        .text("policy", &agent.policy)
+        .number("revisionHeld", agent.revision_held)
+        .number("revisionWanted", agent.revision_wanted)
+        .flag("converged", converged(agent))
+        .part("refusal", nack)
+        .part("effective", effective)
+        .part("health", agent.health.as_ref().map(health))
+        .done()
+}
+
+fn health(health: &Health) -> Plain {
+    let coverage = health.coverage.map(|coverage| {
+        Fields::default()
+            .number("ends", coverage.ends)
+            .number("withProcess", coverage.with_process)
+            .number("withNames", coverage.with_names)
+            .done()
+    });
+    let cost = health.cost.map(|cost| {
+        let programs = cost.programs_ns.map(Plain::Number);
+        Fields::default()
+            .number("cpuNs", cost.cpu_ns)
+            .number("residentOctets", cost.resident_octets)
+            .part("programsNs", programs)
+            .number("mapOctets", cost.map_octets)
+            .done()
+    });
+    let peers = health.peers.iter().map(|sums| {
+        Fields::default()
+            .text("peer", &sums.peer)
+            .number("spokenRecords", sums.spoken_records)
+            .number("spokenOctets", sums.spoken_octets)
+            .number("heldRecords", sums.held_records)
+            .number("heldOctets", sums.held_octets)
+            .done()
+    });
+    Fields::default()
+        .number("uptimeMs", health.uptime_ms)
+        .flag("capturing", health.capturing)
+        .number("observedOctets", health.observed_octets)
+        .number("observedPackets", health.observed_packets)
+        .number("records", health.records)
+        .number("flows", health.flows)
+        .part("drops", Some(drops(&health.drops)))
+        .part("filtered", health.filtered.map(aside))
+        .part("sampledOut", health.sampled_out.map(aside))
+        .part("coverage", coverage)
+        .part("cost", cost)
+        .part("spoolOctets", health.spool_octets.map(Plain::Number))
+        .texts("overLimits", &health.over_limits)
+        .part(
+            "collectors",
+            Some(Plain::List(health.collectors.iter().map(collector).collect())),
+        )
+        .part("peers", Some(Plain::List(peers.collect())))
+        .done()
+}
+
+fn aside(aside: Aside) -> Plain {
+    Fields::default()
+        .number("records", aside.records)
+        .number("octets", aside.octets)
+        .number("packets", aside.packets)
+        .done()
+}
+
+/// One collector of an agent, with law 2.
+pub(crate) fn collector(collector: &CollectorHealth) -> Plain {
+    Fields::default()
+        .text("name", &collector.name)
+        .text("state", collector_state(collector.state()))
+        .text("reason", &collector.reason)
+        .number("made", collector.made)
+        .number("taken", collector.taken)
+        .number("waiting", collector.waiting)
+        .number("evicted", collector.evicted)
+        .part("dropped", Some(drops(&collector.dropped)))
+        .number("lagMs", collector.lag_ms)
+        .done()
+}
+
+fn drops(drops: &[Drop]) -> Plain {
+    Plain::Map(
+        drops
+            .iter()
+            .map(|drop| (drop.point.clone(), Plain::Number(drop.count)))
+            .collect(),
+    )
+}
+
+/// See the module.
+pub(crate) fn token(token: &Token, now: WallTime) -> Plain {
+    Fields::default()
+        .text("id", &token.id)
+        .text("operator", &token.operator)
+        .labels(&token.labels)
+        .time("made", token.made_ms)
+        .time("expires", token.expires_ms)
+        .text("usedBy", &token.used_by)
+        .text("state", token_state(token, now))
+        .done()
+}
+
+/// See the module.
+pub(crate) fn revision(revision: &Revision) -> Plain {
+    let changes = revision.changes.iter().map(|told| {
+        let object = told.object.clone().unwrap_or_default();
+        Fields::default()
+            .text("kind", &object.kind)
+            .text("name", &object.name)
+            .text("change", change(told.change()))
+            .done()
+    });
+    Fields::default()
+        .number("revision", revision.revision)
+        .time("made", revision.made_ms)
+        .text("by", &revision.by)
+        .text("message", &revision.message)
+        .given("rollbackTo", revision.rollback_to)
+        .text("state", rollout_state(revision.state()))
+        .part("changes", Some(Plain::List(changes.collect())))
+        .done()
+}
+
+/// See the module.
+pub(crate) fn rollout(rollout: &Rollout) -> Plain {
+    Fields::default()
+        .number("id", rollout.id)
+        .number("revision", rollout.revision)
+        .text("policy", &rollout.policy)
+        .text("state", rollout_state(rollout.state()))
+        .number("wave", rollout.wave)
+        .number("waves", rollout.waves)
+        .time("began", rollout.began_ms)
+        .time("ended", rollout.ended_ms)
+        .time("soakUntil", rollout.soak_until_ms)
+        .number("acked", rollout.acked)
+        .number("nacked", rollout.nacked)
+        .number("pending", rollout.pending)
+        .number("offline", rollout.offline)
+        .part(
+            "failures",
+            Some(Plain::List(rollout.failures.iter().map(failure).collect())),
+        )
+        .done()
+}
+
+fn failure(failure: &GateFailure) -> Plain {
+    let fraction = |value| Some(Plain::Fraction(value));
+    Fields::default()
+        .text("gate", &failure.gate)
+        .texts("agents", &failure.agents)
+        .part("value", fraction(failure.value))
+        .part("baseline", fraction(failure.baseline))
+        .part("bound", fraction(failure.bound))
+        .text("message", &failure.message)
+        .done()
+}
+
+/// See the module.
+pub(crate) fn status(status: &StatusResponse) -> Plain {
+    Fields::default()
+        .text("version", &status.version)
+        .text("trustDomain", &status.trust_domain)
+        .time("started", status.started_ms)
+        .number("revision", status.revision)
+        .number("epoch", status.epoch)
+        .number("agents", status.agents)
+        .number("connected", status.connected)
+        .number("converged", status.converged)
+        .number("nacked", status.nacked)
+        .part("roots", Some(roots(&status.roots)))
+        .part("rollout", status.rollout.as_ref().map(rollout))
+        .text("caller", &status.caller)
+        .time("callerNotAfter", status.caller_not_after_ms)
+        .done()
+}
+
+/// See the module.
+pub(crate) fn roots(roots: &[Root]) -> Plain {
+    let root = |root: &Root| {
+        Fields::default()
+            .text("id", &root.id)
+            .time("notAfter", root.not_after_ms)
+            .flag("signs", root.signs)
+            .done()
+    };
+    Plain::List(roots.iter().map(root).collect())
+}
+
+fn section(section: Section) -> &'static str {
+    match section {
+        Section::Unspecified => "",
+        Section::Offer => "offer",
+        Section::Capture => "capture",
+        Section::Enrich => "enrich",
+        Section::Export => "export",
+        Section::Buffer => "buffer",
+        Section::Limits => "limits",
+        Section::Persist => "persist",
+    }
+}
+
+/// An address of 4 or 16 octets; anything else as its length.
+fn shown(address: &[u8]) -> String {
+    if let Ok(four) = <[u8; 4]>::try_from(address) {
+        return Ipv4Addr::from(four).to_string();
+    }
+    match <[u8; 16]>::try_from(address) {
+        Ok(sixteen) => Ipv6Addr::from(sixteen).to_string(),
+        Err(_) => format!("({} octets)", address.len()),
+    }
+}

@@ -1,0 +1,77 @@
+//! Cgroups of our own, and processes in them.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+/// Where cgroup2 is mounted. Source: `/proc/self/mountinfo`, field after ` - `.
+///
+/// # Errors
+/// When the mounts cannot be read.
+pub fn root() -> Result<Option<PathBuf>> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .and_then(|line| line.split(' ').nth(4))
+        .map(PathBuf::from))
+}
+
+/// A cgroup of ours and the folder around it; removed when dropped.
+#[derive(Debug)]
+pub struct Cgroup {
+    outer: PathBuf,
+    inner: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes `inner` in `outer`, which is new.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn make(root: &Path, outer: &str, inner: &str) -> Result<Self> {
+        let outer = root.join(format!("flowtilla-test-{outer}"));
+        let group = Self {
+            inner: outer.join(inner),
+            outer,
+        };
+        std::fs::create_dir_all(&group.inner).with_context(|| format!("make {}", group.inner.display()))?;
+        Ok(group)
+    }
+
+    /// The folder around it.
+    #[must_use]
+    pub fn outer(&self) -> &Path {
+        &self.outer
+    }
+
+    /// Has a command run in it.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn take_in(&self, command: &mut Command) -> Result<()> {
+        let procs = std::fs::OpenOptions::new()
+            .write(true)
+            .open(self.inner.join("cgroup.procs"))?;
+        // SAFETY: one write(2) of a constant, before exec: the kernel reads 0 as the writing process.
+        unsafe {
+            command.pre_exec(move || {
+                rustix::io::write(&procs, b"0")?;
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for folder in [&self.inner, &self.outer] {
+            if let Err(error) = std::fs::remove_dir(folder) {
+                eprintln!("{} stays: {error}", folder.display());
+            }
+        }
+    }
+}
