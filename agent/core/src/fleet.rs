@@ -150,7 +150,13 @@ impl Fleet {
 
     /// A list was told. An older one than the one held changes nothing.
     pub fn handle_members(&mut self, members: Members, now: KernelTime) {
-        if self.connected && self.lists.handle_members(members, now) {
+        if !self.connected {
+            return;
+        }
+        if self.lists.is_full() {
+            self.lists.retain(|name| self.fed.contains_key(name));
+        }
+        if self.lists.handle_members(members, now) {
             self.held.wake_all(now);
         }
     }
@@ -160,10 +166,10 @@ impl Fleet {
         self.fed.insert(name, Fed { slot, since: now });
     }
 
-    /// A collector is not fed any more.
+    /// A collector is not fed any more. Its list is kept: it may be fed again on other terms in a moment, and the controller
+    /// tells a list only when it changes.
     pub fn starve(&mut self, name: &CollectorName) {
         self.fed.remove(name);
-        self.lists.forget(name);
     }
 
     /// Decides who gets a record of a flow that began at `start`. What is held back is kept from its collectors.

@@ -42,7 +42,7 @@ pub enum FleetIn {
     /// Another agent's question.
     Question(session::Question),
     /// The answer to a question of this agent.
-    Answer(session::Answer),
+    Answer(Box<session::Answer>),
     /// A collector, or several together, is fed.
     Feed(CollectorName, CollectorSlot),
     /// It is fed no more.
@@ -55,7 +55,7 @@ pub enum FleetOut {
     /// Who is at the other end?
     Question(session::Question),
     /// What is known of this end.
-    Answer(session::Answer),
+    Answer(Box<session::Answer>),
 }
 
 /// Most [`FleetOut`]s on their way to the session.
@@ -97,7 +97,7 @@ impl Peers {
                 Ok(asked) if self.asked.len() < ASKED_MAX && self.fleet.may_answer(&asked) => {
                     self.asked.push_back((asked, now.after(ASKED_WAIT)));
                 }
-                Ok(asked) => self.say(FleetOut::Answer(asked.answer(None, &self.host))),
+                Ok(asked) => self.say(FleetOut::Answer(Box::new(asked.answer(None, &self.host)))),
                 Err(error) => tracing::debug!(%error, "a question is not answered"),
             },
             FleetIn::Answer(wire) => self.fleet.handle_answer(&wire, now),
@@ -120,7 +120,9 @@ impl Peers {
                 self.asked.push_back((asked, until));
                 continue;
             }
-            self.say(FleetOut::Answer(asked.answer(owner.as_ref(), &self.host)));
+            self.say(FleetOut::Answer(Box::new(
+                asked.answer(owner.as_ref(), &self.host),
+            )));
         }
         while let Some(question) = self.fleet.poll_question() {
             self.say(FleetOut::Question(question));

@@ -27,7 +27,11 @@ impl Rule {
     pub(super) fn matches<'a>(&self, record: &FlowRecord, cgroup: &impl Fn(u64) -> Option<&'a str>) -> bool {
         let parties = [&record.initiator, &record.responder];
         let rule = &self.rule;
-        let either = |list: &dyn Fn(&Owner) -> bool| parties.iter().any(|party| list(&party.owner));
+        // What another host says of its own end must not decide what leaves this one.
+        let either = |list: &dyn Fn(&Owner) -> bool| {
+            let own = parties.iter().filter(|party| !party.owner.is_remote());
+            own.map(|party| &party.owner).any(list)
+        };
         let cidrs = || {
             rule.cidrs
                 .iter()

@@ -208,8 +208,7 @@ impl Lists {
 
     /// Whether this was news.
     pub(super) fn handle_members(&mut self, members: Members, now: KernelTime) -> bool {
-        let full = self.by_collector.len() >= LISTS_MAX;
-        if full && !self.by_collector.contains_key(&members.collector) {
+        if self.is_full() && !self.by_collector.contains_key(&members.collector) {
             return false;
         }
         let list = self.by_collector.entry(members.collector).or_default();
@@ -248,9 +247,13 @@ impl Lists {
         true
     }
 
-    /// A collector is not fed any more.
-    pub(super) fn forget(&mut self, collector: &CollectorName) {
-        self.by_collector.remove(collector);
+    pub(super) fn is_full(&self) -> bool {
+        self.by_collector.len() >= LISTS_MAX
+    }
+
+    /// Forgets the lists of other collectors than these.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&CollectorName) -> bool) {
+        self.by_collector.retain(|name, _| keep(name));
     }
 
     /// Whether the list of this collector was ever told.
