@@ -14,6 +14,7 @@ pub(crate) mod memory;
 mod order;
 mod questions;
 mod stream;
+mod waves;
 
 pub(crate) fn labels(pairs: &[(&str, &str)]) -> Labels {
     let map: BTreeMap<String, String> = pairs
