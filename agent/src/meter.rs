@@ -137,6 +137,8 @@ pub(crate) struct Turns {
     coverage: Coverage,
     /// Losses of captures that are detached, and of the view.
     past: Drops,
+    /// CPU time of the programs of captures that are detached, as far as it was counted.
+    past_time: Option<Duration>,
 }
 
 impl Meter {
@@ -206,6 +208,7 @@ impl Meter {
         if let Some(capture) = self.capture.take() {
             let drops = capture.drops();
             drops.lossy().for_each(|(point, n)| self.state.past.add(point, n));
+            self.state.past_time = sum(self.state.past_time, capture.programs_time());
         }
         self.table.end_all(now);
         self.deliver(now, Patience::None, &mut { LOOK_UP_WAIT_LAST });
@@ -443,6 +446,10 @@ impl Meter {
         let mut drops = self.capture.as_ref().map(Capture::drops).unwrap_or_default();
         self.state.past.lossy().for_each(|(point, n)| drops.add(point, n));
         let law: KernelLaw = self.table.law();
+        let programs_time = sum(
+            self.state.past_time,
+            self.capture.as_ref().and_then(Capture::programs_time),
+        );
         let waiting = self.state.waiting.len();
         let record_law = self.state.left_out.law(&self.table, self.state.records, waiting);
         if let Some(spooling) = &self.spooling {
@@ -458,6 +465,7 @@ impl Meter {
             status.kernel_law = law;
             status.record_law = record_law;
             status.coverage = coverage;
+            status.programs_time = programs_time;
         });
     }
 }
@@ -480,6 +488,10 @@ fn count(coverage: &mut Coverage, owner: &Owner) {
             .as_ref()
             .is_some_and(|names| names.executable.is_some()),
     );
+}
+
+fn sum(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).reduce(|sum, more| sum + more)
 }
 
 /// A failed read costs this turn's part of the picture; the next one tries again.

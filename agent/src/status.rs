@@ -2,6 +2,9 @@
 //!
 //! Written by the parts, read by screens and tests; nothing here decides anything.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw, RecordLaw};
 
 use crate::spool::SpoolStatus;
@@ -140,4 +143,8 @@ pub struct AgentStatus {
     pub coverage: Coverage,
     /// Each collector.
     pub collectors: Vec<CollectorStatus>,
+    /// How long the oldest record that waits for each collector has waited in this run.
+    pub lags: BTreeMap<String, Duration>,
+    /// CPU time of the kernel programs since the agent's start; `None`: the kernel does not count it.
+    pub programs_time: Option<Duration>,
 }

@@ -14,6 +14,7 @@
 
 mod connection;
 pub mod failover;
+pub mod lag;
 mod pace;
 pub mod window;
 

@@ -15,6 +15,7 @@ pub mod loss;
 pub mod observe;
 pub mod owner;
 pub mod policy;
+pub mod session;
 pub mod spool;
 pub mod time;
 pub mod zmtp;

@@ -223,6 +223,7 @@ pub(crate) fn status() -> AgentStatus {
                 members: Vec::new(),
             },
         ],
+        ..AgentStatus::default()
     }
 }
 
