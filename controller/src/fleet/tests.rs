@@ -13,6 +13,7 @@ mod members;
 pub(crate) mod memory;
 mod order;
 mod questions;
+mod rollouts;
 mod stream;
 
 pub(crate) fn labels(pairs: &[(&str, &str)]) -> Labels {
