@@ -15,6 +15,7 @@ mod order;
 mod questions;
 mod rollouts;
 mod stream;
+mod waves;
 
 pub(crate) fn labels(pairs: &[(&str, &str)]) -> Labels {
     let map: BTreeMap<String, String> = pairs
