@@ -9,6 +9,7 @@ use super::*;
 use crate::policy::KIND_POLICY;
 
 mod history;
+mod mailbox;
 mod members;
 pub(crate) mod memory;
 mod order;

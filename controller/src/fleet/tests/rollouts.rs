@@ -37,7 +37,7 @@ impl Scene {
         }
         assert_eq!(scene.turn(), [1, 2, 3]);
         scene.ack(&[1, 2, 3]);
-        assert_eq!(scene.turn(), []);
+        assert!(scene.turn().is_empty());
         scene
     }
 
@@ -106,7 +106,7 @@ fn the_second_wave_keeps_what_it_has_until_the_first_has_acked() {
     let ids = scene.apply(vec![in_waves("p", 5)]);
     let first = scene.turn();
     assert_eq!((ids.len(), first.len()), (1, 1));
-    assert_eq!(scene.turn(), []);
+    assert!(scene.turn().is_empty());
     for agent in scene.fleet.agents.values().filter(|agent| agent.converged()) {
         assert_eq!(agent.wanted.as_ref().map(|wanted| &wanted.content), Some(&before));
     }
@@ -176,7 +176,7 @@ fn a_paused_rollout_goes_on_when_it_is_told_to() {
     let steer = |scene: &mut Scene, steering| scene.fleet.steer(id, steering, "admin", at(scene.ms));
     steer(&mut scene, Steering::Pause).expect("paused");
     scene.ack(&first);
-    assert_eq!(scene.turn(), []);
+    assert!(scene.turn().is_empty());
     assert!(steer(&mut scene, Steering::Pause).is_err());
     assert!(steer(&mut scene, Steering::Unspecified).is_err());
     steer(&mut scene, Steering::Resume).expect("goes on");
