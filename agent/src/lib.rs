@@ -13,6 +13,7 @@ pub mod host;
 pub mod identity;
 mod meter;
 pub mod metrics;
+pub mod peers;
 pub mod replay;
 pub mod run;
 pub mod session;

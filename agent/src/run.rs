@@ -40,7 +40,9 @@ use crate::clock;
 use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{self, Announcements, ExporterOptions};
 use crate::host::Host;
+use crate::meter::peers::Peers;
 use crate::meter::{Command, Commands, Meter, Turns};
+use crate::peers::{FLEET_OUT_MAX, FleetIn, PeerLink};
 use crate::spool::{Spool, SpoolError, SpoolOptions, SpoolStatus};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
 
@@ -130,6 +132,8 @@ pub struct Agent {
     addresses: watch::Receiver<Vec<IpAddr>>,
     /// Whether capture was ever on: the table knows better than any file then.
     captured: bool,
+    /// Until the session takes it.
+    peer_link: Option<PeerLink>,
     /// Where the spool is kept between runs.
     state: Option<PathBuf>,
     /// Opened for the first collector.
@@ -163,6 +167,7 @@ impl Agent {
         for (id, path) in lookups.existing_cgroups() {
             naming.learn(&NameObservation::Cgroup { id, path });
         }
+        let (asks, asked) = mpsc::channel(FLEET_OUT_MAX);
         let (commands, orders) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
         let (view, records) = mpsc::channel(options.view_records_max.max(1));
         let view = (options.view_records_max > 0).then_some(view);
@@ -186,9 +191,11 @@ impl Agent {
             listening: watch::Sender::new(None),
             capture: None,
             spooling: None,
+            peers: Peers::new(asks, host_name()),
             state: Turns::default(),
         };
         let listening = meter.listening.subscribe();
+        let peer_link = PeerLink::new(commands.clone(), asked);
         let meter = std::thread::Builder::new()
             .name("meter".into())
             .spawn(move || meter.run())
@@ -233,6 +240,7 @@ impl Agent {
             attached: watch::Sender::new(None),
             addresses,
             captured: false,
+            peer_link: Some(peer_link),
             state: options.state,
             store: None,
             _lock: lock,
@@ -391,9 +399,15 @@ impl Agent {
         }
     }
 
+    /// Where the session talks to the meter about other agents; once.
+    pub fn take_peer_link(&mut self) -> Option<PeerLink> {
+        self.peer_link.take()
+    }
+
     /// Its successor of the same name goes on from the cursor that it leaves.
     async fn stop_collector(&mut self, name: &CollectorName) {
         if let Some(exporter) = self.exporters.remove(name) {
+            let _ = self.tell(Command::Fleet(FleetIn::Starve(name.clone())));
             exporter.stop.send_replace(Some(export::LEAVE));
             let _ = exporter.task.await; // An error: it has panicked, and left what it had saved.
         }
@@ -481,6 +495,10 @@ impl Agent {
             seed: u64::from(self.host.source_id.number()) ^ clock::kernel_now().0,
         };
         let (stop, stopped) = watch::channel(None);
+        self.tell(Command::Fleet(FleetIn::Feed(
+            exporting.name.clone(),
+            exporting.slot,
+        )))?;
         let reader = spool.reader(&exporting.name);
         let exporter = export::Exporter::new(options, reader, self.announcements.subscribe(), stopped);
         let status = exporter.status();
@@ -539,6 +557,12 @@ pub const SPOOL: &str = "spool";
 
 /// Before a policy says otherwise.
 const MAX_FLOWS_DEFAULT: u64 = 65_536;
+
+/// As other agents are told it; empty when the kernel does not say.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
 
 fn table_options(host: &Host, metering: &Metering) -> TableOptions {
     TableOptions {

@@ -120,6 +120,21 @@ pub struct Coverage {
     pub with_names: u64,
 }
 
+/// What an agent told of its flows with one other agent, and left to that one to tell, while the rule decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Name of the other agent.
+    pub peer: String,
+    /// Records told.
+    pub spoken_records: u64,
+    /// IP octets in them, both directions.
+    pub spoken_octets: u64,
+    /// Records left to the other.
+    pub held_records: u64,
+    /// IP octets in them.
+    pub held_octets: u64,
+}
+
 /// The agent, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgentStatus {
@@ -139,6 +154,8 @@ pub struct AgentStatus {
     pub record_law: RecordLaw,
     /// What is beyond the policy's limits, one sentence each.
     pub over_limits: Vec<String>,
+    /// Flows with other agents, by agent.
+    pub peers: Vec<PeerStatus>,
     /// Owners found.
     pub coverage: Coverage,
     /// Each collector.

@@ -9,6 +9,7 @@ pub mod cost;
 pub mod encode;
 pub mod enrich;
 pub mod filter;
+pub mod fleet;
 pub mod flow;
 pub mod ledger;
 pub mod loss;
