@@ -9,10 +9,12 @@ use super::*;
 use crate::policy::KIND_POLICY;
 
 mod history;
+mod mailbox;
 mod members;
 pub(crate) mod memory;
 mod order;
 mod questions;
+mod rollouts;
 mod stream;
 mod waves;
 

@@ -57,8 +57,8 @@ pub enum FleetError {
     /// The store has failed; nothing of it is in force.
     #[error("the controller's store has failed; see its log")]
     Store,
-    /// The controller stops.
-    #[error("the controller is stopping")]
+    /// The controller stops, or waits for its store to work again.
+    #[error("the controller does not answer: it is stopping, or its store has failed")]
     Stopping,
 }
 
@@ -353,7 +353,7 @@ impl Driver {
                 }
             }
             if !self.commit_and_speak() {
-                self.reload().await;
+                self.reload(&mut queue).await;
             }
             if self.stopping {
                 break;
@@ -403,7 +403,8 @@ impl Driver {
         true
     }
 
-    async fn reload(&mut self) {
+    /// Reads the fleet again. Who asks meanwhile gets no answer; a stop is heard.
+    async fn reload(&mut self, queue: &mut mpsc::Receiver<Command>) {
         for reply in self.replies.drain(..) {
             reply(false);
         }
@@ -417,7 +418,17 @@ impl Driver {
                 }
                 Err(error) => tracing::error!(%error, "the fleet cannot be read"),
             }
-            tokio::time::sleep(RELOAD_AFTER).await;
+            let again = tokio::time::sleep(RELOAD_AFTER);
+            tokio::pin!(again);
+            loop {
+                tokio::select! { biased;
+                    () = &mut again => break,
+                    command = queue.recv() => if matches!(command, None | Some(Command::Stop)) {
+                        self.stopping = true;
+                        return;
+                    },
+                }
+            }
         }
     }
 
