@@ -24,7 +24,7 @@ impl PeerLink {
     /// there.
     pub fn tell(&self, told: FleetIn) -> bool {
         let may_get_lost = matches!(told, FleetIn::Question(_) | FleetIn::Answer(_));
-        let command = Command::Fleet(told);
+        let command = Command::Fleet(Box::new(told));
         if may_get_lost {
             self.commands.try_send(command).is_ok()
         } else {
