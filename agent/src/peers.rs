@@ -46,7 +46,7 @@ impl Joined {
         let (told, mut hears) = mpsc::channel(TOLD_MAX);
         let PeerLink { commands, out } = link;
         // With nothing attached the meter's commands are read at once.
-        let _ = commands.send(Command::Fleet(FleetIn::Expect));
+        let _ = commands.send(Command::Fleet(Box::new(FleetIn::Expect)));
         std::thread::Builder::new().name("peers".into()).spawn(move || {
             while let Some(told) = hears.blocking_recv() {
                 if !tell(&commands, told) {
@@ -67,7 +67,7 @@ impl Joined {
 /// Waits, for less than a turn as a rule, only with what must not get lost; `false`: the meter has gone.
 fn tell(commands: &Commands, told: FleetIn) -> bool {
     let may_get_lost = matches!(told, FleetIn::Question(_) | FleetIn::Answer(_));
-    let command = Command::Fleet(told);
+    let command = Command::Fleet(Box::new(told));
     if may_get_lost {
         !matches!(commands.try_send(command), Err(TrySendError::Disconnected(_)))
     } else {
