@@ -175,9 +175,10 @@ impl Controller {
         let (fleet, thread) =
             fleet::thread::start(Arc::<SledStore>::clone(&store), move || fleet_now(&time))?;
         fleet.known(known(&identities)).await;
+        let (tls, due) = Tls::new(authority, id, clock.clone())?;
         let parts = Arc::new(Parts {
             store,
-            tls: Arc::new(Tls::new(authority, id, clock.clone())?),
+            tls: Arc::new(tls),
             identities,
             connections: Connections::new(options.limits.visitors_max),
             handshakes: Arc::default(),
@@ -204,8 +205,13 @@ impl Controller {
         };
         tracing::info!(id = %parts.tls.id(), ?addresses, "the controller listens");
         let stop = CancellationToken::new();
-        let ears = Ears { listeners, socket };
-        let running = run(Arc::clone(&parts), ears, options.limits, thread, stop.clone());
+        let begun = Begun {
+            listeners,
+            socket,
+            due,
+            thread,
+        };
+        let running = run(Arc::clone(&parts), begun, options.limits, stop.clone());
         Ok(Self {
             parts,
             addresses,
@@ -290,22 +296,26 @@ fn services(parts: &Arc<Parts>) -> Router {
         ))
 }
 
-/// Where a controller hears others.
-struct Ears {
+/// What a start leaves to the run.
+struct Begun {
     listeners: Vec<TcpListener>,
+    /// `None`: it could not be bound.
     socket: Option<UnixListener>,
+    /// When the controller's own SVID is to be renewed.
+    due: WallMs,
+    /// The fleet's.
+    thread: std::thread::JoinHandle<()>,
 }
 
 async fn run(
     parts: Arc<Parts>,
-    ears: Ears,
+    begun: Begun,
     limits: Limits,
-    thread: std::thread::JoinHandle<()>,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     let (out, incoming) = mpsc::channel(CONNECTIONS_QUEUED);
     let mut tasks: JoinSet<Result<&'static str, RunError>> = JoinSet::new();
-    for listener in ears.listeners {
+    for listener in begun.listeners {
         let door = Door {
             tls: Arc::clone(&parts.tls),
             domain: parts.tls.id().domain.clone(),
@@ -322,13 +332,13 @@ async fn run(
     }
     drop(out); // The server ends when the last accept loop has.
     tasks.spawn(serve(services(&parts), incoming, stop.clone()));
-    tasks.spawn(renew_own(Arc::clone(&parts), stop.clone()));
+    tasks.spawn(renew_own(begun.due, Arc::clone(&parts), stop.clone()));
     tasks.spawn(cut_revoked(Arc::clone(&parts), stop.clone()));
-    if let Some(socket) = ears.socket {
+    if let Some(socket) = begun.socket {
         tasks.spawn(hear_host(socket, Arc::clone(&parts), stop.clone()));
     }
     tasks.spawn(async move {
-        match tokio::task::spawn_blocking(move || thread.join()).await {
+        match tokio::task::spawn_blocking(move || begun.thread.join()).await {
             Ok(Ok(())) => Ok("the fleet's thread"),
             _ => Err(RunError::Ended("the fleet's thread, in a panic,")),
         }
@@ -379,9 +389,12 @@ async fn serve(
 }
 
 /// Renews the controller's own SVID when it is due, and when the roots change.
-async fn renew_own(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'static str, RunError> {
+async fn renew_own(
+    mut due: WallMs,
+    parts: Arc<Parts>,
+    stop: CancellationToken,
+) -> Result<&'static str, RunError> {
     let mut changes = parts.identities.authority().changes();
-    let mut due = parts.tls.renew()?;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok("renewing the controller's SVID"),
