@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flowtilla_proto::labels::Labels;
 use flowtilla_proto::spiffe::Role;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::broadcast::error::RecvError;
@@ -285,6 +284,7 @@ fn services(parts: &Arc<Parts>) -> Router {
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .add_service(grpc::enrol::Service::server(
             Arc::clone(&parts.identities),
+            parts.fleet.clone(),
             parts.clock.clone(),
         ))
         .add_service(sessions.into_server())
@@ -460,13 +460,7 @@ async fn cut_revoked(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'sta
 /// Agents that have an identity, as the fleet wants to know them.
 fn known(identities: &Identities) -> Vec<Known> {
     let agents = identities.agents().into_iter();
-    let known = agents.map(|(id, record)| Known {
-        id,
-        // What is refused here was let in by another version: an agent without labels is better than none.
-        labels: Labels::parse(&record.labels).unwrap_or_default(),
-        revoked: record.revoked.is_some(),
-    });
-    known.collect()
+    agents.map(|(id, record)| Known::of(id, &record)).collect()
 }
 
 /// This moment, for the fleet.

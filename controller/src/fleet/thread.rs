@@ -26,6 +26,7 @@ use super::load::{self, LoadError};
 use super::mailbox::Mailbox;
 use super::view::Standing;
 use super::{Change, ChangeRefused, Fleet, Now, SessionId, Speech, Unwelcome};
+use crate::identities::IdentityRecord;
 use crate::store::Store;
 
 /// Most commands that wait; further senders wait too.
@@ -102,6 +103,19 @@ pub struct Known {
     pub labels: Labels,
     /// Whether the identity is void.
     pub revoked: bool,
+}
+
+impl Known {
+    /// As identities have it.
+    #[must_use]
+    pub fn of(id: MemberName, record: &IdentityRecord) -> Self {
+        Self {
+            id,
+            // What is refused here was let in by another version: an agent without labels is better than none.
+            labels: Labels::parse(&record.labels).unwrap_or_default(),
+            revoked: record.revoked.is_some(),
+        }
+    }
 }
 
 /// Speaks to the fleet's thread. When all of them are gone, the thread ends.
