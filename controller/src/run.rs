@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flowtilla_grpc::channel;
 use flowtilla_proto::spiffe::Role;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::broadcast::error::RecvError;
@@ -49,10 +50,6 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 const STREAMS_MAX: u32 = 16;
 const HEADERS_OCTETS_MAX: u32 = 16 << 10;
-/// How often a peer is asked whether it is there, and how long it may take.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// What a controller is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -280,8 +277,8 @@ fn services(parts: &Arc<Parts>) -> Router {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADERS_OCTETS_MAX)
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .http2_keepalive_interval(Some(channel::KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(channel::KEEP_ALIVE_TIMEOUT))
         .add_service(grpc::enrol::Service::server(
             Arc::clone(&parts.identities),
             parts.fleet.clone(),
