@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
 
 use flowtilla_agent_core::flow::record::BootId;
 use flowtilla_proto::ids::SourceId;
@@ -50,7 +51,7 @@ impl Host {
         let machine = first_line("/etc/machine-id")
             .or_else(|| first_line("/proc/sys/kernel/hostname"))
             .unwrap_or_else(|| "unknown".to_owned());
-        let (addresses, interface) = addresses();
+        let (addresses, interface) = addresses(scopes);
         Ok(Self {
             name: first_line("/proc/sys/kernel/hostname").unwrap_or_else(|| "host".to_owned()),
             boot: boot_id()?,
@@ -131,8 +132,34 @@ fn operating_system() -> String {
     pretty.map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned())
 }
 
-/// Addresses of interfaces that are up, and the first of these interfaces.
-pub(crate) fn addresses() -> (Vec<IpAddr>, Option<Interface>) {
+/// Addresses of interfaces that are up, and the first of these interfaces: of the network namespaces among `scopes`, or of this
+/// process's own when there are none. Blocks for as long as the kernel takes to list them.
+pub(crate) fn addresses(scopes: &[Scope]) -> (Vec<IpAddr>, Option<Interface>) {
+    let namespaces = scopes.iter().filter_map(|scope| match scope {
+        Scope::Netns(path) => Some(path.as_path().to_owned()),
+        Scope::Cgroup(_) => None,
+    });
+    let (mut found, mut first, mut own) = (Vec::new(), None, true);
+    for path in namespaces {
+        own = false;
+        // A thread of its own: its namespace is the thread's, and ends with it.
+        let inside = move || {
+            let namespace = std::fs::File::open(path).ok()?;
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).ok()?;
+            Some(own_addresses())
+        };
+        let spawned = std::thread::Builder::new().name("addresses".into()).spawn(inside);
+        // A namespace that cannot be entered is told when capture attaches.
+        if let Some((addresses, interface)) = spawned.ok().and_then(|it| it.join().ok()).flatten() {
+            found.extend(addresses);
+            first = first.or(interface);
+        }
+    }
+    if own { own_addresses() } else { (found, first) }
+}
+
+fn own_addresses() -> (Vec<IpAddr>, Option<Interface>) {
     let (mut found, mut interface) = (Vec::new(), None);
     let Ok(all) = getifaddrs() else {
         return (found, interface);

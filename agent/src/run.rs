@@ -215,6 +215,7 @@ impl Agent {
             listening,
             status: status.clone(),
             addresses: watch::Sender::new(host.addresses.clone()),
+            scopes: options.scopes.clone(),
             lags: BTreeMap::new(),
             limits: limits.subscribe(),
             cost: CostWatch::default(),

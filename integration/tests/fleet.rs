@@ -16,6 +16,7 @@ use integration::fleet::{Controller, Hub, Member};
 use integration::need::{self, Need};
 use integration::scene::Told;
 use integration::soak;
+use integration::traffic::Flow;
 use integration::wait;
 use integration::wire::WireCounter;
 
@@ -82,7 +83,7 @@ fn connections_of_the_fleet_are_counted_once_with_both_owners() -> Result<()> {
     for ((from, to), protocol, told) in &told {
         let inside = *from < MEMBERS && *to < MEMBERS;
         for client in &told.clients {
-            let key = key(client.local, told.server, *protocol);
+            let key = key_of(told, client, *protocol)?;
             let flow = &flows[&key];
             ensure!(
                 flow.counted_by.len() == 1 && flow.told_by.len() == 1,
@@ -96,7 +97,7 @@ fn connections_of_the_fleet_are_counted_once_with_both_owners() -> Result<()> {
             if *to == OUTSIDE {
                 pids[1] = 0;
             }
-            if key.0 != client.local {
+            if key.0 == told.server {
                 pids.reverse();
             }
             ensure!(
@@ -139,7 +140,7 @@ fn peers_of_an_agent_that_is_killed_tell_its_flows() -> Result<()> {
     let flows = fleet.wait_for(&told, &already)?;
     for ((from, to), protocol, told) in wires_told {
         for client in &told.clients {
-            let flow = &flows[&key(client.local, told.server, *protocol)];
+            let flow = &flows[&key_of(told, client, *protocol)?];
             let payload = client.sent + client.received;
             ensure!(
                 flow.octets[0] + flow.octets[1] >= payload,
@@ -171,7 +172,7 @@ fn policy_takes_effect_when_it_is_acked_and_the_old_one_stays_when_it_is_refused
     let flows = shown(&fleet.collector)?;
     for client in &unseen.clients {
         ensure!(
-            !flows.contains_key(&key(client.local, unseen.server, 6)),
+            !flows.contains_key(&key_of(&unseen, client, 6)?),
             "TCP was told after the policy that leaves it out was acked"
         );
     }
@@ -208,12 +209,12 @@ fn agents_go_on_without_a_controller_and_come_back_to_it() -> Result<()> {
     let told = wait::until(ONCE_WITHIN, "an agent that captures again", || {
         let told = ((0, OUTSIDE), 6, fleet.hub.tcp(0, OUTSIDE, &plan)?);
         let flows = shown(&fleet.collector)?;
-        let all = told
-            .2
-            .clients
-            .iter()
-            .all(|client| flows.contains_key(&key(client.local, told.2.server, 6)));
-        Ok(all.then_some(told))
+        for client in &told.2.clients {
+            if !flows.contains_key(&key_of(&told.2, client, 6)?) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(told))
     });
     told.with_context(|| fleet.members[0].last_words())?;
     fleet.controller.come_back()?;
@@ -284,12 +285,15 @@ impl Fleet {
                 told.push(((from, to), 6, self.hub.tcp(from, to, &["--count", "4"])?));
             }
             let flows = self.wait_for(&told, &BTreeSet::new())?;
-            let once = told.iter().flat_map(|(_, protocol, told)| {
-                let clients = told.clients.iter();
-                clients.map(|client| &flows[&key(client.local, told.server, *protocol)])
-            });
-            let once = once.map(|flow| flow.told_by.len() == 1 && flow.counted_by.len() == 1);
-            Ok(once.fold(true, |all, one| all && one).then_some(()))
+            for (_, protocol, told) in &told {
+                for client in &told.clients {
+                    let flow = &flows[&key_of(told, client, *protocol)?];
+                    if (flow.told_by.len(), flow.counted_by.len()) != (1, 1) {
+                        return Ok(None);
+                    }
+                }
+            }
+            Ok(Some(()))
         });
         told.with_context(|| format!("{:#?}", self.controller.agents()))
     }
@@ -306,7 +310,7 @@ impl Fleet {
             flows.retain(|key, _| !already.contains(key));
             for (way, protocol, told) in told {
                 for client in &told.clients {
-                    let key = key(client.local, told.server, *protocol);
+                    let key = key_of(told, client, *protocol)?;
                     let octets = flows.get(&key).map_or(0, |flow| flow.octets[0] + flow.octets[1]);
                     if octets < client.sent + client.received {
                         missing = format!("{way:?} {key:?}: {octets} octets of {client:?}");
@@ -342,6 +346,11 @@ fn carried(wires: &[WireCounter<'_>]) -> Result<u64> {
         octets += received.tcp.octets + received.udp.octets;
     }
     Ok(octets)
+}
+
+/// A UDP client knows no address of its own: the server saw it.
+fn key_of(told: &Told, client: &Flow, protocol: u64) -> Result<Key> {
+    Ok(key(told.mirror(client)?.peer, told.server, protocol))
 }
 
 fn key(one: SocketAddr, other: SocketAddr, protocol: u64) -> Key {

@@ -9,7 +9,7 @@ use flowtilla_agent_core::collector::lag::Lag;
 use flowtilla_agent_core::cost::CostWatch;
 use flowtilla_agent_core::encode::listening::ListeningPorts;
 use flowtilla_agent_core::loss::DropPoint;
-use flowtilla_proto::policy::Limits;
+use flowtilla_proto::policy::{Limits, Scope};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +33,8 @@ pub(super) struct Refresh {
     pub(super) listening: watch::Receiver<Option<ListeningPorts>>,
     pub(super) status: watch::Sender<AgentStatus>,
     pub(super) addresses: watch::Sender<Vec<IpAddr>>,
+    /// Whose addresses they are.
+    pub(super) scopes: Vec<Scope>,
     /// How long records have waited for each collector.
     pub(super) lags: BTreeMap<String, Lag>,
     pub(super) limits: watch::Receiver<Limits>,
@@ -50,7 +52,7 @@ impl Refresh {
             }
             refreshes = refreshes.wrapping_add(1);
             if refreshes.is_multiple_of(ADDRESSES_EACH) {
-                let read = host::addresses().0;
+                let read = host::addresses(&self.scopes).0;
                 self.addresses.send_if_modified(|known| {
                     let changed = *known != read;
                     *known = read;
