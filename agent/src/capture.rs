@@ -9,6 +9,7 @@ mod scope;
 mod walk;
 
 use std::path::Path;
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
@@ -234,6 +235,18 @@ impl Capture {
     #[must_use]
     pub fn names_lost(&self) -> u64 {
         attach::counter(&self.ebpf, abi::drop_reason::NAME_RING_FULL)
+    }
+
+    /// CPU time of the programs since attach; `None`: the kernel does not count it, and this does not switch that on.
+    #[must_use]
+    pub fn programs_time(&self) -> Option<Duration> {
+        let counted = std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").ok()?;
+        (counted.trim() != "0").then(|| {
+            let programs = self.ebpf.programs();
+            programs
+                .filter_map(|(_, program)| Some(program.info().ok()?.run_time()))
+                .sum()
+        })
     }
 
     /// Losses on the kernel side and in decoding, since attach.

@@ -20,6 +20,8 @@ pub struct Host {
     pub source_id: SourceId,
     /// The machine id; the host's name where there is none.
     pub machine: String,
+    /// The host's name.
+    pub name: String,
     /// Name of the operating system.
     pub operating_system: String,
     /// The host's addresses, loopback and link-local ones left out.
@@ -50,6 +52,7 @@ impl Host {
             .unwrap_or_else(|| "unknown".to_owned());
         let (addresses, interface) = addresses();
         Ok(Self {
+            name: first_line("/proc/sys/kernel/hostname").unwrap_or_else(|| "host".to_owned()),
             boot: boot_id()?,
             source_id: source_id(&machine, scopes.iter().map(ToString::to_string).collect()),
             operating_system: operating_system(),
@@ -129,7 +132,7 @@ fn operating_system() -> String {
 }
 
 /// Addresses of interfaces that are up, and the first of these interfaces.
-fn addresses() -> (Vec<IpAddr>, Option<Interface>) {
+pub(crate) fn addresses() -> (Vec<IpAddr>, Option<Interface>) {
     let (mut found, mut interface) = (Vec::new(), None);
     let Ok(all) = getifaddrs() else {
         return (found, interface);

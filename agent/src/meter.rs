@@ -7,6 +7,7 @@
 //! before any record is named.
 
 mod left_out;
+pub(crate) mod peers;
 mod spooling;
 
 use std::collections::VecDeque;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use flowtilla_agent_core::encode::listening::{Listening, ListeningPorts};
 use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingState};
 use flowtilla_agent_core::filter::Filter;
+use flowtilla_agent_core::fleet::{FarEnd, start_of};
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Protocol};
 use flowtilla_agent_core::flow::restore::Restore;
 use flowtilla_agent_core::flow::{FlowTable, TableOptions};
@@ -36,6 +38,7 @@ use crate::spool::Spool;
 use crate::status::{AgentStatus, AttachReport, Coverage};
 
 use left_out::LeftOut;
+use peers::{FleetIn, Peers};
 use spooling::Spooling;
 
 /// Pause between turns.
@@ -97,6 +100,8 @@ pub(crate) enum Command {
     Spool(Option<(Arc<Spool>, Ledger)>),
     /// Begin with what the agent before had reported. Before anything is attached only.
     Restore(TableOptions, Box<Restore>),
+    /// What the session tells about other agents, and whom it feeds.
+    Fleet(FleetIn),
     /// End all flows, hand on their records, and end.
     Stop(oneshot::Sender<()>),
 }
@@ -116,6 +121,7 @@ pub(crate) struct Meter {
     pub(crate) listening: watch::Sender<Option<ListeningPorts>>,
     pub(crate) capture: Option<Capture>,
     pub(crate) spooling: Option<Spooling>,
+    pub(crate) peers: Peers,
     pub(crate) state: Turns,
 }
 
@@ -137,27 +143,35 @@ pub(crate) struct Turns {
     coverage: Coverage,
     /// Losses of captures that are detached, and of the view.
     past: Drops,
+    /// CPU time of the programs of captures that are detached, as far as it was counted.
+    past_time: Option<Duration>,
 }
 
 impl Meter {
     /// Runs until it is told to stop, or nobody can tell it any more.
     pub(crate) fn run(mut self) {
+        let mut next = clock::kernel_now().after(TURN);
         loop {
-            let pause = if self.state.events > BUSY_EVENTS {
-                BUSY_TURN
-            } else {
-                TURN
-            };
-            match self.commands.recv_timeout(pause) {
+            let now = clock::kernel_now();
+            // Before commands: many of them must not keep it from its turns.
+            if now >= next {
+                self.turn(now);
+                let busy = self.state.events > BUSY_EVENTS;
+                next = clock::kernel_now().after(if busy { BUSY_TURN } else { TURN });
+                continue;
+            }
+            match self.commands.recv_timeout(next.since(now)) {
                 Ok(Command::Stop(done)) => {
                     self.detach();
+                    self.let_go();
                     let _ = done.send(());
                     return;
                 }
                 Ok(command) => self.obey(command),
-                Err(RecvTimeoutError::Timeout) => self.turn(clock::kernel_now()),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     self.detach();
+                    self.let_go();
                     return;
                 }
             }
@@ -195,6 +209,11 @@ impl Meter {
                 self.state.left_out.table_goes(&self.table);
                 self.table = FlowTable::with_restore(options, *restore);
             }
+            Command::Fleet(told) => {
+                let now = clock::kernel_now();
+                self.peers.take(told, now);
+                self.peers.speak(&self.table, &mut self.naming, now);
+            }
             Command::Stop(_) => {}
         }
     }
@@ -206,6 +225,7 @@ impl Meter {
         if let Some(capture) = self.capture.take() {
             let drops = capture.drops();
             drops.lossy().for_each(|(point, n)| self.state.past.add(point, n));
+            self.state.past_time = sum(self.state.past_time, capture.programs_time());
         }
         self.table.end_all(now);
         self.deliver(now, Patience::None, &mut { LOOK_UP_WAIT_LAST });
@@ -279,6 +299,7 @@ impl Meter {
         let mut wait = LOOK_UP_WAIT;
         for _ in 0..ROUNDS_MAX {
             self.table.handle_timeout(now);
+            self.peers.fleet.handle_timeout(now);
             self.deliver(now, Patience::ForNames, &mut wait);
             if self.table.poll_timeout().is_none_or(|at| at > now) {
                 break;
@@ -290,6 +311,10 @@ impl Meter {
                 warn(capture.forget_peer(forget.cookie, &forget.peer, |seen| table.observe(&seen)));
             }
         }
+        if self.peers.is_asked() {
+            let _ = self.lookups.exchange(&mut self.naming, &mut wait);
+        }
+        self.peers.speak(&self.table, &mut self.naming, now);
         if second {
             self.tell();
             if self.spooling.is_some() {
@@ -342,7 +367,11 @@ impl Meter {
     /// Takes records from the table, names them, waiting at most `wait` for answers, and hands them on in their order.
     fn deliver(&mut self, now: KernelTime, patience: Patience, wait: &mut Duration) {
         let offset = clock::wall_offset();
-        while let Some(record) = self.table.poll_record(offset) {
+        self.keep_released();
+        while let Some(mut record) = self.table.poll_record(offset) {
+            // Asked at once, so that all that wait do so together.
+            let start = start_of(&record, offset);
+            let _ = self.peers.fleet.name_far_end(&mut record, start, now);
             self.state.waiting.push_back((record, now.after(NAME_WAIT)));
         }
         while let Some((mut record, deadline)) = self.state.waiting.pop_front() {
@@ -350,9 +379,11 @@ impl Meter {
             while named == NamingState::Waiting && self.lookups.exchange(&mut self.naming, wait) {
                 named = self.naming.name(&mut record, now);
             }
+            let start = start_of(&record, offset);
+            let far = self.peers.fleet.name_far_end(&mut record, start, now);
             let crowded = self.state.waiting.len() > NAME_WAIT_RECORDS;
             let waits = patience == Patience::ForNames && now < deadline && !crowded;
-            if named == NamingState::Waiting && waits {
+            if (named == NamingState::Waiting || far == FarEnd::Waiting) && waits {
                 self.state.waiting.push_front((record, deadline));
                 break;
             }
@@ -360,13 +391,9 @@ impl Meter {
                 continue;
             }
             self.count(&record);
-            if self
-                .spooling
-                .as_mut()
-                .is_some_and(|spooling| !spooling.add(&record))
-            {
-                self.state.past.add(DropPoint::RecordTooLarge, 1);
-            }
+            self.peers.fleet.judge(&mut record, start, now);
+            self.keep_released();
+            self.keep(&record);
             if self.view.is_some() {
                 self.state.shown.push(Arc::new(record));
             }
@@ -382,6 +409,31 @@ impl Meter {
             }
         }
         self.show();
+    }
+
+    /// Has a record kept for collectors.
+    fn keep(&mut self, record: &FlowRecord) {
+        if let Some(spooling) = &mut self.spooling
+            && !spooling.add(record)
+        {
+            self.state.past.add(DropPoint::RecordTooLarge, 1);
+        }
+    }
+
+    /// Has records kept once more that were held back from some collectors.
+    fn keep_released(&mut self) {
+        while let Some(record) = self.peers.fleet.poll_record() {
+            self.keep(&record);
+        }
+    }
+
+    /// Decides about everything that is held for other agents: it stops.
+    fn let_go(&mut self) {
+        self.peers.fleet.handle_stop(clock::kernel_now());
+        self.keep_released();
+        if let Some(spooling) = &mut self.spooling {
+            spooling.seal();
+        }
     }
 
     /// Whether a named record goes on; one that does not is counted.
@@ -443,6 +495,10 @@ impl Meter {
         let mut drops = self.capture.as_ref().map(Capture::drops).unwrap_or_default();
         self.state.past.lossy().for_each(|(point, n)| drops.add(point, n));
         let law: KernelLaw = self.table.law();
+        let programs_time = sum(
+            self.state.past_time,
+            self.capture.as_ref().and_then(Capture::programs_time),
+        );
         let waiting = self.state.waiting.len();
         let record_law = self.state.left_out.law(&self.table, self.state.records, waiting);
         if let Some(spooling) = &self.spooling {
@@ -450,7 +506,9 @@ impl Meter {
         }
         let (flows, records, coverage) = (self.table.flows() as u64, self.state.records, self.state.coverage);
         let unnamed = waiting as u64;
+        let peers = self.peers.sums();
         self.status.send_modify(|status| {
+            status.peers = peers;
             status.flows = flows;
             status.records = records;
             status.unnamed = unnamed;
@@ -458,6 +516,7 @@ impl Meter {
             status.kernel_law = law;
             status.record_law = record_law;
             status.coverage = coverage;
+            status.programs_time = programs_time;
         });
     }
 }
@@ -469,7 +528,7 @@ fn is_inherited(seen: &flowtilla_agent_core::observe::Observation) -> bool {
 }
 
 fn count(coverage: &mut Coverage, owner: &Owner) {
-    if owner.confidence == Confidence::Unknown(Unknown::Remote) {
+    if owner.is_remote() {
         return;
     }
     coverage.ends += 1;
@@ -480,6 +539,10 @@ fn count(coverage: &mut Coverage, owner: &Owner) {
             .as_ref()
             .is_some_and(|names| names.executable.is_some()),
     );
+}
+
+fn sum(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).reduce(|sum, more| sum + more)
 }
 
 /// A failed read costs this turn's part of the picture; the next one tries again.

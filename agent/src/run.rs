@@ -1,5 +1,8 @@
 //! All wiring: builds the parts, executes the plan's steps, and ends everything in order.
 //!
+//! An agent may have nothing to do at first, and be told what at any time ([`Agent::apply`]). A step that failed leaves what
+//! the steps before it have made, and the next plan begins there.
+//!
 //! Threads and tasks: the meter (a thread), an exporter a collector (a task each), one task that keeps the announcements
 //! and the collectors' part of the status fresh. Stop: the kernel side is detached, all flows end, the meter seals its
 //! last value, exporters drain up to it for the grace period and end, the spool closes, the view's channel closes.
@@ -10,6 +13,7 @@ mod state;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle as Thread;
@@ -24,18 +28,21 @@ use flowtilla_agent_core::flow::{FlowTable, TableOptions};
 use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::observe::NameObservation;
 use flowtilla_agent_core::policy::{Exporting, InForce, Metering, Step, Wanted, plan};
-use flowtilla_proto::ids::CollectorName;
-use flowtilla_proto::policy::{CommandLine, Limits, Loopback};
+use flowtilla_proto::ids::{CollectorName, SourceId};
+use flowtilla_proto::mistake::Mistakes;
+use flowtilla_proto::policy::{CommandLine, Limits, Loopback, Scope};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::CaptureError;
+use crate::capture::{CaptureError, ScopeSet};
 use crate::clock;
 use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{self, Announcements, ExporterOptions};
 use crate::host::Host;
+use crate::meter::peers::Peers;
 use crate::meter::{Command, Commands, Meter, Turns};
+use crate::peers::{FLEET_OUT_MAX, FleetIn, PeerLink};
 use crate::spool::{Spool, SpoolError, SpoolOptions, SpoolStatus};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
 
@@ -56,7 +63,11 @@ const CLOSE_WAIT: Duration = Duration::from_secs(5);
 pub struct Options {
     /// What it is to do.
     pub wanted: Wanted,
-    /// Records that wait for whoever watches them; more are counted as `ViewOverflow`.
+    /// Parts of the host that are its own, whatever is wanted; empty: all of it. Who it is follows from them.
+    pub scopes: Vec<Scope>,
+    /// How collectors are to know it; `None`: by what follows from machine and scopes.
+    pub source_id: Option<SourceId>,
+    /// Records that wait for whoever watches them; more are counted as `ViewOverflow`. 0: nobody watches.
     pub view_records_max: usize,
     /// Where the spool is kept between runs; `None`: in a temporary directory, which goes with the agent.
     pub state: Option<PathBuf>,
@@ -65,9 +76,9 @@ pub struct Options {
 /// Why an agent does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Nothing is wanted.
-    #[error("no policy: nothing to do")]
-    NothingWanted,
+    /// What is wanted goes beyond the agent's own part of the host.
+    #[error(transparent)]
+    Beyond(#[from] Mistakes),
     /// The host does not tell who it is.
     #[error("the host's boot id (/proc/sys/kernel/random/boot_id)")]
     Host(#[source] io::Error),
@@ -113,7 +124,16 @@ pub struct Agent {
     limits: watch::Sender<Limits>,
     stop: CancellationToken,
     host: Host,
-    attached: AttachReport,
+    scopes: Vec<Scope>,
+    source_id: SourceId,
+    cgroup_root: PathBuf,
+    /// What attached; `None`: capture is off.
+    attached: watch::Sender<Option<AttachReport>>,
+    addresses: watch::Receiver<Vec<IpAddr>>,
+    /// Whether capture was ever on: the table knows better than any file then.
+    captured: bool,
+    /// Until the session takes it.
+    peer_link: Option<PeerLink>,
     /// Where the spool is kept between runs.
     state: Option<PathBuf>,
     /// Opened for the first collector.
@@ -140,16 +160,21 @@ impl Agent {
     /// # Errors
     /// [`StartError`]; nothing goes on then.
     pub async fn start(options: Options) -> Result<(Self, mpsc::Receiver<Arc<FlowRecord>>), StartError> {
-        let policy = options.wanted.policy().ok_or(StartError::NothingWanted)?;
-        let host = Host::read(&policy.capture.scopes).map_err(StartError::Host)?;
+        let host = Host::read(&options.scopes).map_err(StartError::Host)?;
         let lock = lock(&host)?;
         let lookups = Lookups::open()?;
         let mut naming = Naming::new(NamingOptions::default());
         for (id, path) in lookups.existing_cgroups() {
             naming.learn(&NameObservation::Cgroup { id, path });
         }
+        let (asks, asked) = mpsc::channel(FLEET_OUT_MAX);
         let (commands, orders) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
         let (view, records) = mpsc::channel(options.view_records_max.max(1));
+        let view = (options.view_records_max > 0).then_some(view);
+        let cgroup_root = lookups
+            .cgroup2_root()
+            .unwrap_or(Path::new(CGROUP_ROOT_USUAL))
+            .to_owned();
         let status = watch::Sender::new(AgentStatus::default());
         let meter = Meter {
             commands: orders,
@@ -159,19 +184,18 @@ impl Agent {
             }),
             naming,
             filter: None,
-            cgroup_root: lookups
-                .cgroup2_root()
-                .unwrap_or(Path::new(CGROUP_ROOT_USUAL))
-                .to_owned(),
+            cgroup_root: cgroup_root.clone(),
             lookups: Beside::start(lookups).map_err(StartError::Thread)?,
-            view: Some(view),
+            view,
             status: status.clone(),
             listening: watch::Sender::new(None),
             capture: None,
             spooling: None,
+            peers: Peers::new(asks, host_name()),
             state: Turns::default(),
         };
         let listening = meter.listening.subscribe();
+        let peer_link = PeerLink::new(commands.clone(), asked);
         let meter = std::thread::Builder::new()
             .name("meter".into())
             .spawn(move || meter.run())
@@ -190,10 +214,12 @@ impl Agent {
             spools: spools.subscribe(),
             listening,
             status: status.clone(),
-            addresses: host.addresses.clone(),
+            addresses: watch::Sender::new(host.addresses.clone()),
+            lags: BTreeMap::new(),
             limits: limits.subscribe(),
             cost: CostWatch::default(),
         };
+        let addresses = refresh.addresses.subscribe();
         let refresh = tokio::spawn(refresh.run(stop.clone()));
         let mut agent = Self {
             meter: Some(meter),
@@ -207,17 +233,20 @@ impl Agent {
             refresh,
             limits,
             stop,
+            source_id: options.source_id.unwrap_or(host.source_id),
             host,
-            attached: AttachReport::default(),
+            scopes: options.scopes,
+            cgroup_root,
+            attached: watch::Sender::new(None),
+            addresses,
+            captured: false,
+            peer_link: Some(peer_link),
             state: options.state,
             store: None,
             _lock: lock,
         };
         match agent.apply(&options.wanted).await {
-            Ok(()) => {
-                agent.forget_strangers();
-                Ok((agent, records))
-            }
+            Ok(()) => Ok((agent, records)),
             Err(error) => {
                 drop(records);
                 agent.stop().await;
@@ -226,10 +255,28 @@ impl Agent {
         }
     }
 
-    /// What attached.
+    /// What attached; `None`: capture is off.
     #[must_use]
-    pub fn attached(&self) -> &AttachReport {
-        &self.attached
+    pub fn attached(&self) -> watch::Receiver<Option<AttachReport>> {
+        self.attached.subscribe()
+    }
+
+    /// The host's addresses, read once a minute.
+    #[must_use]
+    pub fn addresses(&self) -> watch::Receiver<Vec<IpAddr>> {
+        self.addresses.clone()
+    }
+
+    /// What it knows of its host.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// What is in force.
+    #[must_use]
+    pub fn in_force(&self) -> &InForce {
+        &self.in_force
     }
 
     /// How it does, once a second.
@@ -240,13 +287,50 @@ impl Agent {
 
     /// Plans from what is in force to what is wanted, and executes each step. May be called again at any time.
     ///
+    /// What waits for collectors that are not wanted any more goes when everything else is in force: whoever goes back
+    /// after an error finds it.
+    ///
     /// # Errors
-    /// [`StartError::Capture`]: the steps before it are in force. [`StartError::MeterGone`].
+    /// [`StartError::Beyond`], and a part of the host that is not there: nothing was touched. Any other: the steps before
+    /// it are in force.
     pub async fn apply(&mut self, wanted: &Wanted) -> Result<(), StartError> {
-        for step in plan(&self.in_force, wanted) {
+        let wanted = wanted.within(&self.scopes)?;
+        let steps = plan(&self.in_force, &wanted);
+        self.check(&steps)?;
+        for step in steps {
             tracing::debug!(?step, "executes a step of the plan");
             self.execute(&step).await?;
             self.in_force.apply(&step);
+        }
+        self.forget_strangers();
+        Ok(())
+    }
+
+    /// What can be seen to fail before anything is touched.
+    fn check(&self, steps: &[Step]) -> Result<(), StartError> {
+        for step in steps {
+            if let Step::AttachCapture(capture) = step {
+                ScopeSet::resolve(&capture.scopes, &self.cgroup_root).map_err(CaptureError::from)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From here on collectors know it by this id. Exporters are made anew, and go on from their cursors.
+    ///
+    /// # Errors
+    /// [`StartError::Spool`], [`StartError::MeterGone`].
+    pub async fn use_source_id(&mut self, id: SourceId) -> Result<(), StartError> {
+        if id == self.source_id {
+            return Ok(());
+        }
+        self.source_id = id;
+        self.announcements
+            .send_modify(|all| all.event.source_id = id.number());
+        let running: Vec<Exporting> = self.in_force.collectors().cloned().collect();
+        for exporting in running {
+            self.stop_collector(&exporting.name).await;
+            self.start_collector(&exporting).await?;
         }
         Ok(())
     }
@@ -256,17 +340,16 @@ impl Agent {
             Step::DetachCapture => {
                 let (done, detached) = oneshot::channel();
                 self.tell(Command::Detach(done))?;
+                self.attached.send_replace(None);
                 detached.await.map_err(|_| StartError::MeterGone)
             }
             Step::StopCollector(name) => {
                 self.stop_collector(name).await;
                 Ok(())
             }
+            // Its cursor goes with `forget_strangers`.
             Step::ForgetCollector(name) => {
                 self.stop_collector(name).await;
-                if let Some(store) = &self.store {
-                    store.spool.forget(name);
-                }
                 if self.exporters.is_empty() {
                     self.tell(Command::Spool(None))?;
                 }
@@ -300,13 +383,15 @@ impl Agent {
                     .map_or(MAX_FLOWS_DEFAULT, |metering| metering.max_flows);
                 let max_flows = u32::try_from(max_flows).unwrap_or(u32::MAX);
                 self.tell(Command::Attach(Box::new(capture.clone()), max_flows, reply))?;
-                self.attached = attached.await.map_err(|_| StartError::MeterGone)??;
+                let report = attached.await.map_err(|_| StartError::MeterGone)??;
+                self.attached.send_replace(Some(report));
+                self.captured = true;
                 Ok(())
             }
         }
     }
 
-    /// Drops the places of collectors that an earlier run fed and that nobody wants any more: they would keep the disk full.
+    /// Drops the places of collectors that were fed and that nobody wants any more: they would keep the disk full.
     fn forget_strangers(&self) {
         if let Some(store) = &self.store {
             let wanted: Vec<_> = self.exporters.keys().cloned().collect();
@@ -314,9 +399,15 @@ impl Agent {
         }
     }
 
+    /// Where the session talks to the meter about other agents; once.
+    pub fn take_peer_link(&mut self) -> Option<PeerLink> {
+        self.peer_link.take()
+    }
+
     /// Its successor of the same name goes on from the cursor that it leaves.
     async fn stop_collector(&mut self, name: &CollectorName) {
         if let Some(exporter) = self.exporters.remove(name) {
+            let _ = self.tell(Command::Fleet(FleetIn::Starve(name.clone())));
             exporter.stop.send_replace(Some(export::LEAVE));
             let _ = exporter.task.await; // An error: it has panicked, and left what it had saved.
         }
@@ -348,7 +439,7 @@ impl Agent {
             });
             let (spool, restore, ledger) = opened.await.map_err(|_| StartError::MeterGone)??;
             // A table that has flows knows better than any file.
-            if let (None, Some(metering)) = (self.in_force.capture(), self.in_force.metering()) {
+            if let (false, Some(metering)) = (self.captured, self.in_force.metering()) {
                 let options = table_options(&self.host, &metering);
                 self.tell(Command::Restore(options, Box::new(restore)))?;
             }
@@ -370,6 +461,8 @@ impl Agent {
     }
 
     async fn start_collector(&mut self, exporting: &Exporting) -> Result<(), StartError> {
+        // A step may be executed twice.
+        self.stop_collector(&exporting.name).await;
         let (spool, ephemeral) = self.open_spool().await?;
         let metering = self.in_force.metering();
         self.announcements.send_modify(|all| {
@@ -383,7 +476,7 @@ impl Agent {
             collectors: exporting.collectors.clone(),
             failover: exporting.terms.failover.map(Into::into),
             slot: exporting.slot,
-            source_id: self.host.source_id,
+            source_id: self.source_id,
             tlv: TlvOptions {
                 loopback: match exporting.terms.loopback {
                     Loopback::HostAddress => TlvLoopback::HostAddress,
@@ -402,6 +495,10 @@ impl Agent {
             seed: u64::from(self.host.source_id.number()) ^ clock::kernel_now().0,
         };
         let (stop, stopped) = watch::channel(None);
+        self.tell(Command::Fleet(FleetIn::Feed(
+            exporting.name.clone(),
+            exporting.slot,
+        )))?;
         let reader = spool.reader(&exporting.name);
         let exporter = export::Exporter::new(options, reader, self.announcements.subscribe(), stopped);
         let status = exporter.status();
@@ -460,6 +557,12 @@ pub const SPOOL: &str = "spool";
 
 /// Before a policy says otherwise.
 const MAX_FLOWS_DEFAULT: u64 = 65_536;
+
+/// As other agents are told it; empty when the kernel does not say.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
 
 fn table_options(host: &Host, metering: &Metering) -> TableOptions {
     TableOptions {

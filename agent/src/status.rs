@@ -2,6 +2,9 @@
 //!
 //! Written by the parts, read by screens and tests; nothing here decides anything.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw, RecordLaw};
 
 use crate::spool::SpoolStatus;
@@ -117,6 +120,21 @@ pub struct Coverage {
     pub with_names: u64,
 }
 
+/// What an agent told of its flows with one other agent, and left to that one to tell, while the rule decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Name of the other agent.
+    pub peer: String,
+    /// Records told.
+    pub spoken_records: u64,
+    /// IP octets in them, both directions.
+    pub spoken_octets: u64,
+    /// Records left to the other.
+    pub held_records: u64,
+    /// IP octets in them.
+    pub held_octets: u64,
+}
+
 /// The agent, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgentStatus {
@@ -136,8 +154,14 @@ pub struct AgentStatus {
     pub record_law: RecordLaw,
     /// What is beyond the policy's limits, one sentence each.
     pub over_limits: Vec<String>,
+    /// Flows with other agents, by agent.
+    pub peers: Vec<PeerStatus>,
     /// Owners found.
     pub coverage: Coverage,
     /// Each collector.
     pub collectors: Vec<CollectorStatus>,
+    /// How long the oldest record that waits for each collector has waited in this run.
+    pub lags: BTreeMap<String, Duration>,
+    /// CPU time of the kernel programs since the agent's start; `None`: the kernel does not count it.
+    pub programs_time: Option<Duration>,
 }

@@ -39,7 +39,7 @@ fn init(args: &InitArgs, clock: &Clock, out: &mut dyn Write) -> Result<()> {
     // Before anything is made.
     order
         .check()
-        .map_err(|mistakes| anyhow::anyhow!("--operator: {mistakes}"))?;
+        .map_err(|mistakes| anyhow::anyhow!("--{mistakes}"))?;
     let origin = match (&args.ca_cert, &args.ca_key) {
         (Some(chain), Some(key)) => Origin::Brought {
             chain: state::read_small(chain)?,
@@ -77,7 +77,7 @@ fn token(args: &TokenArgs, clock: &Clock, out: &mut dyn Write) -> Result<()> {
     let order = operator_order(&args.operator);
     order
         .check()
-        .map_err(|mistakes| anyhow::anyhow!("--operator: {mistakes}"))?;
+        .map_err(|mistakes| anyhow::anyhow!("--{mistakes}"))?;
     let token = match setup::open(&args.state.state, RENEW_GRACE_DEFAULT) {
         Ok(opened) => make_token(&opened.identities, &order, clock)?,
         Err(error) => {

@@ -100,7 +100,7 @@ pub enum Speech {
     /// A question of another agent.
     Question(wire::Question),
     /// An answer to this agent's question.
-    Answer(wire::Answer),
+    Answer(Box<wire::Answer>),
     /// The last word.
     Ended(EndReason, String),
 }

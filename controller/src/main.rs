@@ -1,5 +1,6 @@
 //! `flowtilla-controller`: reads the command line, runs one command, prints an error once.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("FLOWTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter)
         .init();
     match execute(cli) {

@@ -22,6 +22,8 @@ pub use self::health::{ENDS_MIN, Figures, HealthWindows, LOSSES_MIN, Moment, SLO
 
 mod gates;
 mod health;
+#[cfg(test)]
+mod host;
 mod view;
 mod watch;
 mod waves;
@@ -37,6 +39,11 @@ pub const RESTART_GRACE_MS: u64 = 90_000;
 ///
 /// A heartbeat. Half of it looks at the same figures twice; double it, and a broken wave runs on for longer.
 pub const LOOK_MS_MAX: u64 = 5_000;
+
+/// Longest time between two looks at those that are told to go back, in milliseconds.
+///
+/// What a person takes for at once. Half of it looks twice as often at ten thousand agents; double it, and `--wait` lags.
+pub const LOOK_BACK_MS: u64 = 250;
 
 /// What of a rollout is not about one agent. Written down as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -493,12 +500,14 @@ impl Rollout {
                 break;
             }
         }
-        let look = (self.head.terms.soak_ms / 20).clamp(1, LOOK_MS_MAX);
+        let look = match (self.head.state, self.head.terms.soak_ms) {
+            (State::RollingBack { .. }, _) => LOOK_BACK_MS,
+            (_, 0) => LOOK_MS_MAX,
+            (_, soak_ms) => (soak_ms / 20).clamp(1, LOOK_MS_MAX),
+        };
         self.next_look = Moment(now.0.saturating_add(look));
-        if let State::Soaking { .. } = self.head.state
-            && let end = self.soak_until()
-            && end > now
-        {
+        let end = self.soak_until();
+        if matches!(self.head.state, State::Soaking { .. }) && end > now {
             self.next_look = self.next_look.min(end);
         }
     }
@@ -533,14 +542,16 @@ impl Rollout {
             self.say(String::new());
             return false;
         }
-        if self.acked[wave as usize] == 0 && self.members.values().any(|member| member.wave == wave) {
+        let empty =
+            self.acked[wave as usize] == 0 && !self.members.values().any(|member| member.wave == wave);
+        if self.acked[wave as usize] == 0 && !empty {
             self.say(format!(
                 "no agent of wave {wave} is there; the wave goes on when one has come"
             ));
             return false;
         }
         let soaked = match self.head.state {
-            _ if self.head.terms.soak_ms == 0 => true,
+            _ if empty || self.head.terms.soak_ms == 0 => true,
             State::Soaking { .. } => now >= self.soak_until() && self.seen_enough(windows, now),
             _ => {
                 self.say(String::new());

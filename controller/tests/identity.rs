@@ -6,6 +6,8 @@ mod backup;
 mod enrol;
 #[path = "identity/hostile.rs"]
 mod hostile;
+#[path = "identity/kill.rs"]
+mod kill;
 #[path = "identity/recover.rs"]
 mod recover;
 #[path = "identity/rotate.rs"]

@@ -104,6 +104,20 @@ impl Client {
         })
     }
 
+    /// For a token, a client whose identity is kept nowhere: for a controller of this process.
+    ///
+    /// # Errors
+    ///
+    /// As [`enrol`].
+    pub(crate) async fn enrolled(address: &Address, token: &JoinToken) -> anyhow::Result<Self> {
+        let identity = enrol(address, token).await?;
+        Ok(Self {
+            fleet: FleetClient::new(channel(address, &identity).await?),
+            address: address.clone(),
+            context: String::new(),
+        })
+    }
+
     /// The operators' service.
     pub(crate) fn fleet(&self) -> FleetClient<Channel> {
         self.fleet.clone()

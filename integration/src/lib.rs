@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod collector;
 pub mod disk;
 pub mod flaky;
+pub mod fleet;
 pub mod need;
 pub mod netns;
 pub mod ntopng;

@@ -407,6 +407,8 @@ fn a_change_at_run_time_is_seen_in_what_arrives_and_detaches_nothing() -> Result
         .build()?;
     let (mut agent, mut shown) = runtime.block_on(InProcess::start(Options {
         wanted: wanted(std::slice::from_ref(&rule), None)?,
+        scopes: Vec::new(),
+        source_id: None,
         view_records_max: 65_536,
         state: None,
     }))?;

@@ -20,6 +20,12 @@ impl CollectorName {
         parse_name(text).map(Self)
     }
 
+    /// Reads a name that was told, [`Self::failover`] too; `None`: it is none.
+    #[must_use]
+    pub fn told(text: &str) -> Option<Self> {
+        Self::parse(text).ok()
+    }
+
     /// The name of all collectors together when only one of them is fed at a time. No collector has it.
     #[must_use]
     pub fn failover() -> Self {

@@ -1,4 +1,4 @@
-//! How long to wait before the next try to connect.
+//! How long to wait before the next try.
 //!
 //! In: a seed, and each failure. Out: a delay. Reads no clock, owns no timer.
 //! Full-range jitter: each delay is drawn evenly from zero to the bound, and the bound doubles with each failure, so
@@ -18,27 +18,40 @@ pub const BACKOFF_BASE_MS: u64 = 100;
 /// records wait up to 20 s after the collector is back.
 pub const BACKOFF_CAP_MS: u64 = 10_000;
 
+/// Doublings at most: no cap is further from its base.
+const BACKOFF_DOUBLINGS_MAX: u32 = 16;
+
 /// Draws delays. One for each thing that is tried again and again.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     random: fastrand::Rng,
     failures: u32,
+    base_ms: u64,
+    cap_ms: u64,
 }
 
 impl Backoff {
-    /// Begins without a failure. Same seed, same delays.
+    /// Begins without a failure, with [`BACKOFF_BASE_MS`] and [`BACKOFF_CAP_MS`]. Same seed, same delays.
     #[must_use]
     pub fn new(seed: u64) -> Self {
+        Self::with_bounds(seed, BACKOFF_BASE_MS, BACKOFF_CAP_MS)
+    }
+
+    /// Begins without a failure. `base_ms`: bound of the first delay; `cap_ms`: largest bound.
+    #[must_use]
+    pub fn with_bounds(seed: u64, base_ms: u64, cap_ms: u64) -> Self {
         Self {
             random: fastrand::Rng::with_seed(seed),
             failures: 0,
+            base_ms,
+            cap_ms,
         }
     }
 
     /// Counts a failure and draws the delay before the next try: 0 ..= `min(cap, base × 2^n)` milliseconds after `n`
     /// earlier failures.
     pub fn handle_failure(&mut self) -> Duration {
-        let bound = Self::bound_ms(self.failures);
+        let bound = self.bound_ms(self.failures);
         self.failures = self.failures.saturating_add(1);
         Duration::from_millis(self.random.u64(0..=bound))
     }
@@ -48,9 +61,11 @@ impl Backoff {
         self.failures = 0;
     }
 
-    fn bound_ms(failures: u32) -> u64 {
-        // 100 × 2^7 is past the cap; the shift stays far from overflow.
-        BACKOFF_CAP_MS.min(BACKOFF_BASE_MS << failures.min(16))
+    fn bound_ms(&self, failures: u32) -> u64 {
+        self.cap_ms.min(
+            self.base_ms
+                .saturating_mul(1 << failures.min(BACKOFF_DOUBLINGS_MAX)),
+        )
     }
 }
 
@@ -62,7 +77,7 @@ mod tests {
     fn bound_doubles_up_to_the_cap() {
         let bounds: Vec<u64> = [0, 1, 2, 6, 7, 8, 1_000, u32::MAX]
             .into_iter()
-            .map(Backoff::bound_ms)
+            .map(|failures| Backoff::new(1).bound_ms(failures))
             .collect();
         assert_eq!(bounds, [100, 200, 400, 6_400, 10_000, 10_000, 10_000, 10_000]);
     }

@@ -14,6 +14,7 @@
 
 mod connection;
 pub mod failover;
+pub mod lag;
 mod pace;
 pub mod window;
 
@@ -389,7 +390,7 @@ impl Collector {
 
     fn pass(&mut self, record: &FlowRecord, now: KernelTime) {
         if record.held_from.contains(self.slot) {
-            return self.window.pass(Fate::Withheld);
+            return self.window.pass(Fate::ReportedByPeer);
         }
         let mut push = self.open.push(record);
         if push == Push::Full {

@@ -324,9 +324,18 @@ impl Naming {
         }
     }
 
-    /// Whether `owner` has all names it will get.
+    /// Puts names onto one owner, for whoever asks about it.
+    pub fn name_end(&mut self, owner: &mut Owner, now: KernelTime) -> NamingState {
+        if self.name_owner(owner, now) {
+            NamingState::Complete
+        } else {
+            NamingState::Waiting
+        }
+    }
+
+    /// Whether `owner` has all names it will get. Those of another host's process were told with it.
     fn name_owner(&mut self, owner: &mut Owner, now: KernelTime) -> bool {
-        let Some(process) = &owner.process else {
+        let Some(process) = owner.process.as_ref().filter(|_| !owner.is_remote()) else {
             return true;
         };
         if let Some(entry) = self.processes.get(&process.key)

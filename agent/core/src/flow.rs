@@ -55,7 +55,8 @@ use std::time::Duration;
 use foldhash::fast::FixedState;
 
 use crate::loss::KernelLaw;
-use crate::observe::{Cookie, Observation};
+use crate::observe::{Cookie, Endpoint, Observation};
+use crate::owner::Owner;
 use crate::time::{KernelTime, WallOffset};
 use deadlines::Deadlines;
 use entry::{Flow, Kind, Step, Twin};
@@ -353,6 +354,32 @@ impl FlowTable {
             netns: socket.netns,
             owner: &socket.owner,
         }))
+    }
+
+    /// Who is at `local`, as far as the flows and listeners of this host tell: the process that has a flow with `remote`, else
+    /// the one that answers there.
+    #[must_use]
+    pub fn owner_at(&self, protocol: Protocol, local: Endpoint, remote: Endpoint) -> Option<Owner> {
+        let flows = self.pairs.at(protocol, local, remote, &self.flows);
+        let of_flow = flows
+            .map(|flow| match flow.kind {
+                Kind::Tcp(_) => &*flow.owner,
+                Kind::Udp(_) => {
+                    let socket = self.udp.by_cookie.get(&flow.key.cookie);
+                    socket.map_or(&*flow.owner, |socket| &socket.owner)
+                }
+            })
+            .find(|owner| owner.process.is_some());
+        let answers = |listening: &Listening<'_>| {
+            let (ours, theirs) = (listening.endpoint.address, local.address);
+            listening.protocol == protocol
+                && listening.endpoint.port == local.port
+                && (ours == theirs || ours.is_unspecified() && (ours.is_ipv6() || theirs.is_ipv4()))
+                && listening.owner.process.is_some()
+        };
+        of_flow
+            .or_else(|| self.listeners().find(answers).map(|listening| listening.owner))
+            .cloned()
     }
 
     /// Has a TCP socket read. At the bound, the one that has waited longest is left to the periodic walk.

@@ -44,13 +44,15 @@ pub enum DropPoint {
     ShutdownGrace,
     /// Records for a screen or pipe that did not keep up.
     ViewOverflow,
-    /// Records that a policy keeps from this collector (loopback, held for a peer): wanted, but counted.
+    /// Records that a policy keeps from this collector (loopback): wanted, but counted.
     Withheld,
+    /// Records of flows that the agent at the other end tells this collector: it is counted once. No loss.
+    ReportedByPeer,
 }
 
 impl DropPoint {
     /// All of them, in the order in which data pass them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::SocketMapFull,
         Self::FlowRingFull,
         Self::NameRingFull,
@@ -66,7 +68,14 @@ impl DropPoint {
         Self::ShutdownGrace,
         Self::ViewOverflow,
         Self::Withheld,
+        Self::ReportedByPeer,
     ];
+
+    /// Whether what is counted here was not lost, but left out because it is wanted so.
+    #[must_use]
+    pub fn is_wanted(self) -> bool {
+        matches!(self, Self::Withheld | Self::ReportedByPeer)
+    }
 
     /// What one unit of the counter is.
     #[must_use]
@@ -82,7 +91,8 @@ impl DropPoint {
             | Self::RecordTooLarge
             | Self::ShutdownGrace
             | Self::ViewOverflow
-            | Self::Withheld => "records",
+            | Self::Withheld
+            | Self::ReportedByPeer => "records",
         }
     }
 }

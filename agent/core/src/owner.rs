@@ -18,6 +18,8 @@ pub enum Confidence {
     Inherited,
     /// Found by walking the open files: the socket is older than the agent, or nobody asked for the peer's address.
     Backfilled,
+    /// The agent at the other end said so: it is a process of another host, as that host knows it.
+    Told,
     /// Not known, and why.
     Unknown(Unknown),
 }
@@ -39,7 +41,7 @@ pub enum Unknown {
 pub struct ProcessKey {
     /// Process id in the first pid namespace, > 0.
     pub pid: u32,
-    /// Start of the process (group leader).
+    /// Start of the process (group leader); 0 of a process on another host ([`Confidence::Told`]).
     pub start: KernelTime,
 }
 
@@ -196,6 +198,15 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Whether it stands for an end that is not on this host.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        matches!(
+            self.confidence,
+            Confidence::Told | Confidence::Unknown(Unknown::Remote)
+        )
+    }
+
     /// Nobody, for this reason.
     #[must_use]
     pub fn unknown(why: Unknown) -> Self {

@@ -156,6 +156,39 @@ impl Wanted {
         }
     }
 
+    /// The same within these parts of the host, which are the agent's own whatever the policy says.
+    ///
+    /// # Errors
+    ///
+    /// A scope in the policy of a kind that the agent's own are of too: it would widen them.
+    pub fn within(&self, own: &[Scope]) -> Result<Self, Mistakes> {
+        let mut wanted = self.clone();
+        let Some(policy) = &mut wanted.policy else {
+            return Ok(wanted);
+        };
+        let kind = |scope: &Scope| match scope {
+            Scope::Cgroup(_) => "cgroup",
+            Scope::Netns(_) => "netns",
+        };
+        let mut mistakes = Vec::new();
+        for (n, scope) in policy.capture.scopes.iter().enumerate() {
+            let (name, is_own) = (kind(scope), own.iter().any(|own| kind(own) == kind(scope)));
+            if is_own {
+                mistakes.push(Mistake {
+                    path: format!("capture.scopes[{n}].{name}"),
+                    value: Some(scope.to_string()),
+                    why: format!("is refused: this agent was started with a {name} scope of its own"),
+                    remedy: "leave it out of the policy, or start the agent without --scope".into(),
+                });
+            }
+        }
+        policy.capture.scopes.extend_from_slice(own);
+        match Mistakes::from_list(mistakes) {
+            Some(mistakes) => Err(mistakes),
+            None => Ok(wanted),
+        }
+    }
+
     /// The policy; `None`: nothing is wanted.
     #[must_use]
     pub fn policy(&self) -> Option<&Policy> {
@@ -233,5 +266,59 @@ impl InForce {
 
     fn slots(&self) -> BTreeSet<CollectorSlot> {
         self.collectors.values().map(|exporting| exporting.slot).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flowtilla_proto::wire;
+
+    use super::*;
+
+    fn wanted(scopes: &[&str]) -> Wanted {
+        let part = |text: &str| {
+            Some(match text.strip_prefix("cgroup=") {
+                Some(path) => wire::scope::Part::Cgroup(path.to_owned()),
+                None => wire::scope::Part::Netns(text.trim_start_matches("netns=").to_owned()),
+            })
+        };
+        let policy = wire::Policy {
+            capture: Some(wire::Capture {
+                scopes: scopes
+                    .iter()
+                    .map(|text| wire::Scope { part: part(text) })
+                    .collect(),
+                ..wire::Capture::default()
+            }),
+            ..wire::Policy::default()
+        };
+        Wanted::new(Policy::try_from(policy).expect("sound"), Vec::new()).expect("sound")
+    }
+
+    fn scopes(wanted: &Wanted) -> Vec<String> {
+        let policy = wanted.policy().expect("a policy");
+        policy.capture.scopes.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_policy_narrows_the_agents_own_part_of_the_host_and_never_widens_it() {
+        let own = wanted(&["netns=/run/netns/a"]);
+        let own = &own.policy().expect("a policy").capture.scopes;
+        let narrowed = wanted(&["cgroup=/x.slice"]).within(own).expect("of another kind");
+        assert_eq!(scopes(&narrowed), ["cgroup=/x.slice", "netns=/run/netns/a"]);
+        assert_eq!(
+            scopes(&wanted(&[]).within(own).expect("none")),
+            ["netns=/run/netns/a"]
+        );
+        let mistakes = wanted(&["cgroup=/x.slice", "netns=/run/netns/b"])
+            .within(own)
+            .expect_err("wider");
+        assert!(
+            mistakes.to_string().starts_with("capture.scopes[1].netns: "),
+            "{mistakes}"
+        );
+        assert_eq!(Wanted::nothing().within(own), Ok(Wanted::nothing()));
+        let both = wanted(&["netns=/run/netns/b"]);
+        assert_eq!(both.within(&[]), Ok(both));
     }
 }

@@ -57,6 +57,8 @@ pub struct Passed {
     pub withheld: u64,
     /// No message can carry them.
     pub too_large: u64,
+    /// Told by the agent at the other end.
+    pub by_peer: u64,
 }
 
 impl Passed {
@@ -68,6 +70,7 @@ impl Passed {
         self.unwritable += other.unwritable;
         self.withheld += other.withheld;
         self.too_large += other.too_large;
+        self.by_peer += other.by_peer;
     }
 
     /// Takes what became of a part of the range out of it.
@@ -80,12 +83,19 @@ impl Passed {
         self.unwritable = self.unwritable.saturating_sub(part.unwritable);
         self.withheld = self.withheld.saturating_sub(part.withheld);
         self.too_large = self.too_large.saturating_sub(part.too_large);
+        self.by_peer = self.by_peer.saturating_sub(part.by_peer);
     }
 
     /// Records in the range.
     #[must_use]
     pub fn records(&self) -> u64 {
-        self.taken + self.evicted + self.damaged + self.unwritable + self.withheld + self.too_large
+        self.taken
+            + self.evicted
+            + self.damaged
+            + self.unwritable
+            + self.withheld
+            + self.too_large
+            + self.by_peer
     }
 }
 

@@ -346,7 +346,8 @@ fn withheld_and_unfit_records_are_counted_each_at_its_place() {
     collector.handle_pong(&4_u64.to_be_bytes(), START);
     let law = collector.law();
     assert_eq!((law.made, law.taken, law.waiting, law.missing()), (4, 1, 0, 0));
-    assert_eq!(law.dropped.at(DropPoint::Withheld), 2);
+    assert_eq!(law.dropped.at(DropPoint::ReportedByPeer), 1);
+    assert_eq!(law.dropped.at(DropPoint::Withheld), 1);
     assert_eq!(law.dropped.at(DropPoint::RecordTooLarge), 1);
     collector.offer(1);
     collector.give_up(DropPoint::ShutdownGrace);
@@ -354,7 +355,7 @@ fn withheld_and_unfit_records_are_counted_each_at_its_place() {
     assert!(collector.is_idle());
 }
 
-fn withheld() -> FlowRecord {
+fn told_by_peer() -> FlowRecord {
     let mut held = record();
     held.held_from.insert(CollectorSlot(2));
     held
@@ -363,32 +364,32 @@ fn withheld() -> FlowRecord {
 #[test]
 fn records_that_nobody_is_to_get_pass_without_a_message() {
     let mut collector = Fed::connected(true, FLOWS);
-    collector.append([withheld(), withheld()]);
+    collector.append([told_by_peer(), told_by_peer()]);
     assert_eq!(collector.poll(START), None);
     let law = collector.law();
-    assert_eq!((law.waiting, law.dropped.at(DropPoint::Withheld)), (0, 2));
+    assert_eq!((law.waiting, law.dropped.at(DropPoint::ReportedByPeer)), (0, 2));
     // Behind a message on the way they wait for its PONG.
     collector.offer(100);
     flows_id(collector.poll(START));
     assert_eq!(collector.poll(START), ping(102));
-    collector.append([withheld()]);
+    collector.append([told_by_peer()]);
     assert_eq!(collector.poll(START), None);
-    assert_eq!(collector.law().dropped.at(DropPoint::Withheld), 2);
+    assert_eq!(collector.law().dropped.at(DropPoint::ReportedByPeer), 2);
     collector.handle_pong(&102_u64.to_be_bytes(), START);
     let law = collector.law();
-    assert_eq!((law.waiting, law.dropped.at(DropPoint::Withheld)), (0, 3));
+    assert_eq!((law.waiting, law.dropped.at(DropPoint::ReportedByPeer)), (0, 3));
     assert_eq!((collector.cursor().taken, collector.cursor().read), (103, 2));
 }
 
 #[test]
-fn withheld_records_read_twice_count_once() {
+fn records_told_by_a_peer_and_read_twice_count_once() {
     let mut collector = Fed::connected(true, FLOWS);
-    collector.append([withheld(), record(), withheld()]);
+    collector.append([told_by_peer(), record(), told_by_peer()]);
     assert_eq!(collector.poll(START), None);
     let mut now = START.after(LINGER);
     flows_id(collector.poll(now));
     collector.handle_disconnected();
-    assert_eq!(collector.law().dropped.at(DropPoint::Withheld), 0);
+    assert_eq!(collector.law().dropped.at(DropPoint::ReportedByPeer), 0);
     for _ in 0..3 {
         collector.handle_connected(true, now);
         collector.handle_subscriptions(FLOWS);
@@ -397,10 +398,10 @@ fn withheld_records_read_twice_count_once() {
         flows_id(collector.poll(now));
         collector.handle_pong(&3_u64.to_be_bytes(), now);
         let law = collector.law();
-        assert_eq!((law.taken, law.dropped.at(DropPoint::Withheld)), (1, 2));
+        assert_eq!((law.taken, law.dropped.at(DropPoint::ReportedByPeer)), (1, 2));
         collector.handle_restarted();
         let law = collector.law();
-        assert_eq!((law.waiting, law.dropped.at(DropPoint::Withheld)), (3, 0));
+        assert_eq!((law.waiting, law.dropped.at(DropPoint::ReportedByPeer)), (3, 0));
     }
 }
 

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use flowtilla_agent_core::collector::Collector;
 use flowtilla_agent_core::encode::header::Topic;
 use flowtilla_agent_core::encode::{event, listening};
-use flowtilla_agent_core::loss::DropPoint;
 use flowtilla_proto::ids::SourceId;
 
 use crate::clock;
@@ -31,7 +30,7 @@ pub(super) fn announce(
             let lost: u64 = law
                 .dropped
                 .lossy()
-                .filter(|&(point, _)| point != DropPoint::Withheld)
+                .filter(|&(point, _)| !point.is_wanted())
                 .map(|(_, records)| records)
                 .sum();
             let mut fields = known.event.clone();

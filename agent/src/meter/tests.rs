@@ -131,6 +131,85 @@ fn a_filter_that_changes_takes_effect_from_the_next_record_on_and_no_octet_is_to
     assert!(spans.iter().all(|&apart| apart), "{told:?}");
 }
 
+#[test]
+fn another_agent_is_answered_and_asked_and_its_records_wait_for_the_list_to_settle() {
+    use flowtilla_agent_core::flow::record::CollectorSlot;
+    use flowtilla_proto::ids::CollectorName;
+    use flowtilla_proto::spiffe::MemberName;
+    use flowtilla_proto::wire::session;
+
+    use super::peers::{FleetIn, FleetOut};
+
+    let (mut meter, _records, _kept) = meter();
+    let (sender, mut out) = mpsc::channel(16);
+    meter.peers = Peers::new(sender, "tower".to_owned());
+    let address = |last: u8| {
+        let mut octets = vec![0; 16];
+        (octets[0], octets[1], octets[15]) = (0x20, 0x01, last);
+        octets
+    };
+    let member = |agent: &str, last| session::Member {
+        agent: agent.to_owned(),
+        addresses: vec![address(last)],
+        partial: false,
+        stream: 1,
+    };
+    let members = session::Members {
+        collector: "main".to_owned(),
+        generation: 1,
+        members: vec![member("here", 1), member("there", 2)],
+        off: false,
+    };
+    let name = CollectorName::told("main").expect("a name");
+    for told in [
+        FleetIn::Expect,
+        FleetIn::Feed(name, CollectorSlot(0)),
+        FleetIn::Connected(MemberName::parse("here").expect("a name")),
+        FleetIn::Members(members),
+    ] {
+        meter.obey(Command::Fleet(told));
+    }
+    let mut entry = entry_of(7, clock::kernel_now(), 100);
+    entry.tuple.local[..2].copy_from_slice(&[0x20, 0x01]);
+    entry.tuple.remote[..2].copy_from_slice(&[0x20, 0x01]);
+    let now = clock::kernel_now();
+    meter
+        .table
+        .observe(&observe::tcp(7, now.0, TcpSight::Snap, &entry));
+
+    let question = session::Question {
+        id: 5,
+        address: address(1),
+        port: 1031,
+        protocol: 6,
+        peer_address: address(2),
+        peer_port: 443,
+    };
+    meter.obey(Command::Fleet(FleetIn::Question(question)));
+    meter.turn(now.after(Duration::from_secs(1)));
+    meter.turn(now.after(Duration::from_secs(3)));
+    let mut said = Vec::new();
+    while let Ok(what) = out.try_recv() {
+        said.push(what);
+    }
+    let pid = said.iter().find_map(|what| match what {
+        FleetOut::Answer(answer) if answer.id == 5 => {
+            answer.end.as_ref().map(|end| (end.pid, end.host.clone()))
+        }
+        FleetOut::Answer(_) | FleetOut::Question(_) => None,
+    });
+    assert_eq!(pid, Some((10_000_007, "tower".to_owned())), "{said:?}");
+    let asked = said
+        .iter()
+        .any(|what| matches!(what, FleetOut::Question(asked) if asked.port == 443));
+    assert!(asked, "{said:?}");
+    // Its first record is in the spool, and is there once more when the list has settled.
+    let given = |meter: &Meter| meter.spooling.as_ref().map(Spooling::given);
+    assert_eq!((given(&meter), meter.peers.fleet.held()), (Some(1), 1));
+    meter.turn(clock::kernel_now().after(Duration::from_secs(11)));
+    assert_eq!((given(&meter) >= Some(2), meter.peers.fleet.held()), (true, 0));
+}
+
 fn filtering(exclude_ports: &[&str], one_in: u64) -> Box<Filtering> {
     use flowtilla_proto::{policy::Policy, wire};
     let rule = |port: &&str| wire::FlowRule {
@@ -200,6 +279,7 @@ fn meter() -> Made {
         listening: watch::Sender::new(None),
         capture: None,
         spooling: Some(Spooling::new(Arc::new(spool), Ledger::default())),
+        peers: Peers::default(),
         state: Turns::default(),
     };
     (meter, records, (commands, directory))
@@ -212,6 +292,10 @@ fn open(cookie: u64) -> observe::Observation {
 
 /// The same, that has sent so many octets by then.
 fn grown(cookie: u64, at: KernelTime, octets: u64) -> observe::Observation {
+    observe::tcp(cookie, at.0, TcpSight::Snap, &entry_of(cookie, at, octets))
+}
+
+fn entry_of(cookie: u64, at: KernelTime, octets: u64) -> abi::TcpEntry {
     let mut entry = abi::TcpEntry::new_zeroed();
     let at = at.0;
     entry.start_ns = at;
@@ -228,5 +312,5 @@ fn grown(cookie: u64, at: KernelTime, octets: u64) -> observe::Observation {
     entry.counters.state = 1;
     entry.counters.bytes_sent = octets;
     entry.counters.segs_out = u32::try_from(octets / 100).expect("some packets");
-    observe::tcp(cookie, at, TcpSight::Snap, &entry)
+    entry
 }

@@ -1,9 +1,11 @@
-//! Keeps the announcements and the collectors' and the spool's part of the status fresh, and what of the policy's limits
-//! is passed.
+//! Keeps the announcements, the host's addresses, and the collectors' and the spool's part of the status fresh, and what of
+//! the policy's limits is passed.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use flowtilla_agent_core::collector::lag::Lag;
 use flowtilla_agent_core::cost::CostWatch;
 use flowtilla_agent_core::encode::listening::ListeningPorts;
 use flowtilla_agent_core::loss::DropPoint;
@@ -14,11 +16,14 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::cost;
 use crate::export::Announcements;
+use crate::host;
 use crate::spool::SpoolStatus;
 use crate::status::{AgentStatus, CollectorStatus};
 
 /// How often.
 const REFRESH: Duration = Duration::from_secs(1);
+/// How often the host's addresses are read, in refreshes: a minute.
+const ADDRESSES_EACH: u32 = 60;
 
 /// Keeps fresh what collectors are told, and what is told about collectors.
 pub(super) struct Refresh {
@@ -27,7 +32,9 @@ pub(super) struct Refresh {
     pub(super) spools: watch::Receiver<Option<watch::Receiver<SpoolStatus>>>,
     pub(super) listening: watch::Receiver<Option<ListeningPorts>>,
     pub(super) status: watch::Sender<AgentStatus>,
-    pub(super) addresses: Vec<IpAddr>,
+    pub(super) addresses: watch::Sender<Vec<IpAddr>>,
+    /// How long records have waited for each collector.
+    pub(super) lags: BTreeMap<String, Lag>,
     pub(super) limits: watch::Receiver<Limits>,
     pub(super) cost: CostWatch,
 }
@@ -35,12 +42,35 @@ pub(super) struct Refresh {
 impl Refresh {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let began = clock::instant();
+        let mut refreshes = 0_u32;
         loop {
             tokio::select! { biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(REFRESH) => self.refresh(began.elapsed()),
             }
+            refreshes = refreshes.wrapping_add(1);
+            if refreshes.is_multiple_of(ADDRESSES_EACH) {
+                let read = host::addresses().0;
+                self.addresses.send_if_modified(|known| {
+                    let changed = *known != read;
+                    *known = read;
+                    changed
+                });
+            }
         }
+    }
+
+    /// How long the oldest record has waited, by collector.
+    fn lags(&mut self, collectors: &[CollectorStatus]) -> BTreeMap<String, Duration> {
+        let now = clock::kernel_now();
+        let mut known = std::mem::take(&mut self.lags);
+        let mut told = BTreeMap::new();
+        for CollectorStatus { name, law, .. } in collectors {
+            let mut lag = known.remove(name).unwrap_or_default();
+            told.insert(name.clone(), lag.handle_law(law, now));
+            self.lags.insert(name.clone(), lag);
+        }
+        told
     }
 
     fn refresh(&mut self, since: Duration) {
@@ -51,6 +81,7 @@ impl Refresh {
             .map(|one| one.borrow().clone())
             .collect();
         let spool = self.spools.borrow().as_ref().map(|spool| spool.borrow().clone());
+        let lags = self.lags(&collectors);
         self.cost
             .observe(clock::kernel_now(), clock::cpu_time(), cost::resident_octets());
         let over_limits = self.cost.over(&self.limits.borrow());
@@ -61,9 +92,12 @@ impl Refresh {
                     false => tracing::warn!(over = over_limits.join("; "), "beyond the policy's limits"),
                 }
             }
-            let changed =
-                status.collectors != collectors || status.spool != spool || status.over_limits != over_limits;
-            (status.collectors, status.spool, status.over_limits) = (collectors, spool, over_limits);
+            let changed = status.collectors != collectors
+                || status.spool != spool
+                || status.lags != lags
+                || status.over_limits != over_limits;
+            (status.collectors, status.spool, status.lags) = (collectors, spool, lags);
+            status.over_limits = over_limits;
             changed
         });
         let (law, drops) = {
@@ -71,7 +105,7 @@ impl Refresh {
             (status.kernel_law, status.drops)
         };
         let listening = self.listening.borrow_and_update().clone().map(|mut ports| {
-            ports.addresses.clone_from(&self.addresses);
+            ports.addresses.clone_from(&self.addresses.borrow());
             ports
         });
         let seconds = since.as_secs().max(1);

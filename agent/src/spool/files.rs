@@ -4,9 +4,9 @@
 //! is overwritten in place: it is one sector, and its checksum tells a torn one.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -16,6 +16,11 @@ use rustix::fs::{FlockOperation, flock};
 use super::lost::Losses;
 use super::store::{SEGMENT_RECORDS_MAX, SEQUENCE_MAX};
 use super::{Checkpoint, SpoolError};
+use crate::files::{self, read_at_most};
+
+pub(crate) use crate::files::{
+    entries, make_directory, open_for_reading, open_for_writing, replace, sync_directory,
+};
 
 #[cfg(test)]
 mod tests;
@@ -98,25 +103,11 @@ impl Layout {
 
     /// Refuses what another user can change: this process may be root, and follow where that user leads.
     pub(crate) fn check_owner(&self) -> Result<(), SpoolError> {
-        let ours = rustix::process::geteuid().as_raw();
         for path in [&self.directory, &self.segments(), &self.cursors()] {
-            // A link of ours to another disk is welcome.
-            let metadata = [fs::symlink_metadata(path), fs::metadata(path)];
-            for metadata in metadata.into_iter().flatten() {
-                let is_link = metadata.file_type().is_symlink();
-                let why = if metadata.uid() != ours {
-                    let uid = metadata.uid();
-                    format!(
-                        "it belongs to user {uid}, this is user {ours}: chown it, or name another directory"
-                    )
-                } else if !is_link && metadata.mode() & 0o022 != 0 {
-                    "others may write to it: chmod go-w it, or name another directory".to_owned()
-                } else {
-                    continue;
-                };
-                let path = path.clone();
-                return Err(SpoolError::Unsafe { path, why });
-            }
+            files::check_owner(path).map_err(|why| SpoolError::Unsafe {
+                path: path.clone(),
+                why,
+            })?;
         }
         Ok(())
     }
@@ -336,44 +327,6 @@ fn decode_mark(octets: &[u8]) -> Option<(u64, bool)> {
     whole.then_some((last, head[12] == 1))
 }
 
-/// Replaces a file as a whole.
-pub(crate) fn replace(path: &Path, octets: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    let mut file = open_for_writing(&temporary, true)?;
-    file.write_all(octets)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    path.parent().map_or(Ok(()), sync_directory)
-}
-
-/// Makes a directory for this user alone, and its parents, unless it is there. Its parent is synced.
-pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    path.parent().map_or(Ok(()), sync_directory)
-}
-
-pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-/// Paths in a directory; none when there is no directory.
-pub(crate) fn entries(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let listing = match fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        listing => listing?,
-    };
-    listing.map(|entry| Ok(entry?.path())).collect()
-}
-
-fn is_empty(path: &Path) -> io::Result<bool> {
-    Ok(entries(path)?.is_empty())
-}
-
 /// Octets that a directory and what is in it take on the disk.
 pub(crate) fn allocated(path: &Path) -> u64 {
     let Ok(metadata) = fs::symlink_metadata(path) else {
@@ -398,35 +351,9 @@ pub(crate) fn free(path: &Path) -> io::Result<(u64, u64)> {
 
 /// A whole file; `None` when there is none.
 pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let mut file = match open_for_reading(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file?,
-    };
-    let length = file.metadata()?.len();
-    if length > FILE_OCTETS_MAX {
-        let why = "larger than any that is written";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-    }
-    let mut octets = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
-    file.read_to_end(&mut octets)?;
-    Ok(Some(octets))
+    read_at_most(path, FILE_OCTETS_MAX)
 }
 
-/// Opens a file, unless it is a link.
-pub(crate) fn open_for_reading(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-}
-
-fn open_for_writing(path: &Path, truncate: bool) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(truncate)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
+fn is_empty(path: &Path) -> io::Result<bool> {
+    Ok(entries(path)?.is_empty())
 }

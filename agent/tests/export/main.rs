@@ -109,7 +109,10 @@ fn withheld_records_are_counted_and_not_sent() {
     receive_all(&sub, &running, &mut got);
     assert_eq!(got.numbers, [3]);
     let law = running.stop().law;
-    assert_eq!((law.made, law.dropped.at(DropPoint::Withheld)), (3, 2));
+    assert_eq!((law.made, law.missing()), (3, 0));
+    for point in [DropPoint::Withheld, DropPoint::ReportedByPeer] {
+        assert_eq!(law.dropped.at(point), 1, "{point}");
+    }
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Mailbox {
                 inner.queue.push_back(Body::Question(question));
             }
             Speech::Answer(answer) if inner.queue.len() < QUEUE_MAX => {
-                inner.queue.push_back(Body::Answer(answer));
+                inner.queue.push_back(Body::Answer(*answer));
             }
             Speech::Question(_) | Speech::Answer(_) => {}
             Speech::Ended(reason, text) => {

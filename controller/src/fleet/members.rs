@@ -38,12 +38,17 @@ pub(super) const ADDRESSES_LISTED_MAX: usize = 4_096;
 /// A tenth of a gigabit. Half of it delays take-over in a large group; double it, and it crowds out offers.
 const OCTETS_PER_SECOND: u64 = 12_500_000;
 
+/// Streams of a millisecond: more than are let in in it. Milliseconds since the epoch have 41 bits.
+const RUN_SHIFT: u32 = 20;
+
 /// Octets of an address and of an agent in a list, as they travel, about.
 const ADDRESS_OCTETS: u64 = 18;
 const MEMBER_OCTETS: u64 = 40;
 
 /// Lists, and who was told which.
 pub(super) struct Members {
+    /// Tells streams of this run from those of others.
+    run: u64,
     frozen_until_ms: u64,
     next_ms: u64,
     touched: bool,
@@ -57,6 +62,7 @@ pub(super) struct Members {
 impl Members {
     pub(super) fn new(now: Now) -> Self {
         Self {
+            run: now.wall_ms.max(0).cast_unsigned() << RUN_SHIFT,
             frozen_until_ms: now.run_ms.saturating_add(FROZEN_MS),
             next_ms: 0,
             touched: true,
@@ -115,9 +121,8 @@ impl Fleet {
 
     fn update_lists(&mut self, now: Now) {
         let mut fresh = BTreeMap::<Group, Vec<wire::Member>>::new();
-        let live = self.agents.iter().filter(|(_, agent)| agent.line.is_some());
-        for (id, agent) in live {
-            let Some(content) = &agent.in_force else {
+        for (id, agent) in &self.agents {
+            let (Some(line), Some(content)) = (&agent.line, &agent.in_force) else {
                 continue;
             };
             let own = |address: &&IpAddr| self.members.owner(**address) == Some(id);
@@ -126,6 +131,7 @@ impl Fleet {
                 agent: id.to_string(),
                 addresses,
                 partial: content.partial,
+                stream: self.members.run.wrapping_add(line.session.0),
             };
             for group in &content.groups {
                 fresh.entry(group.clone()).or_default().push(member.clone());

@@ -55,7 +55,7 @@ struct Waiting {
 }
 
 fn answer(session: SessionId, id: u64, end: Option<wire::End>) -> (SessionId, Speech) {
-    (session, Speech::Answer(wire::Answer { id, end }))
+    (session, Speech::Answer(Box::new(wire::Answer { id, end })))
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

@@ -3,7 +3,8 @@
 //! A gate compares an agent after its change with what was to be expected: its own last soak before the change, and how
 //! the agents that have not changed fared meanwhile, when there are [`PEERS_MIN`] of them. What worsened for them too is
 //! not the change's doing: their median excuses, it never accuses. An agent without a past that can be compared (it
-//! captured nothing, or is too young) is compared with their present. Pure.
+//! captured nothing, or is too young) is compared with their present; where they cannot tell either, nothing lost was to be
+//! expected, a record was to wait as long as in its first heartbeat, and of the rest nothing is known. Pure.
 
 use std::collections::BTreeMap;
 
@@ -258,7 +259,7 @@ pub(super) fn judge(
         Some(own) if own.lag_ms > terms.lag_ms => since.span_ms.saturating_add(terms.soak_ms),
         _ => 0,
     };
-    let lag = expected(|figures| figures.lag_ms, worse.lag_ms).unwrap_or(0);
+    let lag = expected(|figures| figures.lag_ms, worse.lag_ms).unwrap_or(since.lag_first_ms);
     above(
         Gate::Lag,
         since.lag_ms,

@@ -58,6 +58,8 @@ pub struct Figures {
     pub coverage_ppm: Option<u64>,
     /// Longest wait of a record, in milliseconds.
     pub lag_ms: u64,
+    /// Longest wait that the first heartbeat of the span told, in milliseconds.
+    pub lag_first_ms: u64,
     /// CPU of the agent and its kernel programs, in millionths of a core.
     pub cpu_ppm: u64,
     /// Most resident memory with kernel maps, in octets.
@@ -95,6 +97,7 @@ struct Slot {
     first: Totals,
     last_at: Moment,
     last: Totals,
+    lag_first_ms: u64,
     lag_ms: u64,
     memory_octets: u64,
     capturing: bool,
@@ -122,6 +125,12 @@ impl HealthWindows {
     /// How long windows are: the longest soak of the policies there are. What is in them stays.
     pub fn set_soak(&mut self, soak_ms: u64) {
         self.soak_ms = soak_ms;
+    }
+
+    /// How long windows are.
+    #[must_use]
+    pub fn soak_ms(&self) -> u64 {
+        self.soak_ms
     }
 
     /// A heartbeat.
@@ -213,6 +222,7 @@ impl Window {
             first: self.totals,
             last_at: now,
             last: self.totals,
+            lag_first_ms: lag_ms,
             lag_ms,
             memory_octets,
             capturing: health.capturing,
@@ -247,6 +257,7 @@ impl Window {
                 ),
             ),
             coverage_ppm: (ends >= ENDS_MIN).then(|| ratio_ppm(owned, ends).min(PPM)),
+            lag_first_ms: seen().next().map_or(0, |slot| slot.lag_first_ms),
             lag_ms: seen().map(|slot| slot.lag_ms).max().unwrap_or(0),
             cpu_ppm: ratio_ppm(cpu_ns / 1_000, up_ms.saturating_mul(1_000)),
             memory_octets: seen().map(|slot| slot.memory_octets).max().unwrap_or(0),

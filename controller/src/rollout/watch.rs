@@ -6,12 +6,15 @@ use super::gates::{Breach, Gate, PEERS_MIN, Peers, judge};
 use super::{Figures, HealthWindows, Member, Moment, Part, Rollout};
 
 impl Rollout {
-    /// Remembers what those that have not changed were like, before the wave that begins.
+    /// Remembers what those that have not changed were like, before the wave that begins. Those that are silent already
+    /// say nothing.
     pub(super) fn note_peers(&mut self, windows: &HealthWindows) {
         let wave = self.head.wave;
         let soak_ms = self.head.terms.soak_ms;
+        let now = self.head.wave_began;
         self.peers_before = (self.members.iter())
             .filter(|(_, member)| member.part == Part::Waiting && member.wave > wave)
+            .filter(|(agent, _)| !self.is_silent(agent, Moment(0), windows, now))
             .filter_map(|(agent, _)| Some((agent.clone(), windows.before(agent, soak_ms)?)))
             .collect();
     }
@@ -54,6 +57,7 @@ impl Rollout {
     /// Whether each agent that the soak under way began with was heard of for long enough.
     pub(super) fn seen_enough(&mut self, windows: &HealthWindows, now: Moment) -> bool {
         let from = self.soak_from();
+        let enough_ms = self.head.terms.soak_ms.min(windows.soak_ms()) / 2;
         let (mut seen, mut unseen) = (0_usize, 0_usize);
         for (agent, member) in &self.members {
             let Part::Acked { at } = member.part else {
@@ -65,7 +69,7 @@ impl Rollout {
             let span = windows
                 .since(agent, at.max(from))
                 .map_or(0, |figures| figures.span_ms);
-            let enough = span > 0 && span >= self.head.terms.soak_ms / 2 && self.connected.contains(agent);
+            let enough = span > 0 && span >= enough_ms && self.connected.contains(agent);
             if enough && !self.is_silent(agent, at, windows, now) {
                 seen += 1;
             } else if at <= from {

@@ -245,6 +245,40 @@ async fn a_thousand_half_open_handshakes_and_slow_lorises_keep_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_good_callers_is_let_in_whole_although_it_is_beyond_the_bound() {
+    let limits = Limits {
+        half_open_max: 32,
+        ..Limits::default()
+    };
+    let scene = Arc::new(Scene::start_with(&Origin::Own, limits).await);
+    let member = Arc::new(scene.member().await);
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..500 {
+        let (scene, member) = (Arc::clone(&scene), Arc::clone(&member));
+        callers.spawn(async move {
+            scene
+                .channel_of(&member)
+                .await
+                .map_err(|error| format!("{error:?}"))
+        });
+    }
+    let channels = callers.join_all().await;
+    for channel in &channels {
+        assert!(channel.is_ok(), "{:?}", channel.as_ref().err());
+    }
+    let parts = scene.controller.parts();
+    assert_eq!(parts.handshakes.dropped.load(Ordering::Relaxed), 0);
+    let all_there = async {
+        while parts.connections.count() < 500 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all_there)
+        .await
+        .expect("all are connected");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn visitors_are_few_and_stay_for_a_while_only() {
     let limits = Limits {
         visitor_life: Duration::from_secs(2),

@@ -297,6 +297,7 @@ fn collector(account: &Account) -> Vec<String> {
     rows.extend(law.dropped.lossy().map(|(point, n)| {
         let unit = match point {
             DropPoint::Withheld => "records, withheld on purpose",
+            DropPoint::ReportedByPeer => "records, told by the agent at the other end",
             point => point.unit(),
         };
         row(&format!("+ {point}"), n, unit)

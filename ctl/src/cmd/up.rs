@@ -39,12 +39,12 @@ const VIEW_GRACE: Duration = Duration::from_secs(2);
 ///
 /// Wrong flags ([`UsageError`]), missing capabilities, an agent that cannot start, a stdout that cannot be written.
 pub(crate) async fn run(args: UpArgs) -> anyhow::Result<Exit> {
-    let wanted = args.wanted()?;
+    let asked = args.asked()?;
     let format = format(args.output, io::stdout().is_terminal())?;
     privilege::ensure()?;
     let mut signals = Signals::new()?;
     let log = log::init(format == Format::Table);
-    let running = engine::start(wanted, args.state.clone()).await?;
+    let running = engine::start(asked, args.state.clone()).await?;
     tell(format, &report::attached(&running.attached));
     match View::open(format, log) {
         Ok(view) => watch(running, view, &mut signals, &args, format).await,

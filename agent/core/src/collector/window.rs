@@ -58,6 +58,8 @@ pub enum Fate {
     Withheld,
     /// No message can carry it.
     TooLarge,
+    /// The agent at the other end of its flow tells it.
+    ReportedByPeer,
 }
 
 /// A message that goes out.
@@ -180,6 +182,7 @@ impl Window {
             Fate::InMessage => self.open.taken += 1,
             Fate::Withheld => self.open.withheld += 1,
             Fate::TooLarge => self.open.too_large += 1,
+            Fate::ReportedByPeer => self.open.by_peer += 1,
         }
     }
 
@@ -439,12 +442,13 @@ fn cost(payload: &Bytes) -> u64 {
     payload.len() as u64 + MESSAGE_OVERHEAD_OCTETS
 }
 
-fn places(passed: &Passed) -> [(DropPoint, u64); 4] {
+fn places(passed: &Passed) -> [(DropPoint, u64); 5] {
     [
         (DropPoint::SpoolDamaged, passed.damaged),
         (DropPoint::SpoolUnwritable, passed.unwritable),
         (DropPoint::Withheld, passed.withheld),
         (DropPoint::RecordTooLarge, passed.too_large),
+        (DropPoint::ReportedByPeer, passed.by_peer),
     ]
 }
 

@@ -65,12 +65,14 @@ impl Rule {
 
     /// Whether each list that is not empty has a member that matches at either end.
     pub(super) fn matches<'a>(&self, ends: &Ends<'_>, cgroup: &impl Fn(u64) -> Option<&'a str>) -> bool {
+        // What another host says of its own end must not decide what leaves this one.
+        let own = |end: &End<'_>| !end.owner.is_remote();
         let program = |end: &End<'_>| {
-            let running = end.program.as_ref();
+            let running = end.program.as_ref().filter(|_| own(end));
             running.is_some_and(|running| self.programs.iter().any(|wanted| wanted.matches(running)))
         };
         let below = |end: &End<'_>| {
-            let process = end.owner.process.as_ref();
+            let process = end.owner.process.as_ref().filter(|_| own(end));
             let path = process.and_then(|process| cgroup(process.cgroup_id));
             path.is_some_and(|path| self.cgroups.iter().any(|above| is_below(path, above.as_str())))
         };
@@ -79,7 +81,7 @@ impl Rule {
                 || ends.either(|end| self.networks.iter().any(|network| network.has(end.address))))
             && (self.programs.is_empty() || ends.either(program))
             && (self.users.is_empty()
-                || ends.either(|end| self.users.iter().any(|user| is_user(end.owner, user))))
+                || ends.either(|end| own(end) && self.users.iter().any(|user| is_user(end.owner, user))))
             && (self.cgroups.is_empty() || ends.either(below))
     }
 }

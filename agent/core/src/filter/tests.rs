@@ -139,6 +139,22 @@ fn an_exclude_rule_wins_over_an_include_rule() {
 }
 
 #[test]
+fn what_another_host_tells_of_its_end_decides_nothing() {
+    let curl = wire::FlowRule {
+        processes: vec!["curl".into()],
+        ..wire::FlowRule::default()
+    };
+    let mut filter = filter(vec![], vec![curl], 1);
+    let mut record = simple(1, 1, 80, "sh");
+    record.responder.owner = owner("curl", None, 0, None, 0);
+    record.responder.owner.confidence = Confidence::Told;
+    assert_eq!(judge(&mut filter, &record), Verdict::Kept);
+    record.id.cookie.0 = 2;
+    record.responder.owner.confidence = Confidence::Exact;
+    assert_eq!(judge(&mut filter, &record), Verdict::Filtered);
+}
+
+#[test]
 fn a_flow_keeps_its_decision_whatever_becomes_of_its_process() {
     let curl = wire::FlowRule {
         processes: vec!["curl".into()],

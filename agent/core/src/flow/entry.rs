@@ -491,7 +491,8 @@ impl TcpFacts {
 /// How much one confidence is worth against another.
 pub(super) fn rank(confidence: Confidence) -> u8 {
     match confidence {
-        Confidence::Unknown(Unknown::NotSeen | Unknown::Remote) => 0,
+        // No socket of this host has an owner of another host.
+        Confidence::Told | Confidence::Unknown(Unknown::NotSeen | Unknown::Remote) => 0,
         Confidence::Unknown(Unknown::Kernel) => 1,
         Confidence::Inherited => 2,
         Confidence::Backfilled => 3,

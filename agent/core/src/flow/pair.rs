@@ -18,7 +18,8 @@ use super::FlowTable;
 use super::entry::{Flow, Kind, Peer, Twin};
 use super::flows::{Flows, Handle};
 use super::key::{PairKey, mirrors};
-use crate::observe::Tuple;
+use super::record::Protocol;
+use crate::observe::{Endpoint, NetNs, Tuple};
 use crate::time::KernelTime;
 
 /// Most flows that ended alone and are remembered for a late twin.
@@ -78,6 +79,31 @@ impl PairIndex {
         self.hanging(one, flows)
             .filter(|(_, other)| mirrors(&one.tuple, &other.tuple) && other.meets(one))
             .map(|(handle, _)| handle)
+    }
+
+    /// Flows with these ends, wherever they live on this host.
+    pub(super) fn at<'a>(
+        &self,
+        protocol: Protocol,
+        local: Endpoint,
+        remote: Endpoint,
+        flows: &'a Flows,
+    ) -> impl Iterator<Item = &'a Flow> + 'a {
+        let tuple = Tuple {
+            local,
+            remote,
+            netns: NetNs(0),
+        };
+        let pair = PairKey::of(protocol, &tuple, &self.hasher);
+        let mut next = pair.and_then(|pair| self.newest.get(&pair.number)).copied();
+        std::iter::from_fn(move || {
+            let flow = flows.get(next?)?;
+            next = flow.next_in_pair;
+            Some(flow)
+        })
+        .filter(move |flow| {
+            flow.protocol() == protocol && (flow.tuple.local, flow.tuple.remote) == (local, remote)
+        })
     }
 
     fn hanging<'a>(&self, one: &Flow, flows: &'a Flows) -> impl Iterator<Item = (Handle, &'a Flow)> + 'a {

@@ -184,6 +184,30 @@ impl CollectorSet {
         self.0 |= 1 << (slot.0 & 63);
     }
 
+    /// The collectors that are not in the set.
+    #[must_use]
+    pub fn others(self) -> Self {
+        Self(!self.0)
+    }
+
+    /// Those of both sets.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Those that are in `other` too.
+    #[must_use]
+    pub fn only(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether nobody is in the set.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     /// Whether it is in the set.
     #[must_use]
     pub fn contains(self, slot: CollectorSlot) -> bool {

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //!  0  magic "fv"
-//!  2  version, 1
+//!  2  version, 2; 1 is the same without owners that another agent told
 //!  3  codec: 0 the body as it is, 1 LZ4 block
 //!  4  CRC32C of all octets but these four
 //!  8  u64 sequence of the first record
@@ -59,8 +59,11 @@ pub const BODY_OCTETS_MAX: usize = u16::MAX as usize - 1;
 /// double it, and a value may take 2 MiB when it is read.
 pub const RECORDS_MAX: usize = 1024;
 
-/// The version that is written, and the only one that is read.
-pub const VERSION: u8 = 1;
+/// The version that is written.
+pub const VERSION: u8 = 2;
+
+/// The oldest version that is read. What one writes that has no newer parts, the next reads as it stands.
+pub const VERSION_OLDEST: u8 = 1;
 
 const MAGIC: [u8; 2] = *b"fv";
 
@@ -139,7 +142,7 @@ pub enum ValueError {
         found: u32,
     },
     /// Whole, but of a version that is not known here: older, or newer after a downgrade.
-    #[error("value has format version {found}, known is {VERSION}")]
+    #[error("value has format version {found}, known are {VERSION_OLDEST} to {VERSION}")]
     Version {
         /// Its version.
         found: u8,
@@ -181,7 +184,7 @@ pub fn header(octets: &[u8]) -> Result<Header, ValueError> {
     if expected != found {
         return Err(ValueError::Checksum { expected, found });
     }
-    if head[2] != VERSION {
+    if !(VERSION_OLDEST..=VERSION).contains(&head[2]) {
         return Err(ValueError::Version { found: head[2] });
     }
     let codec = match head[3] {

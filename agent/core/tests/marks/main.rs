@@ -23,7 +23,7 @@ fn nothing_is_lost_whatever_breaks_and_restarts() {
         world.run(4_000);
         assert_eq!(world.unhandled(), 0, "seed {seed}");
         let law = world.collector.law();
-        let counted = law.dropped.at(DropPoint::Withheld) + law.dropped.at(DropPoint::RecordTooLarge);
+        let counted = law.dropped.at(DropPoint::ReportedByPeer) + law.dropped.at(DropPoint::RecordTooLarge);
         assert_eq!(law.taken + counted, law.made, "seed {seed}: {law:?}");
     }
 }

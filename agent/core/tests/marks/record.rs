@@ -22,7 +22,7 @@ pub(crate) fn record(number: u32, kind: Kind) -> FlowRecord {
         owner: Owner::unknown(Unknown::Remote),
     };
     let mut held_from = CollectorSet::default();
-    if kind == Kind::Withheld {
+    if kind == Kind::ByPeer {
         held_from.insert(SLOT);
     }
     let mut delta = Traffic::default();

@@ -9,7 +9,7 @@ const TAIL_RECORDS_MAX: usize = 300;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Wanted,
-    Withheld,
+    ByPeer,
     TooLarge,
 }
 

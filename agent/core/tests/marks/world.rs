@@ -41,7 +41,7 @@ pub(crate) const CALM: Climate = Climate {
 enum Fate {
     Unknown,
     Sent,
-    Withheld,
+    ByPeer,
     TooLarge,
     Lost(LostCause),
     Skipped,
@@ -189,7 +189,7 @@ impl World {
             let count = random.usize(1..=6);
             let kinds = std::iter::repeat_with(|| match random.u32(0..20) {
                 0 => Kind::TooLarge,
-                1..4 => Kind::Withheld,
+                1..4 => Kind::ByPeer,
                 _ => Kind::Wanted,
             });
             self.store.append(kinds.take(count));
@@ -246,7 +246,7 @@ impl World {
                     self.note(last, |sequence| {
                         match records[usize::try_from(sequence - first).unwrap()].1 {
                             Kind::Wanted => Fate::Sent,
-                            Kind::Withheld => Fate::Withheld,
+                            Kind::ByPeer => Fate::ByPeer,
                             Kind::TooLarge => Fate::TooLarge,
                         }
                     });

@@ -4,7 +4,7 @@
 //! what can still be sent: records ahead of the collector that are gone already count where they will be counted when it
 //! comes to them.
 
-use flowtilla_agent_core::loss::{CollectorLaw, DropPoint};
+use flowtilla_agent_core::loss::CollectorLaw;
 use flowtilla_agent_core::spool::Cursor;
 
 use super::Survey;
@@ -65,7 +65,7 @@ impl Account {
     #[must_use]
     pub fn lost(&self) -> u64 {
         let dropped = self.law.dropped.lossy();
-        let dropped = dropped.filter(|&(point, _)| point != DropPoint::Withheld);
+        let dropped = dropped.filter(|&(point, _)| !point.is_wanted());
         self.law.evicted + dropped.map(|(_, records)| records).sum::<u64>()
     }
 }
@@ -91,7 +91,7 @@ impl Survey {
 
 #[cfg(test)]
 mod tests {
-    use flowtilla_agent_core::loss::Drops;
+    use flowtilla_agent_core::loss::{DropPoint, Drops};
 
     use super::*;
 

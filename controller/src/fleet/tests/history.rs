@@ -275,7 +275,7 @@ impl World {
                 continue;
             };
             let content = &wanted.content;
-            let row = self.revisions.get(&content.revision.to_be_bytes().to_vec());
+            let row = self.revisions.get(content.revision.to_be_bytes().as_slice());
             let objects = match row {
                 None => Objects::default(),
                 Some(row) => {

@@ -3,6 +3,9 @@ use std::net::IpAddr;
 use super::*;
 use crate::fleet::members::{ADDRESSES_LISTED_MAX, COALESCE_MS, FROZEN_MS};
 
+/// A list that was told: stream, collector, agents with the number of their addresses.
+type Told = (u64, String, Vec<(String, usize)>);
+
 struct Scene {
     fleet: Fleet,
     now_ms: u64,
@@ -42,8 +45,8 @@ impl Scene {
             .handle_heard(SessionId(n), ack(&offer), at(self.now_ms));
     }
 
-    /// Lists that are told when so much more time has passed: stream, collector, agents with the number of their addresses.
-    fn after(&mut self, ms: u64) -> Vec<(u64, String, Vec<(String, usize)>)> {
+    /// Lists that are told when so much more time has passed.
+    fn after(&mut self, ms: u64) -> Vec<Told> {
         self.now_ms += ms;
         self.fleet.handle_timeout(at(self.now_ms));
         drain(&mut self.fleet)

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::store::{Batch, Entry, Store, StoreError, Table};
 
+type Rows = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
+
 #[derive(Default)]
 pub(crate) struct Memory {
-    rows: Mutex<BTreeMap<(Table, Vec<u8>), Vec<u8>>>,
+    rows: Mutex<Rows>,
     pub(crate) failing: AtomicBool,
     pub(crate) commits: AtomicU64,
 }

@@ -51,7 +51,7 @@ fn answer(id: u64, pid: Option<u32>) -> Speech {
         pid,
         ..say::End::default()
     });
-    Speech::Answer(say::Answer { id, end })
+    Speech::Answer(Box::new(say::Answer { id, end }))
 }
 
 fn reply(fleet: &mut Fleet, from: u64, id: u64, pid: Option<u32>, now_ms: u64) -> Vec<(SessionId, Speech)> {

@@ -349,14 +349,12 @@ async fn who_does_not_read_gets_the_newest_and_then_is_ended() {
     let mut last = 0;
     for n in 0..40_u64 {
         let mut objects = one_policy(1_000 + n);
-        let large = (0..1_000)
-            .map(|n| format!("/a/path/that/is/not/short/{n}"))
-            .collect();
+        let large = |rule: u64| wire::FlowRule {
+            cidrs: (0..60).map(|host| format!("203.0.{rule}.{host}/32")).collect(),
+            ..wire::FlowRule::default()
+        };
         if let Some(object::Kind::Policy(policy)) = &mut objects[1].kind {
-            policy.capture.get_or_insert_default().exclude = vec![wire::FlowRule {
-                cidrs: large,
-                ..wire::FlowRule::default()
-            }];
+            policy.capture.get_or_insert_default().exclude = (0..15).map(large).collect();
         }
         last = controller.apply(objects).await.revision;
     }

@@ -360,8 +360,8 @@ async fn send(
     say(summary(&last));
     end(&source.tally);
     let law = &last.law;
-    let lost =
-        law.evicted + law.dropped.lossy().map(|(_, n)| n).sum::<u64>() - law.dropped.at(DropPoint::Withheld);
+    let lost = law.dropped.lossy().filter(|&(point, _)| !point.is_wanted());
+    let lost = law.evicted + lost.map(|(_, n)| n).sum::<u64>();
     Ok(match source.tally.exit() {
         _ if !finished => Exit::Interrupted,
         Exit::Done if lost > 0 => Exit::Failed,
@@ -441,6 +441,7 @@ fn summary(status: &CollectorStatus) -> String {
     for (point, n) in law.dropped.lossy() {
         text.push_str(&match point {
             DropPoint::Withheld => format!(", {} withheld (--loopback omit)", grouped(n)),
+            DropPoint::ReportedByPeer => format!(", {} told by another agent", grouped(n)),
             DropPoint::ShutdownGrace => format!(", {} not taken", grouped(n)),
             point => format!(", lost at {point}: {} {}", grouped(n), point.unit()),
         });

@@ -32,7 +32,7 @@ pub(crate) struct RotateArgs {
     /// Which step.
     #[arg(value_name = "STEP", value_enum)]
     pub(crate) step: Step,
-    /// Of retire: goes on although some have not renewed since, and would not believe the controller any more.
+    /// Retire although some have not renewed yet: they must enrol again.
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]

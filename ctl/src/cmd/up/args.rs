@@ -15,7 +15,7 @@ use flowtilla_proto::ids::NAME_OCTETS_MAX;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
 use flowtilla_proto::policy::{
     ACTIVE_TIMEOUT_EXPORTING_MS_MAX, ACTIVE_TIMEOUT_MS_DEFAULT, BUFFER_OCTETS_DEFAULT,
-    IDLE_TIMEOUT_MS_DEFAULT, MAX_FLOWS_DEFAULT, Policy,
+    IDLE_TIMEOUT_MS_DEFAULT, MAX_FLOWS_DEFAULT, Policy, Scope,
 };
 use flowtilla_proto::wire;
 
@@ -141,28 +141,55 @@ pub(crate) enum Loopback {
     AsIs,
 }
 
+/// What the flags ask for: objects for the controller, and what is the agent's own.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    /// The policy, without scopes.
+    pub(crate) policy: wire::Policy,
+    /// The collectors that it names.
+    pub(crate) collectors: Vec<wire::Collector>,
+    /// Parts of the host that the agent is for.
+    pub(crate) scopes: Vec<Scope>,
+}
+
+/// Name of the policy that the flags make.
+pub(super) const POLICY_NAME: &str = "up";
+
 impl UpArgs {
-    /// What the flags ask of the agent.
+    /// What the flags ask for.
     ///
     /// # Errors
     ///
     /// Every flag that is refused, one line each.
-    pub(crate) fn wanted(&self) -> Result<Wanted, UsageError> {
+    pub(crate) fn asked(&self) -> Result<Asked, UsageError> {
+        let wanted = self.wanted()?;
+        let scopes = wanted.policy().map(|policy| policy.capture.scopes.clone());
+        let mut policy = self.policy();
+        POLICY_NAME.clone_into(&mut policy.name);
+        if let Some(capture) = &mut policy.capture {
+            capture.scopes.clear();
+        }
+        let collectors = self.collectors(self.keys().unwrap_or_default());
+        Ok(Asked {
+            policy,
+            collectors: collectors.collect(),
+            scopes: scopes.unwrap_or_default(),
+        })
+    }
+
+    /// What is wanted of the agent, checked whole.
+    ///
+    /// # Errors
+    ///
+    /// Every flag that is refused, one line each.
+    fn wanted(&self) -> Result<Wanted, UsageError> {
         let mut lines = Vec::new();
         let keys = self.keys().unwrap_or_else(|line| {
             lines.push(line);
             vec![None; self.ntopng.len()]
         });
         let mut collectors = Vec::new();
-        for ((n, endpoint), key) in self.ntopng.iter().enumerate().zip(keys) {
-            let sent = wire::Collector {
-                name: collector_name(endpoint),
-                endpoint: endpoint.clone(),
-                curve_server_key: key,
-                record_ids: Some(self.record_ids),
-                records_per_second: self.rate,
-                ..wire::Collector::default()
-            };
+        for (n, sent) in self.collectors(keys).enumerate() {
             match Collector::try_from(sent) {
                 Ok(collector) => collectors.push(collector),
                 Err(mistakes) => lines.extend(self.told(mistakes.under(&format!("collectors[{n}]")))),
@@ -187,6 +214,20 @@ impl UpArgs {
     /// When to end by itself.
     pub(crate) fn duration(&self) -> Option<Duration> {
         self.duration.map(Duration::from_millis)
+    }
+
+    /// A collector for each `--ntopng`, with its key or none.
+    fn collectors(&self, keys: Vec<Option<String>>) -> impl Iterator<Item = wire::Collector> {
+        self.ntopng
+            .iter()
+            .zip(keys)
+            .map(|(endpoint, key)| wire::Collector {
+                name: collector_name(endpoint),
+                endpoint: endpoint.clone(),
+                curve_server_key: key,
+                record_ids: Some(self.record_ids),
+                ..wire::Collector::default()
+            })
     }
 
     fn policy(&self) -> wire::Policy {

@@ -134,6 +134,7 @@ impl<'a> From<&'a Party> for End<'a> {
             Confidence::Exact => ("exact", None),
             Confidence::Inherited => ("inherited", None),
             Confidence::Backfilled => ("backfilled", None),
+            Confidence::Told => ("told", None),
             Confidence::Unknown(why) => ("unknown", Some(why)),
         };
         Self {

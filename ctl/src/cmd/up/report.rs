@@ -126,7 +126,7 @@ pub(crate) fn lost(status: &AgentStatus) -> Vec<String> {
     let places = |drops: &Drops, of: Option<&str>| -> Vec<String> {
         drops
             .lossy()
-            .filter(|&(point, _)| point != DropPoint::Withheld)
+            .filter(|&(point, _)| !point.is_wanted())
             .map(|(point, n)| {
                 let of = of.map_or_else(String::new, |name| format!(" ({name})"));
                 format!("{point} {} {}{of}", grouped(n), point.unit())
@@ -172,9 +172,18 @@ fn spool(status: &SpoolStatus) -> String {
 
 fn second_law(name: &str, law: &CollectorLaw) -> String {
     let dropped: u64 = DropPoint::ALL.iter().map(|&point| law.dropped.at(point)).sum();
-    let withheld = match law.dropped.at(DropPoint::Withheld) {
-        0 => String::new(),
-        n => format!(" (of them {} withheld on purpose)", grouped(n)),
+    let wanted = [
+        (DropPoint::Withheld, "withheld on purpose"),
+        (DropPoint::ReportedByPeer, "told by the agent at the other end"),
+    ];
+    let wanted: Vec<_> = wanted
+        .into_iter()
+        .filter(|&(point, _)| law.dropped.at(point) > 0)
+        .map(|(point, why)| format!("{} {why}", grouped(law.dropped.at(point))))
+        .collect();
+    let withheld = match wanted.as_slice() {
+        [] => String::new(),
+        parts => format!(" (of them {})", parts.join(", ")),
     };
     format!(
         "law 2 {}, table to {name}, records: made {} = taken {} + waiting {} + evicted {} + dropped {}{withheld}",

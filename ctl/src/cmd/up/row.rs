@@ -24,7 +24,7 @@ pub(crate) struct Ends<'a> {
 
 /// The ends of `record`.
 pub(crate) fn ends(record: &FlowRecord) -> Ends<'_> {
-    let remote = |party: &Party| party.owner.confidence == Confidence::Unknown(Unknown::Remote);
+    let remote = |party: &Party| party.owner.is_remote();
     let outward = !remote(&record.initiator) || remote(&record.responder);
     let (near, far) = if outward {
         (&record.initiator, &record.responder)
@@ -152,6 +152,7 @@ pub(crate) fn confidence(confidence: Confidence) -> &'static str {
         Confidence::Exact => "exact",
         Confidence::Inherited => "inherited",
         Confidence::Backfilled => "backfilled",
+        Confidence::Told => "told",
         Confidence::Unknown(Unknown::Remote) => "remote",
         Confidence::Unknown(Unknown::Kernel) => "kernel",
         Confidence::Unknown(Unknown::NotSeen) => "not-seen",

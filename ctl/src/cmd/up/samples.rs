@@ -183,6 +183,7 @@ pub(crate) fn status() -> AgentStatus {
             ..KernelLaw::default()
         },
         record_law: RecordLaw::default(),
+        peers: Vec::new(),
         over_limits: Vec::new(),
         coverage: Coverage {
             ends: 1_000,
@@ -223,6 +224,7 @@ pub(crate) fn status() -> AgentStatus {
                 members: Vec::new(),
             },
         ],
+        ..AgentStatus::default()
     }
 }
 

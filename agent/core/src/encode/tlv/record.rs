@@ -177,7 +177,7 @@ fn latency(out: &mut BytesMut, tcp: &TcpFigures, initiator: &Owner) {
         .flatten()
         .find(|&us| us > 0);
     let Some(us) = round_trip_us else { return };
-    let far_end = if initiator.confidence == Confidence::Unknown(Unknown::Remote) {
+    let far_end = if initiator.is_remote() {
         element::CLIENT_LATENCY_MS
     } else {
         element::SERVER_LATENCY_MS

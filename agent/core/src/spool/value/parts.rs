@@ -198,13 +198,15 @@ pub(super) fn at<T: Copy>(variants: &[T], number: u32) -> Result<T, ValueError> 
     variants.get(number as usize).copied().ok_or(ValueError::Body)
 }
 
-pub(super) const CONFIDENCES: [Confidence; 6] = [
+/// The last one is of version 2.
+pub(super) const CONFIDENCES: [Confidence; 7] = [
     Confidence::Exact,
     Confidence::Inherited,
     Confidence::Backfilled,
     Confidence::Unknown(Unknown::Remote),
     Confidence::Unknown(Unknown::Kernel),
     Confidence::Unknown(Unknown::NotSeen),
+    Confidence::Told,
 ];
 
 /// Position in [`CONFIDENCES`].
@@ -216,6 +218,7 @@ pub(super) fn confidence_number(confidence: Confidence) -> u8 {
         Confidence::Unknown(Unknown::Remote) => 3,
         Confidence::Unknown(Unknown::Kernel) => 4,
         Confidence::Unknown(Unknown::NotSeen) => 5,
+        Confidence::Told => 6,
     }
 }
 

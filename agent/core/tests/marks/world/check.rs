@@ -68,7 +68,7 @@ impl World {
             match fate {
                 Fate::Unknown => panic!("seed {seed}: {index} was taken unread"),
                 Fate::Sent => expected.taken += 1,
-                Fate::Withheld => expected.dropped.add(DropPoint::Withheld, 1),
+                Fate::ByPeer => expected.dropped.add(DropPoint::ReportedByPeer, 1),
                 Fate::TooLarge => expected.dropped.add(DropPoint::RecordTooLarge, 1),
                 Fate::Lost(LostCause::Evicted) => expected.evicted += 1,
                 Fate::Lost(LostCause::Damaged) => expected.dropped.add(DropPoint::SpoolDamaged, 1),

@@ -68,6 +68,31 @@ fn each_flag_sets_its_field() {
 }
 
 #[test]
+fn scopes_are_the_agents_own_and_the_rest_goes_through_the_controller() {
+    let args = [
+        "up",
+        "--scope=netns=/run/netns/blue",
+        "--max-flows=1000",
+        "--ntopng=tcp://a:1",
+        "--curve-key",
+        KEY,
+    ];
+    let asked = Only::try_parse_from(args)
+        .expect("clap takes it")
+        .args
+        .asked()
+        .expect("the flags are sound");
+    assert_eq!(asked.scopes[0].to_string(), "netns=/run/netns/blue");
+    let capture = asked.policy.capture.as_ref().expect("a capture");
+    assert!(capture.scopes.is_empty());
+    assert_eq!(
+        (asked.policy.name.as_str(), capture.max_flows),
+        ("up", Some(1000))
+    );
+    assert_eq!(asked.collectors[0].curve_server_key.as_deref(), Some(KEY));
+}
+
+#[test]
 fn rules_and_the_share_go_into_the_policy() {
     let policy = policy(&[
         "--include",

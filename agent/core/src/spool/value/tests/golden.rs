@@ -1,4 +1,4 @@
-//! The format of version 1, octet by octet: `value_v1.hex`, where `#` begins a comment.
+//! The formats, octet by octet: `value_v1.hex`, `value_v2.hex`, where `#` begins a comment.
 //!
 //! Values on disk outlive the program that wrote them. When this test fails, the format has changed: raise
 //! [`VERSION`](crate::spool::value::VERSION), keep reading the version before, and add a file.
@@ -17,26 +17,35 @@ use crate::time::{KernelTime, WallTime};
 
 const FIRST: u64 = 70_001;
 
-fn golden() -> Vec<u8> {
-    include_str!("value_v1.hex")
-        .lines()
+fn golden_v1() -> Vec<u8> {
+    octets(include_str!("value_v1.hex"))
+}
+
+fn golden_v2() -> Vec<u8> {
+    octets(include_str!("value_v2.hex"))
+}
+
+fn octets(text: &str) -> Vec<u8> {
+    text.lines()
         .flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace())
         .map(|pair| u8::from_str_radix(pair, 16).expect("hex"))
         .collect()
 }
 
 #[test]
-fn golden_value_is_read() {
-    let (header, read) = decode(&golden(), Some(FIRST)).expect("a value");
-    assert_eq!(header.codec, Codec::Stored);
-    assert_eq!(read, records());
+fn golden_values_of_both_versions_are_read() {
+    for (golden, records) in [(golden_v1(), records()), (golden_v2(), records_v2())] {
+        let (header, read) = decode(&golden, Some(FIRST)).expect("a value");
+        assert_eq!(header.codec, Codec::Stored);
+        assert_eq!(read, records);
+    }
 }
 
 /// Compressed octets are LZ4's own business; what is in them, and the header, is ours.
 #[test]
 fn golden_value_is_written() {
     let mut builder = Builder::default();
-    for record in &records() {
+    for record in &records_v2() {
         assert_eq!(builder.push(record), Pushed::Added);
     }
     let value = builder.seal(FIRST).expect("a value");
@@ -45,11 +54,32 @@ fn golden_value_is_written() {
     assert_eq!(head[3], 1, "LZ4");
     let body_octets = header(&value.octets).expect("a header").body_octets;
     let body = unpack(kept, body_octets.into()).expect("a body");
-    let golden = golden();
+    let golden = golden_v2();
     head[3] = 0;
     head[CHECKSUM].copy_from_slice(&golden[CHECKSUM]);
     assert_eq!(head, golden[..HEADER_OCTETS]);
     assert_eq!(body, golden[HEADER_OCTETS..]);
+}
+
+/// Those of version 1, and the far end of one as its own agent told it.
+fn records_v2() -> [FlowRecord; 3] {
+    let mut records = records();
+    let process = records[0].initiator.owner.process;
+    let told = process.map(|process| Process {
+        key: ProcessKey {
+            pid: 77,
+            start: KernelTime(0),
+        },
+        cgroup_id: 0,
+        comm: "nginx".into(),
+        ..process
+    });
+    records[0].responder.owner = Owner {
+        confidence: Confidence::Told,
+        process: told,
+        names: None,
+    };
+    records
 }
 
 fn records() -> [FlowRecord; 3] {

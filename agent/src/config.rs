@@ -1,0 +1,179 @@
+//! What `flowtilla-agent` is told on its command line.
+//!
+//! Values are checked whole before anything is touched. No secret stands in an argument: a token is read from a file.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use flowtilla_grpc::channel::Address;
+use flowtilla_proto::policy::{Policy, Scope};
+use flowtilla_proto::wire;
+
+use crate::fleet;
+use crate::identity::{Token, WallClock};
+
+/// Where /metrics is when nothing else is said.
+const METRICS_DEFAULT: &str = "127.0.0.1:7445";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "flowtilla-agent",
+    version,
+    about = "Captures the flows of this host as its controller says."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the agent until it is told to stop (SIGTERM, SIGINT).
+    Run(RunArgs),
+}
+
+/// How to run.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Directory that keeps identity, policy and records between runs.
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+
+    /// Where the controller is; port 7443 unless it is said.
+    #[arg(long, value_name = "HOST[:PORT]", value_parser = |text: &str| Address::parse(text))]
+    pub controller: Address,
+
+    /// File with a join token, for the first start.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// Removes the token's file when it was used.
+    #[arg(long, requires = "token_file")]
+    pub remove_token_file: bool,
+
+    /// Says something of this host to policies' selectors. May be repeated. Labels of the token win.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
+
+    /// Part of the host that this agent is for, whatever a policy says. May be repeated [default: the whole host].
+    #[arg(long = "scope", value_name = "cgroup=PATH|netns=PATH", value_parser = parse_scope)]
+    pub scopes: Vec<Scope>,
+
+    /// Where /metrics is served, or off.
+    #[arg(long, value_name = "ADDRESS:PORT|off", default_value = METRICS_DEFAULT, value_parser = parse_metrics)]
+    pub metrics: Metrics,
+}
+
+/// Where /metrics is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics(pub Option<SocketAddr>);
+
+impl RunArgs {
+    /// The agent's options.
+    #[must_use]
+    pub fn options(&self) -> fleet::Options {
+        let token = self.token_file.clone().map(|path| Token::File {
+            path,
+            remove: self.remove_token_file,
+        });
+        fleet::Options {
+            controller: self.controller.clone(),
+            state: Some(self.state.clone()),
+            spool: Some(self.state.clone()),
+            token,
+            labels: self.labels.iter().cloned().collect::<BTreeMap<_, _>>(),
+            scopes: self.scopes.clone(),
+            view_records_max: 0,
+            clock: WallClock::system(),
+        }
+    }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("is no label; write KEY=VALUE".into()),
+    }
+}
+
+fn parse_metrics(text: &str) -> Result<Metrics, String> {
+    match text {
+        "off" => Ok(Metrics(None)),
+        _ => text
+            .parse()
+            .map(|address| Metrics(Some(address)))
+            .map_err(|_| format!("is no address; write ADDRESS:PORT, such as {METRICS_DEFAULT}, or off")),
+    }
+}
+
+/// A scope, read by the parser of policies.
+fn parse_scope(text: &str) -> Result<Scope, String> {
+    let part = match text.split_once('=') {
+        Some(("cgroup", path)) => wire::scope::Part::Cgroup(path.to_owned()),
+        Some(("netns", path)) => wire::scope::Part::Netns(path.to_owned()),
+        _ => return Err("names no part of the host; write cgroup=PATH or netns=PATH".into()),
+    };
+    let sent = wire::Policy {
+        capture: Some(wire::Capture {
+            scopes: vec![wire::Scope { part: Some(part) }],
+            ..wire::Capture::default()
+        }),
+        ..wire::Policy::default()
+    };
+    let policy = Policy::try_from(sent).map_err(|mistakes| mistakes.to_string())?;
+    policy
+        .capture
+        .scopes
+        .into_iter()
+        .next()
+        .ok_or_else(|| "names no part of the host".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(more: &[&str]) -> Result<RunArgs, String> {
+        let first = ["flowtilla-agent", "run", "--state", "/s", "--controller", "c"];
+        let cli = Cli::try_parse_from(first.iter().chain(more)).map_err(|error| error.to_string())?;
+        let Command::Run(args) = cli.command;
+        Ok(args)
+    }
+
+    #[test]
+    fn flags_become_options() {
+        let flags = [
+            "--scope",
+            "netns=/run/netns/a",
+            "--label",
+            "role=web",
+            "--token-file",
+            "/t",
+        ];
+        let args = parse(&flags).expect("good flags");
+        assert_eq!(args.metrics, Metrics(METRICS_DEFAULT.parse().ok()));
+        let options = args.options();
+        assert_eq!(options.controller.to_string(), "c:7443");
+        assert_eq!(options.scopes[0].to_string(), "netns=/run/netns/a");
+        assert_eq!(options.labels["role"], "web");
+        assert!(matches!(options.token, Some(Token::File { remove: false, .. })));
+    }
+
+    #[test]
+    fn bad_flags_name_the_remedy() {
+        for (flags, remedy) in [
+            (["--scope", "netns=rel"], "write"),
+            (["--scope", "x"], "write cgroup=PATH or netns=PATH"),
+            (["--label", "x"], "write KEY=VALUE"),
+            (["--metrics", "x"], "or off"),
+        ] {
+            let error = parse(&flags).expect_err(flags[1]);
+            assert!(error.contains(remedy), "{error}");
+        }
+    }
+}

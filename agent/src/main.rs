@@ -1,0 +1,53 @@
+//! `flowtilla-agent`: see [`flowtilla_agent::fleet`].
+//!
+//! Exit codes: 0 it ended as it was told to; 1 it could not start or go on, the message says why; 2 flags are wrong.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use flowtilla_agent::config::{Cli, Command, RunArgs};
+use flowtilla_agent::{fleet, metrics};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let Command::Run(args) = Cli::parse().command;
+    let filter = EnvFilter::try_from_env("FLOWTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Runtime::new();
+    let outcome = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(run(args)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flowtilla-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let (mut terminated, mut interrupted) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let metrics = metrics::bind(args.metrics.0).await?;
+    let mut running = fleet::start(args.options()).await?;
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(metrics.serve(running.status.clone(), running.news.clone(), stop.clone()));
+    let ended = tokio::select! { biased;
+        _ = terminated.recv() => None,
+        _ = interrupted.recv() => None,
+        error = running.ended() => Some(error),
+    };
+    let outcome = match ended {
+        Some(error) => Err(error.into()),
+        None => running.stop().await.map(drop).map_err(Into::into),
+    };
+    stop.cancel();
+    let _ = served.await; // It has nothing to say.
+    outcome
+}

@@ -1,0 +1,291 @@
+//! `/metrics`: how the agent does, for Prometheus. On loopback unless it is told otherwise; no secret, no address of a flow.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::get;
+use flowtilla_agent_core::loss::DropPoint;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::{Registry, Unit};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::cost;
+use crate::session::News;
+use crate::status::{AgentStatus, CollectorState};
+
+/// Why /metrics cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("--metrics {address}: it cannot listen there; write another address, or off")]
+pub struct MetricsError {
+    address: SocketAddr,
+    #[source]
+    source: std::io::Error,
+}
+
+/// A place where /metrics will be served; none when it is off.
+#[derive(Debug)]
+pub struct Bound(Option<TcpListener>);
+
+/// Takes the address, before anything else is started.
+///
+/// # Errors
+/// [`MetricsError`].
+pub async fn bind(address: Option<SocketAddr>) -> Result<Bound, MetricsError> {
+    let Some(address) = address else {
+        return Ok(Bound(None));
+    };
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.map_err(|source| MetricsError { address, source })?;
+    Ok(Bound(Some(listener)))
+}
+
+impl Bound {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.0.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Serves until it is told to stop.
+    pub async fn serve(
+        self,
+        status: watch::Receiver<AgentStatus>,
+        news: watch::Receiver<News>,
+        stop: CancellationToken,
+    ) {
+        let Some(listener) = self.0 else { return };
+        let sources = Arc::new((status, news));
+        let page = move || {
+            let sources = Arc::clone(&sources);
+            async move {
+                let text = render(&sources.0.borrow(), &sources.1.borrow());
+                (
+                    [(
+                        CONTENT_TYPE,
+                        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                    )],
+                    text,
+                )
+            }
+        };
+        let served = axum::serve(listener, Router::new().route("/metrics", get(page)))
+            .with_graceful_shutdown(async move { stop.cancelled().await });
+        if let Err(error) = served.await {
+            tracing::error!(%error, "/metrics is not served any more");
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByPoint {
+    point: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCollector {
+    collector: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCollectorAndPoint {
+    collector: String,
+    point: String,
+}
+
+type Gauges = Family<ByCollector, Gauge>;
+
+/// The page at this moment.
+fn render(status: &AgentStatus, news: &News) -> String {
+    let mut registry = Registry::with_prefix("flowtilla_agent");
+    let mut counter =
+        |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
+    let (law, coverage) = (&status.kernel_law, &status.coverage);
+    counter(
+        "observed_octets",
+        "IP octets that the kernel side has shown",
+        law.observed_octets,
+    );
+    counter(
+        "observed_packets",
+        "Packets that the kernel side has shown",
+        law.observed_packets,
+    );
+    counter("records", "Records made", status.records);
+    counter(
+        "owner_ends",
+        "Ends on this host of flows that have ended",
+        coverage.ends,
+    );
+    counter(
+        "owner_ends_with_process",
+        "Of these, ends with a process",
+        coverage.with_process,
+    );
+    counter(
+        "owner_ends_with_names",
+        "Of these, ends whose executable is known",
+        coverage.with_names,
+    );
+    counter("sessions", "Sessions with a controller", news.sessions);
+    counter("svid_renewals", "SVIDs renewed", news.renewals);
+    let mut gauge =
+        |name: &str, help: &str, value: i64| registry.register(name, help, ConstGauge::new(value));
+    gauge("flows", "Flows in the table", signed(status.flows));
+    gauge(
+        "connected",
+        "Whether there is a session with a controller",
+        i64::from(news.connected),
+    );
+    gauge(
+        "policy_in_force",
+        "Whether what is held is in force",
+        i64::from(news.in_force),
+    );
+    let version = news.held.map_or(0, |held| held.version.number);
+    gauge("policy_version", "Version of what is held", signed(version));
+    gauge(
+        "spool_octets",
+        "Octets that the spool takes on the disk",
+        signed(status.spool.as_ref().map_or(0, |spool| spool.octets)),
+    );
+    gauge(
+        "resident_octets",
+        "Resident memory",
+        signed(cost::resident_octets().unwrap_or(0)),
+    );
+    registry.register_with_unit(
+        "cpu",
+        "CPU time of the process",
+        Unit::Seconds,
+        ConstCounter::new(clock::cpu_time().as_secs_f64()),
+    );
+    if let Some(time) = status.programs_time {
+        registry.register_with_unit(
+            "programs_cpu",
+            "CPU time of the kernel programs",
+            Unit::Seconds,
+            ConstCounter::new(time.as_secs_f64()),
+        );
+    }
+    let drops = Family::<ByPoint, Gauge>::default();
+    for point in DropPoint::ALL {
+        let label = ByPoint {
+            point: point.to_string(),
+        };
+        drops.get_or_create(&label).set(signed(status.drops.at(point)));
+    }
+    registry.register(
+        "dropped",
+        "Lost before the records, by place, since the start",
+        drops,
+    );
+    register_collectors(&mut registry, status);
+    let mut page = String::new();
+    encode(&mut page, &registry).expect("a string takes everything");
+    page
+}
+
+fn register_collectors(registry: &mut Registry, status: &AgentStatus) {
+    let families: [(&str, &str, Gauges); 6] = [
+        ("collector_made", "Records for the collector", Gauges::default()),
+        (
+            "collector_taken",
+            "Records that the collector has",
+            Gauges::default(),
+        ),
+        (
+            "collector_waiting",
+            "Records that wait for the collector",
+            Gauges::default(),
+        ),
+        (
+            "collector_evicted",
+            "Records that a bound of the spool pushed out",
+            Gauges::default(),
+        ),
+        (
+            "collector_lag_ms",
+            "How long the oldest record has waited",
+            Gauges::default(),
+        ),
+        ("collector_streaming", "Whether records flow", Gauges::default()),
+    ];
+    let dropped = Family::<ByCollectorAndPoint, Gauge>::default();
+    for one in &status.collectors {
+        let lag = status
+            .lags
+            .get(&one.name)
+            .map_or(0, std::time::Duration::as_millis);
+        let values = [
+            one.law.made,
+            one.law.taken,
+            one.law.waiting,
+            one.law.evicted,
+            u64::try_from(lag).unwrap_or(u64::MAX),
+            u64::from(matches!(one.state, CollectorState::Streaming { .. })),
+        ];
+        let label = ByCollector {
+            collector: one.name.clone(),
+        };
+        for ((_, _, family), value) in families.iter().zip(values) {
+            family.get_or_create(&label).set(signed(value));
+        }
+        for (point, records) in one.law.dropped.lossy() {
+            let label = ByCollectorAndPoint {
+                collector: one.name.clone(),
+                point: point.to_string(),
+            };
+            dropped.get_or_create(&label).set(signed(records));
+        }
+    }
+    for (name, help, family) in families {
+        registry.register(name, help, family);
+    }
+    registry.register(
+        "collector_dropped",
+        "Records lost on the way to the collector, by place",
+        dropped,
+    );
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_says_what_the_status_says() {
+        let mut status = AgentStatus {
+            records: 41,
+            ..AgentStatus::default()
+        };
+        status.drops.add(DropPoint::PeerMapFull, 3);
+        let page = render(
+            &status,
+            &News {
+                connected: true,
+                ..News::default()
+            },
+        );
+        for line in [
+            "flowtilla_agent_records_total 41",
+            "flowtilla_agent_connected 1",
+            "flowtilla_agent_dropped{point=\"PeerMapFull\"} 3",
+        ] {
+            assert!(page.lines().any(|said| said == line), "{line} is not in\n{page}");
+        }
+        assert!(page.ends_with("# EOF\n"));
+    }
+}

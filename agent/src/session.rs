@@ -1,0 +1,578 @@
+//! Drives the agent's side of its session over the network: connects, carries messages, renews the SVID, comes back.
+//!
+//! The decisions are in [`flowtilla_agent_core::session`]. Tasks: this loop; an `adopter` that carries out orders
+//! ([`adopt`]); one for a renewal under way. Channels: jobs and what became of them, one deep, as there is one order at a
+//! time; messages to the stream, [`OUT_MAX`].
+//! Order of the loop: the stop, because it must not wait for a busy line; what became of orders, because an ack follows;
+//! time, so that a controller that talks much does not hold up heartbeats; the renewal; what is to be said; what is heard.
+//! Ends when it is told to. Nothing that a controller does or fails to do ends what is in force.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flowtilla_agent_core::session::{
+    Assignment, Done, EndReason, Fault, Held, Incoming, Outgoing, Renewal, Session,
+};
+use flowtilla_agent_core::time::{KernelTime, WallTime};
+use flowtilla_grpc::channel::{self, Address};
+use flowtilla_grpc::session::session_client::SessionClient;
+use flowtilla_proto::ids::SourceId;
+use flowtilla_proto::wire::session as wire;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use crate::clock;
+use crate::held::{HeldError, HeldStore};
+use crate::identity::{self, AskError, Asked, Credentials, FileError};
+
+pub use self::adopt::Governed;
+pub use self::say::{ADDRESSES_MAX, Facts, Vitals};
+
+use self::adopt::{Adopter, Job};
+use self::say::Speaker;
+
+mod adopt;
+mod say;
+
+/// Messages on their way to the stream.
+///
+/// An answer, a heartbeat, some questions. Half of it makes questions wait for each other; double it, and what waits for a
+/// line that is stuck is old when it leaves.
+const OUT_MAX: usize = 16;
+/// Longest message that is read, in octets: the longest offer, and as much for what is around it.
+const MESSAGE_OCTETS_MAX: usize = 2 << 20;
+/// How long a connection or the stream's beginning may take. The channel's own bound is shorter.
+const CONNECT_WAIT: Duration = Duration::from_secs(20);
+/// How long a message may wait for the line. HTTP/2 has found a dead peer before; a live one that does not read is left.
+const SEND_WAIT: Duration = Duration::from_secs(60);
+/// How long the last message may take.
+const GOODBYE_WAIT: Duration = Duration::from_secs(1);
+/// Longest sleep on a wall clock, which may be set.
+const WALL_SLEEP: Duration = Duration::from_secs(30);
+
+/// What goes to and comes from whoever counts flows of the fleet once.
+#[derive(Debug)]
+pub struct Peers {
+    /// What happens on the session. What does not fit is dropped: lists come again, questions time out.
+    pub events: mpsc::Sender<PeerEvent>,
+    /// What is to be said.
+    pub messages: mpsc::Receiver<wire::from_agent::Body>,
+}
+
+/// What whoever counts flows of the fleet once must know of the session.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PeerEvent {
+    /// A controller has welcomed this agent.
+    Connected,
+    /// The stream has ended.
+    Lost,
+    /// A list, a question or an answer.
+    Said(Box<wire::to_agent::Body>),
+}
+
+/// How the session stands.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct News {
+    /// Whether a controller has welcomed this agent.
+    pub connected: bool,
+    /// Why not, one sentence.
+    pub why: Option<String>,
+    /// What is held, and whether it is in force.
+    pub held: Option<Held>,
+    /// See [`Self::held`].
+    pub in_force: bool,
+    /// Name of the policy in what is held; empty: none.
+    pub policy: String,
+    /// The last assignment that was tried, and why it is not in force.
+    pub last: Option<(Held, Option<Fault>)>,
+    /// The source id that the controller gave.
+    pub source_id: Option<SourceId>,
+    /// Connections to a controller that were welcomed.
+    pub sessions: u64,
+    /// SVIDs that were renewed.
+    pub renewals: u64,
+}
+
+/// What a session is made of.
+pub struct Parts<G> {
+    /// What assignments are applied to.
+    pub governed: G,
+    /// How it does.
+    pub vitals: Vitals,
+    /// What it is.
+    pub facts: Facts,
+    /// Where assignments are kept.
+    pub store: HeldStore,
+    /// Whoever counts flows of the fleet once; `None`: nobody.
+    pub peers: Option<Peers>,
+    /// Seed of all delays.
+    pub seed: u64,
+}
+
+/// An agent that has in force what it held, and talks to nobody yet.
+pub struct Ready<G> {
+    adopter: Adopter<G>,
+    speaker: Speaker,
+    peers: Option<Peers>,
+    effective: Option<wire::Effective>,
+    news: watch::Sender<News>,
+    seed: u64,
+}
+
+impl<G: Governed> Ready<G> {
+    /// Reads what is held and puts it in force. When that fails it is tried again, and said so.
+    pub async fn restore(parts: Parts<G>) -> Self {
+        let store = parts.store.clone();
+        let loaded = tokio::task::spawn_blocking(move || store.load()).await;
+        let kept = match loaded {
+            Ok(Ok(kept)) => kept,
+            Ok(Err(error @ HeldError::Damaged { .. })) => {
+                tracing::error!(%error);
+                None
+            }
+            Ok(Err(error)) => {
+                tracing::error!(error = %identity::chain(&error), "what is held cannot be read: nothing is in force");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "what is held cannot be read: nothing is in force");
+                None
+            }
+        };
+        let news = watch::Sender::new(News::default());
+        let mut adopter = Adopter {
+            governed: parts.governed,
+            store: parts.store,
+            held: kept.map(|kept| (kept.held, Assignment::parse(&kept.content))),
+            in_force: false,
+            news: news.clone(),
+        };
+        let effective = match adopter.held {
+            Some(_) => adopter.restore().await.ok(),
+            None => None,
+        };
+        Self {
+            adopter,
+            speaker: Speaker::new(parts.facts, parts.vitals),
+            peers: parts.peers,
+            effective,
+            news,
+            seed: parts.seed,
+        }
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn news(&self) -> watch::Receiver<News> {
+        self.news.subscribe()
+    }
+
+    /// Whether something is held and in force.
+    #[must_use]
+    pub fn is_in_force(&self) -> bool {
+        self.adopter.in_force
+    }
+
+    /// Stops before it has talked to anybody.
+    pub fn into_governed(self) -> G {
+        self.adopter.governed
+    }
+
+    /// Says why there is no controller, before there was a session.
+    pub fn teller(&self) -> impl Fn(&str) + Send + Sync + use<G> {
+        let news = self.news.clone();
+        move |why| news.send_modify(|news| news.why = Some(why.to_owned()))
+    }
+
+    /// Talks to the controller until it is told to stop, and gives back what assignments were applied to.
+    pub async fn run(self, controller: Address, credentials: Arc<Credentials>, stop: CancellationToken) -> G {
+        let (jobs, to_do) = mpsc::channel(1);
+        let (done_to, done) = mpsc::channel(1);
+        let held = self.adopter.held.as_ref().map(|(held, _)| *held);
+        let renewal = Renewal::new(credentials.identity().validity(), self.seed ^ 0x5eed);
+        let adopter = tokio::spawn(self.adopter.run(to_do, done_to));
+        let mut driver = Driver {
+            controller,
+            credentials,
+            core: Session::new(held, self.effective, self.seed, clock::kernel_now()),
+            renewal,
+            renewing: None,
+            jobs,
+            done,
+            speaker: self.speaker,
+            peers: self.peers,
+            news: self.news,
+            source_id: None,
+            expired: false,
+            stop,
+        };
+        while driver.connect_when_due().await.is_ok() {}
+        drop(driver);
+        adopter
+            .await
+            .expect("the adopter does not panic, and nobody aborts it")
+    }
+}
+
+/// It was told to stop.
+struct Stopped;
+
+/// Why a stream ended.
+struct StreamEnd {
+    why: String,
+    reason: Option<EndReason>,
+    /// The controller says that the SVID has run out.
+    expired: bool,
+}
+
+struct Driver {
+    controller: Address,
+    credentials: Arc<Credentials>,
+    core: Session,
+    renewal: Renewal,
+    renewing: Option<JoinHandle<Result<(), RenewError>>>,
+    jobs: mpsc::Sender<Job>,
+    done: mpsc::Receiver<Done>,
+    speaker: Speaker,
+    peers: Option<Peers>,
+    news: watch::Sender<News>,
+    /// Given by the controller, not handed on yet.
+    source_id: Option<SourceId>,
+    /// The controller has said that the SVID has run out.
+    expired: bool,
+    stop: CancellationToken,
+}
+
+/// Why an SVID was not renewed.
+#[derive(Debug, thiserror::Error)]
+enum RenewError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error(transparent)]
+    Files(#[from] FileError),
+    #[error("the task that renews ended")]
+    Task,
+}
+
+impl Driver {
+    /// Waits until a connection is due, and lives through it.
+    async fn connect_when_due(&mut self) -> Result<(), Stopped> {
+        let at = self.core.poll_connect().unwrap_or_default();
+        self.attend(sleep(at.since(clock::kernel_now()))).await?;
+        let credentials = Arc::clone(&self.credentials);
+        let controller = self.controller.clone();
+        let expired = std::mem::take(&mut self.expired);
+        let connecting = async move {
+            let lived = credentials.identity();
+            if expired || lived.validity().is_over(credentials.clock().now()) {
+                let next = identity::recover(&controller, &lived, credentials.clock()).await;
+                let next = next.map_err(|error| lost(&format!("the SVID has run out: {error}")))?;
+                let kept = tokio::task::spawn_blocking(move || credentials.renewed(next)).await;
+                return match kept {
+                    Ok(Ok(())) => Ok(None),
+                    Ok(Err(error)) => Err(lost(&identity::chain(&error))),
+                    Err(error) => Err(lost(&error.to_string())),
+                };
+            }
+            let tls = credentials.tls().map_err(|error| lost(&error.to_string()))?;
+            let channel = channel::connect(&controller, tls).await;
+            let channel = channel.map_err(|error| lost(&identity::explain_connect(&error)))?;
+            let (say, said) = mpsc::channel(OUT_MAX);
+            let mut client =
+                SessionClient::new(channel.clone()).max_decoding_message_size(MESSAGE_OCTETS_MAX);
+            let opened = client.open(ReceiverStream::new(said)).await;
+            let heard = opened.map_err(|status| refused(&status))?;
+            Ok(Some((channel, say, heard.into_inner())))
+        };
+        let outcome = self.attend(timeout(CONNECT_WAIT, connecting)).await?;
+        let end = match outcome {
+            Err(_) => lost(&format!("no answer within {} s", CONNECT_WAIT.as_secs())),
+            Ok(Err(end)) => end,
+            Ok(Ok(None)) => {
+                // Recovered: connect with it.
+                self.renewal
+                    .handle_renewed(self.credentials.identity().validity());
+                self.news.send_modify(|news| news.renewals += 1);
+                return Ok(());
+            }
+            Ok(Ok(Some((channel, say, heard)))) => {
+                self.core.handle_connected(clock::kernel_now());
+                self.talk(channel, say, heard).await?
+            }
+        };
+        self.handle_end(&end);
+        Ok(())
+    }
+
+    /// One stream, until it ends.
+    async fn talk(
+        &mut self,
+        channel: Channel,
+        say: mpsc::Sender<wire::FromAgent>,
+        mut heard: Streaming<wire::ToAgent>,
+    ) -> Result<StreamEnd, Stopped> {
+        let mut waiting: Option<(Outgoing, KernelTime)> = None;
+        loop {
+            self.give_order();
+            if waiting.is_none() {
+                waiting = self.core.poll_message().map(|next| (next, clock::kernel_now()));
+            }
+            let now = clock::kernel_now();
+            if waiting
+                .as_ref()
+                .is_some_and(|&(_, since)| now.since(since) > SEND_WAIT)
+            {
+                return Ok(lost("the controller does not read"));
+            }
+            let timer = self.timer(now);
+            tokio::select! { biased;
+                () = self.stop.cancelled() => {
+                    self.say_goodbye(&say, &mut heard).await;
+                    return Err(Stopped);
+                }
+                Some(done) = self.done.recv() => self.core.handle_done(done, clock::kernel_now()),
+                () = sleep(timer) => {
+                    if !self.core.handle_timeout(clock::kernel_now()) {
+                        return Ok(lost("the controller does not welcome this agent"));
+                    }
+                    self.renew_when_due(&channel);
+                }
+                renewed = outcome_of(&mut self.renewing) => {
+                    if let Some(end) = self.handle_renewed(renewed) {
+                        return Ok(end);
+                    }
+                }
+                permit = say.reserve(), if waiting.is_some() => match (permit, waiting.take()) {
+                    (Ok(permit), Some((what, _))) => permit.send(self.speaker.say(what)),
+                    // The stream's end says why.
+                    _ => return Ok(end_of(heard.message().await)),
+                },
+                message = heard.message() => match message {
+                    Ok(Some(message)) => if let Some(end) = self.handle_message(message).await {
+                        return Ok(end);
+                    },
+                    ended => return Ok(end_of(ended)),
+                },
+                Some(body) = next_of_peers(&mut self.peers), if self.core.is_open() => {
+                    // What does not fit is a question that times out.
+                    let _ = say.try_send(wire::FromAgent { body: Some(body) });
+                }
+            }
+        }
+    }
+
+    /// Waits for `work` while orders are carried out.
+    async fn attend<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stopped> {
+        let mut work = pin!(work);
+        loop {
+            self.give_order();
+            let timer = self.timer(clock::kernel_now());
+            tokio::select! { biased;
+                () = self.stop.cancelled() => return Err(Stopped),
+                Some(done) = self.done.recv() => self.core.handle_done(done, clock::kernel_now()),
+                finished = &mut work => return Ok(finished),
+                () = sleep(timer) => {}
+            }
+        }
+    }
+
+    /// Until when nothing is due.
+    fn timer(&self, now: KernelTime) -> Duration {
+        let core = self.core.poll_timeout().map_or(WALL_SLEEP, |at| at.since(now));
+        let renewal = match self.renewing {
+            Some(_) => WALL_SLEEP,
+            None => between(self.credentials.clock().now(), self.renewal.poll_due()),
+        };
+        core.min(renewal.max(RENEW_SLEEP_MIN)).min(WALL_SLEEP)
+    }
+
+    /// Hands an order on, if there is one and the adopter is free.
+    fn give_order(&mut self) {
+        if let Some(id) = self.source_id.take()
+            && let Err(mpsc::error::TrySendError::Full(Job::SourceId(id))) =
+                self.jobs.try_send(Job::SourceId(id))
+        {
+            self.source_id = Some(id);
+            return;
+        }
+        if self.jobs.capacity() == 0 {
+            return;
+        }
+        if let Some(order) = self.core.poll_order(clock::kernel_now()) {
+            // Only this task sends.
+            let _ = self.jobs.try_send(Job::Order(order));
+        }
+    }
+
+    /// Takes a message. The end of the stream, if it ends with it.
+    async fn handle_message(&mut self, message: wire::ToAgent) -> Option<StreamEnd> {
+        let now = clock::kernel_now();
+        let heard = match Incoming::parse(message) {
+            Ok(Some(heard)) => self.core.handle_message(heard, now),
+            Ok(None) => return None,
+            Err(violation) => Err(violation),
+        };
+        match heard {
+            Err(violation) => return Some(lost(&violation.to_string())),
+            Ok(Some(Incoming::Welcome(welcome))) => {
+                tracing::info!(controller = %self.controller, id = welcome.id, "welcomed");
+                self.source_id = welcome.source_id;
+                self.news.send_modify(|news| {
+                    (news.connected, news.why) = (true, None);
+                    news.source_id = welcome.source_id;
+                    news.sessions += 1;
+                });
+                self.tell_peers(PeerEvent::Connected);
+            }
+            Ok(Some(Incoming::Roots(roots))) => self.handle_roots(roots).await,
+            Ok(Some(Incoming::Peers(body))) => self.tell_peers(PeerEvent::Said(Box::new(body))),
+            Ok(Some(Incoming::Ended { reason, message })) => {
+                return Some(StreamEnd {
+                    why: format!("the controller ended the session: {}", identity::shown(&message)),
+                    reason: Some(reason),
+                    expired: false,
+                });
+            }
+            Ok(Some(Incoming::Offer(_)) | None) => {}
+        }
+        None
+    }
+
+    async fn handle_roots(&mut self, roots: Vec<Vec<u8>>) {
+        let credentials = Arc::clone(&self.credentials);
+        let kept = tokio::task::spawn_blocking(move || credentials.roots_changed(roots)).await;
+        match kept {
+            Ok(Ok(())) => {
+                tracing::info!("the roots of the trust domain have changed: renews");
+                self.renewal.handle_roots_changed(self.credentials.clock().now());
+            }
+            Ok(Err(error)) => {
+                tracing::error!(error = %identity::chain(&error), "the roots of trust stay as they are");
+            }
+            Err(error) => tracing::error!(%error, "the roots of trust stay as they are"),
+        }
+    }
+
+    fn renew_when_due(&mut self, channel: &Channel) {
+        if self.renewing.is_some()
+            || self.renewal.poll_due() > self.credentials.clock().now()
+            || !self.core.is_open()
+        {
+            return;
+        }
+        let (channel, credentials) = (channel.clone(), Arc::clone(&self.credentials));
+        self.renewing = Some(tokio::spawn(async move {
+            let next = identity::renew(channel).await?;
+            let kept = tokio::task::spawn_blocking(move || credentials.renewed(next)).await;
+            kept.map_err(|_| RenewError::Task)?.map_err(RenewError::from)
+        }));
+    }
+
+    /// The end of the stream, when this SVID is of no use any more.
+    fn handle_renewed(&mut self, outcome: Result<(), RenewError>) -> Option<StreamEnd> {
+        self.renewing = None;
+        let validity = self.credentials.identity().validity();
+        let Err(error) = outcome else {
+            tracing::info!(not_after = validity.not_after, "renewed the SVID");
+            self.renewal.handle_renewed(validity);
+            self.news.send_modify(|news| news.renewals += 1);
+            return None;
+        };
+        let never = matches!(&error, RenewError::Ask(error) if error.asked() == Asked::Never);
+        tracing::warn!(error = %identity::chain(&error), "the SVID was not renewed");
+        self.renewal.handle_failed(self.credentials.clock().now());
+        (never && validity.is_over(self.credentials.clock().now())).then(|| lost("the SVID has run out"))
+    }
+
+    fn tell_peers(&mut self, event: PeerEvent) {
+        if let Some(peers) = &self.peers
+            && peers.events.try_send(event).is_err()
+        {
+            tracing::debug!("a message about peers was dropped");
+        }
+    }
+
+    async fn say_goodbye(
+        &mut self,
+        say: &mpsc::Sender<wire::FromAgent>,
+        heard: &mut Streaming<wire::ToAgent>,
+    ) {
+        self.core.handle_stop();
+        let farewell = async {
+            while let Some(what) = self.core.poll_message() {
+                let message = self.speaker.say(what);
+                if say.send(message).await.is_err() {
+                    return;
+                }
+            }
+            // The controller ends the stream when it has read it.
+            while let Ok(Some(_)) = heard.message().await {}
+        };
+        let _ = timeout(GOODBYE_WAIT, farewell).await;
+    }
+
+    fn handle_end(&mut self, end: &StreamEnd) {
+        self.core.handle_disconnected(end.reason, clock::kernel_now());
+        self.expired = end.expired;
+        if let Some(renewing) = self.renewing.take() {
+            renewing.abort();
+        }
+        self.tell_peers(PeerEvent::Lost);
+        let news = self.news.borrow().why.as_ref() != Some(&end.why);
+        if news {
+            tracing::warn!(controller = %self.controller, why = end.why, "no controller: what is held stays in force");
+        }
+        self.news
+            .send_modify(|news| (news.connected, news.why) = (false, Some(end.why.clone())));
+    }
+}
+
+/// Least sleep before a renewal that is due is looked at again: the answer to the last one is on its way.
+const RENEW_SLEEP_MIN: Duration = Duration::from_millis(50);
+
+fn between(now: WallTime, then: WallTime) -> Duration {
+    Duration::from_nanos(then.0.saturating_sub(now.0))
+}
+
+fn lost(why: &str) -> StreamEnd {
+    StreamEnd {
+        why: why.to_owned(),
+        reason: None,
+        expired: false,
+    }
+}
+
+fn refused(status: &tonic::Status) -> StreamEnd {
+    StreamEnd {
+        expired: identity::is_expired(status),
+        ..lost(&identity::explain_status(status))
+    }
+}
+
+fn end_of(ended: Result<Option<wire::ToAgent>, tonic::Status>) -> StreamEnd {
+    match ended {
+        Ok(_) => lost("the controller ended the stream"),
+        Err(status) => refused(&status),
+    }
+}
+
+async fn outcome_of(renewing: &mut Option<JoinHandle<Result<(), RenewError>>>) -> Result<(), RenewError> {
+    match renewing {
+        Some(task) => task.await.unwrap_or(Err(RenewError::Task)),
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_of_peers(peers: &mut Option<Peers>) -> Option<wire::from_agent::Body> {
+    match peers {
+        Some(peers) => peers.messages.recv().await,
+        None => std::future::pending().await,
+    }
+}

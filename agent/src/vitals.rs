@@ -1,0 +1,209 @@
+//! How the agent does, in the words of the API: what its heartbeat tells.
+//!
+//! In: the agent's status, what attached, and what the kernel says of this process. Decides nothing.
+
+use flowtilla_agent_core::loss::{Aside, Drops};
+use flowtilla_agent_core::time::KernelTime;
+use flowtilla_proto::wire::session as wire;
+
+use crate::clock;
+use crate::cost;
+use crate::status::{AgentStatus, AttachReport, CollectorState, CollectorStatus};
+
+/// Health at this moment. `started`: when the agent did.
+#[must_use]
+pub(crate) fn health(
+    status: &AgentStatus,
+    attached: Option<&AttachReport>,
+    started: KernelTime,
+    now: KernelTime,
+) -> wire::Health {
+    let refused = |report: &AttachReport| {
+        let refused = report
+            .programs
+            .iter()
+            .filter(|program| program.refused.is_some())
+            .count();
+        (report.programs.len() - refused, refused)
+    };
+    let (programs, programs_refused) = attached.map_or((0, 0), refused);
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    wire::Health {
+        uptime_ms: milliseconds(now.since(started)),
+        observed_octets: status.kernel_law.observed_octets,
+        observed_packets: status.kernel_law.observed_packets,
+        drops: drops(&status.drops),
+        records: status.records,
+        flows: status.flows,
+        filtered: Some(aside(&status.record_law.filtered)),
+        sampled_out: Some(aside(&status.record_law.sampled_out)),
+        over_limits: status.over_limits.clone(),
+        coverage: Some(wire::Coverage {
+            ends: status.coverage.ends,
+            with_process: status.coverage.with_process,
+            with_names: status.coverage.with_names,
+        }),
+        cost: Some(wire::Cost {
+            cpu_ns: u64::try_from(clock::cpu_time().as_nanos()).unwrap_or(u64::MAX),
+            resident_octets: cost::resident_octets().unwrap_or(0),
+            programs_ns: status
+                .programs_time
+                .map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
+            map_octets: attached.map_or(0, |report| report.map_octets),
+        }),
+        collectors: status
+            .collectors
+            .iter()
+            .map(|collector| collector_health(collector, status))
+            .collect(),
+        spool_octets: status.spool.as_ref().map(|spool| spool.octets),
+        programs: count(programs),
+        programs_refused: count(programs_refused),
+        capturing: attached.is_some(),
+        ..wire::Health::default()
+    }
+}
+
+fn collector_health(collector: &CollectorStatus, status: &AgentStatus) -> wire::CollectorHealth {
+    let (state, reason) = match &collector.state {
+        CollectorState::Connecting { why } => {
+            (wire::CollectorState::Connecting, why.clone().unwrap_or_default())
+        }
+        CollectorState::AwaitingSubscription => (wire::CollectorState::AwaitingSubscription, String::new()),
+        CollectorState::Streaming { acknowledged: true } => (wire::CollectorState::Streaming, String::new()),
+        CollectorState::Streaming { acknowledged: false } => (
+            wire::CollectorState::Unacknowledged,
+            "the collector does not answer PING: what it has is not known".into(),
+        ),
+        CollectorState::Stalled => (
+            wire::CollectorState::Stalled,
+            "the collector does not read: records wait".into(),
+        ),
+    };
+    let law = &collector.law;
+    wire::CollectorHealth {
+        name: collector.name.clone(),
+        state: state.into(),
+        reason,
+        made: law.made,
+        taken: law.taken,
+        waiting: law.waiting,
+        evicted: law.evicted,
+        dropped: drops(&law.dropped),
+        lag_ms: status.lags.get(&collector.name).copied().map_or(0, milliseconds),
+    }
+}
+
+/// What turned out, for an ack.
+#[must_use]
+pub(crate) fn effective(attached: Option<&AttachReport>, collectors: Vec<String>) -> wire::Effective {
+    let programs = || attached.iter().flat_map(|report| &report.programs);
+    wire::Effective {
+        programs: programs()
+            .filter(|program| program.refused.is_none())
+            .map(|program| program.name.to_owned())
+            .collect(),
+        refused: programs()
+            .filter_map(|program| {
+                Some(wire::Refused {
+                    program: program.name.to_owned(),
+                    reason: program.refused.clone()?,
+                    without: program.without.to_owned(),
+                })
+            })
+            .collect(),
+        collectors,
+    }
+}
+
+fn aside(left_out: &Aside) -> wire::Aside {
+    wire::Aside {
+        records: left_out.records,
+        octets: left_out.octets,
+        packets: left_out.packets,
+    }
+}
+
+fn drops(drops: &Drops) -> Vec<wire::Drop> {
+    drops
+        .lossy()
+        .map(|(point, count)| wire::Drop {
+            point: point.to_string(),
+            count,
+        })
+        .collect()
+}
+
+fn milliseconds(span: std::time::Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use flowtilla_agent_core::loss::{CollectorLaw, DropPoint};
+
+    use super::*;
+    use crate::status::ProgramStatus;
+
+    #[test]
+    fn the_heartbeat_tells_what_the_status_says_and_what_this_process_costs() {
+        let mut status = AgentStatus {
+            records: 7,
+            lags: BTreeMap::from([("one".to_owned(), Duration::from_secs(3))]),
+            collectors: vec![CollectorStatus {
+                name: "one".into(),
+                endpoint: "tcp://a:1".into(),
+                state: CollectorState::Connecting {
+                    why: Some("refused".into()),
+                },
+                law: CollectorLaw {
+                    made: 5,
+                    waiting: 5,
+                    ..CollectorLaw::default()
+                },
+                messages: 0,
+                connects: 0,
+                members: Vec::new(),
+            }],
+            ..AgentStatus::default()
+        };
+        status.drops.add(DropPoint::PeerMapFull, 2);
+        let program = |refused: Option<&str>| ProgramStatus {
+            name: "tcp_state",
+            hook: "tp_btf/inet_sock_set_state",
+            refused: refused.map(str::to_owned),
+            without: "TCP",
+            mandatory: true,
+        };
+        let report = AttachReport {
+            programs: vec![program(None), program(Some("no BTF"))],
+            map_octets: 9,
+            ..AttachReport::default()
+        };
+        let told = health(&status, Some(&report), KernelTime(0), KernelTime(2_000_000));
+        assert_eq!((told.uptime_ms, told.records, told.capturing), (2, 7, true));
+        assert_eq!((told.programs, told.programs_refused), (1, 1));
+        assert_eq!(
+            (told.drops[0].point.as_str(), told.drops[0].count),
+            ("PeerMapFull", 2)
+        );
+        let collector = &told.collectors[0];
+        assert_eq!(
+            (collector.reason.as_str(), collector.waiting, collector.lag_ms),
+            ("refused", 5, 3000)
+        );
+        let cost = told.cost.expect("a cost");
+        assert!(cost.cpu_ns > 0 && cost.resident_octets > 1 << 20, "{cost:?}");
+        assert_eq!((cost.programs_ns, cost.map_octets), (None, 9));
+        let without = health(&status, None, KernelTime(0), KernelTime(0));
+        assert!(!without.capturing);
+        let turned_out = effective(Some(&report), vec!["one".into()]);
+        assert_eq!(
+            (turned_out.programs.len(), turned_out.refused[0].reason.as_str()),
+            (1, "no BTF")
+        );
+    }
+}
