@@ -81,6 +81,8 @@ pub struct Parts {
     pub connections: Arc<Connections>,
     /// What became of handshakes.
     pub handshakes: Arc<Handshakes>,
+    /// What became of requests for an identity.
+    pub enrolments: Arc<grpc::enrol::Counts>,
     /// The time.
     pub clock: Clock,
     /// When the controller started.
@@ -181,6 +183,7 @@ impl Controller {
             identities,
             connections: Connections::new(options.limits.visitors_max),
             handshakes: Arc::default(),
+            enrolments: Arc::default(),
             started: clock.now(),
             clock,
             fleet,
@@ -280,6 +283,7 @@ fn services(parts: &Arc<Parts>) -> Router {
         .add_service(grpc::enrol::Service::server(
             Arc::clone(&parts.identities),
             parts.clock.clone(),
+            Arc::clone(&parts.enrolments),
         ))
         .add_service(sessions.into_server())
         .add_service(grpc::fleet::Service::server(

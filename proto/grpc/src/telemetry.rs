@@ -134,7 +134,11 @@ impl fmt::Display for Otlp {
 /// # Panics
 ///
 /// When it is called outside of a tokio runtime with traces on.
-pub fn start(program: Program<'_>, otlp: &Otlp, filter: Option<EnvFilter>) -> Result<Telemetry, TelemetryError> {
+pub fn start(
+    program: Program<'_>,
+    otlp: &Otlp,
+    filter: Option<EnvFilter>,
+) -> Result<Telemetry, TelemetryError> {
     let provider = match &otlp.0 {
         Some(address) => Some(provider(program, address)?),
         None => None,
@@ -175,11 +179,29 @@ impl Telemetry {
     }
 }
 
-/// Makes a span that has not begun a child of what `traceparent` names; of nothing when it is not well formed.
+/// A span that is a child of what `traceparent` names; none when that is not well formed, so that no trace begins here.
+pub fn part_of(traceparent: &str, span: impl FnOnce() -> Span) -> Span {
+    if !is_traceparent(traceparent) {
+        return Span::none();
+    }
+    let span = span();
+    continue_from(&span, traceparent);
+    span
+}
+
+/// Makes a span that has not begun a child of what `traceparent` names; leaves it alone when that is not well formed.
 pub fn continue_from(span: &Span, traceparent: &str) {
     if let Some(parent) = parse(traceparent) {
         let parent = Context::new().with_remote_span_context(parent);
         let _ = span.set_parent(parent); // Nothing is traced then.
+    }
+}
+
+/// A span within the current one; none where none is current, so that no trace begins here.
+pub fn child(span: impl FnOnce() -> Span) -> Span {
+    match Span::current().is_disabled() {
+        true => Span::none(),
+        false => span(),
     }
 }
 
@@ -212,7 +234,8 @@ fn parse(text: &str) -> Option<SpanContext> {
     };
     let mut fields = text.split('-');
     let (version, trace, span, flags) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-    if fields.next().is_some() || version != "00" || !lower(trace, 32) || !lower(span, 16) || !lower(flags, 2) {
+    if fields.next().is_some() || version != "00" || !lower(trace, 32) || !lower(span, 16) || !lower(flags, 2)
+    {
         return None;
     }
     let context = SpanContext::new(
