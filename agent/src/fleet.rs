@@ -25,6 +25,7 @@ use crate::clock;
 use crate::files::{check_owner, make_directory, open_for_writing};
 use crate::held::HeldStore;
 use crate::identity::{self, Asker, SettleError, Token, WallClock};
+use crate::peers::Joined;
 use crate::run::{self, Agent, StartError};
 use crate::session::{Facts, News, Parts, Ready, Vitals};
 use crate::status::{AgentStatus, AttachReport};
@@ -140,7 +141,7 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
     let lock = options.state.as_deref().map(claim).transpose()?;
     let source_id_file = options.state.as_ref().map(|state| state.join("source-id"));
     let started = clock::kernel_now();
-    let (agent, records) = Agent::start(run::Options {
+    let (mut agent, records) = Agent::start(run::Options {
         wanted: Wanted::nothing(),
         scopes: options.scopes.clone(),
         source_id: source_id_file.as_deref().and_then(load_source_id),
@@ -148,6 +149,8 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
         state: options.spool.clone(),
     })
     .await?;
+    let peers = agent.take_peer_link().map(Joined::start).transpose();
+    let peers = peers.map_err(StartError::Thread)?;
     let (status, attached) = (agent.status(), agent.attached());
     let host = agent.host().clone();
     let seed = u64::from(host.source_id.number()) ^ started.0;
@@ -168,7 +171,7 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
             source_id: source_id_file,
         },
         store: HeldStore(options.state.clone()),
-        peers: None,
+        peers,
         seed,
     };
     let ready = Ready::restore(parts).await;

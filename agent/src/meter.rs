@@ -101,7 +101,7 @@ pub(crate) enum Command {
     /// Begin with what the agent before had reported. Before anything is attached only.
     Restore(TableOptions, Box<Restore>),
     /// What the session tells about other agents, and whom it feeds.
-    Fleet(FleetIn),
+    Fleet(Box<FleetIn>),
     /// End all flows, hand on their records, and end.
     Stop(oneshot::Sender<()>),
 }
@@ -211,7 +211,7 @@ impl Meter {
             }
             Command::Fleet(told) => {
                 let now = clock::kernel_now();
-                self.peers.take(told, now);
+                self.peers.take(*told, now);
                 self.peers.speak(&self.table, &mut self.naming, now);
             }
             Command::Stop(_) => {}

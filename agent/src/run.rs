@@ -412,7 +412,7 @@ impl Agent {
     /// Its successor of the same name goes on from the cursor that it leaves.
     async fn stop_collector(&mut self, name: &CollectorName) {
         if let Some(exporter) = self.exporters.remove(name) {
-            let _ = self.tell(Command::Fleet(FleetIn::Starve(name.clone())));
+            let _ = self.tell(Command::Fleet(Box::new(FleetIn::Starve(name.clone()))));
             exporter.stop.send_replace(Some(export::LEAVE));
             let _ = exporter.task.await; // An error: it has panicked, and left what it had saved.
         }
@@ -500,10 +500,10 @@ impl Agent {
             seed: u64::from(self.host.source_id.number()) ^ clock::kernel_now().0,
         };
         let (stop, stopped) = watch::channel(None);
-        self.tell(Command::Fleet(FleetIn::Feed(
+        self.tell(Command::Fleet(Box::new(FleetIn::Feed(
             exporting.name.clone(),
             exporting.slot,
-        )))?;
+        ))))?;
         let reader = spool.reader(&exporting.name);
         let exporter = export::Exporter::new(options, reader, self.announcements.subscribe(), stopped);
         let status = exporter.status();

@@ -20,7 +20,10 @@ use flowtilla_grpc::channel::{self, Address};
 use flowtilla_grpc::session::session_client::SessionClient;
 use flowtilla_grpc::telemetry;
 use flowtilla_proto::ids::SourceId;
+use flowtilla_proto::spiffe::SpiffeId;
 use flowtilla_proto::wire::session as wire;
+use flowtilla_proto::wire::session::from_agent::Body;
+use flowtilla_proto::wire::session::to_agent::Body as ToAgentBody;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -33,6 +36,7 @@ use tracing::Span;
 use crate::clock;
 use crate::held::{HeldError, HeldStore};
 use crate::identity::{self, AskError, Asked, Credentials, FileError};
+use crate::peers::{FleetIn, FleetOut, Joined};
 
 pub use self::adopt::Governed;
 pub use self::say::{ADDRESSES_MAX, Facts, Vitals};
@@ -58,26 +62,6 @@ const SEND_WAIT: Duration = Duration::from_secs(60);
 const GOODBYE_WAIT: Duration = Duration::from_secs(1);
 /// Longest sleep on a wall clock, which may be set.
 const WALL_SLEEP: Duration = Duration::from_secs(30);
-
-/// What goes to and comes from whoever counts flows of the fleet once.
-#[derive(Debug)]
-pub struct Peers {
-    /// What happens on the session. What does not fit is dropped: lists come again, questions time out.
-    pub events: mpsc::Sender<PeerEvent>,
-    /// What is to be said.
-    pub messages: mpsc::Receiver<wire::from_agent::Body>,
-}
-
-/// What whoever counts flows of the fleet once must know of the session.
-#[derive(Clone, Debug, PartialEq)]
-pub enum PeerEvent {
-    /// A controller has welcomed this agent.
-    Connected,
-    /// The stream has ended.
-    Lost,
-    /// A list, a question or an answer.
-    Said(Box<wire::to_agent::Body>),
-}
 
 /// How the session stands.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -113,7 +97,7 @@ pub struct Parts<G> {
     /// Where assignments are kept.
     pub store: HeldStore,
     /// Whoever counts flows of the fleet once; `None`: nobody.
-    pub peers: Option<Peers>,
+    pub peers: Option<Joined>,
     /// Seed of all delays.
     pub seed: u64,
 }
@@ -122,7 +106,7 @@ pub struct Parts<G> {
 pub struct Ready<G> {
     adopter: Adopter<G>,
     speaker: Speaker,
-    peers: Option<Peers>,
+    peers: Option<Joined>,
     effective: Option<wire::Effective>,
     news: watch::Sender<News>,
     seed: u64,
@@ -244,7 +228,7 @@ struct Driver {
     jobs: mpsc::Sender<Job>,
     done: mpsc::Receiver<Done>,
     speaker: Speaker,
-    peers: Option<Peers>,
+    peers: Option<Joined>,
     news: watch::Sender<News>,
     /// From an offer's arrival to the order or the answer that follows from it.
     judging: Span,
@@ -368,7 +352,11 @@ impl Driver {
                     },
                     ended => return Ok(end_of(ended)),
                 },
-                Some(body) = next_of_peers(&mut self.peers), if self.core.is_open() => {
+                Some(said) = next_of_peers(&mut self.peers), if self.core.is_open() => {
+                    let body = match said {
+                        FleetOut::Question(question) => Body::Question(question),
+                        FleetOut::Answer(answer) => Body::Answer(*answer),
+                    };
                     // What does not fit is a question that times out.
                     let _ = say.try_send(wire::FromAgent { body: Some(body) });
                 }
@@ -448,10 +436,23 @@ impl Driver {
                     news.source_id = welcome.source_id;
                     news.sessions += 1;
                 });
-                self.tell_peers(PeerEvent::Connected);
+                match SpiffeId::parse(&welcome.id) {
+                    Ok(id) => return self.tell_peers(FleetIn::Connected(id.name)),
+                    Err(error) => {
+                        tracing::warn!(id = identity::shown(&welcome.id), %error, "no flow is told once: who this agent is");
+                    }
+                }
             }
             Ok(Some(Incoming::Roots(roots))) => self.handle_roots(roots).await,
-            Ok(Some(Incoming::Peers(body))) => self.tell_peers(PeerEvent::Said(Box::new(body))),
+            Ok(Some(Incoming::Peers(body))) => {
+                let told = match body {
+                    ToAgentBody::Members(members) => FleetIn::Members(members),
+                    ToAgentBody::Question(question) => FleetIn::Question(question),
+                    ToAgentBody::Answer(answer) => FleetIn::Answer(Box::new(answer)),
+                    _ => return None,
+                };
+                return self.tell_peers(told);
+            }
             Ok(Some(Incoming::Ended { reason, message })) => {
                 return Some(StreamEnd {
                     why: format!("the controller ended the session: {}", identity::shown(&message)),
@@ -510,12 +511,10 @@ impl Driver {
         (never && validity.is_over(self.credentials.clock().now())).then(|| lost("the SVID has run out"))
     }
 
-    fn tell_peers(&mut self, event: PeerEvent) {
-        if let Some(peers) = &self.peers
-            && peers.events.try_send(event).is_err()
-        {
-            tracing::debug!("a message about peers was dropped");
-        }
+    /// The end of the stream when something does not fit that must not get lost: the next stream begins with all of it.
+    fn tell_peers(&self, told: FleetIn) -> Option<StreamEnd> {
+        let fits = self.peers.as_ref().is_none_or(|peers| peers.tell(told));
+        (!fits).then(|| lost("the agent does not keep up with what it is told of others"))
     }
 
     async fn say_goodbye(
@@ -543,7 +542,8 @@ impl Driver {
         if let Some(renewing) = self.renewing.take() {
             renewing.abort();
         }
-        self.tell_peers(PeerEvent::Lost);
+        // When even that does not fit, the next stream says it.
+        let _ = self.tell_peers(FleetIn::Lost);
         let news = self.news.borrow().why.as_ref() != Some(&end.why);
         if news {
             tracing::warn!(controller = %self.controller, why = end.why, "no controller: what is held stays in force");
@@ -589,9 +589,9 @@ async fn outcome_of(renewing: &mut Option<JoinHandle<Result<(), RenewError>>>) -
     }
 }
 
-async fn next_of_peers(peers: &mut Option<Peers>) -> Option<wire::from_agent::Body> {
+async fn next_of_peers(peers: &mut Option<Joined>) -> Option<FleetOut> {
     match peers {
-        Some(peers) => peers.messages.recv().await,
+        Some(peers) => peers.out.recv().await,
         None => std::future::pending().await,
     }
 }

@@ -8,7 +8,7 @@ use flowtilla_proto::wire::session as wire;
 
 use crate::clock;
 use crate::cost;
-use crate::status::{AgentStatus, AttachReport, CollectorState, CollectorStatus};
+use crate::status::{AgentStatus, AttachReport, CollectorState, CollectorStatus, PeerStatus};
 
 /// Health at this moment. `started`: when the agent did.
 #[must_use]
@@ -38,6 +38,7 @@ pub(crate) fn health(
         filtered: Some(aside(&status.record_law.filtered)),
         sampled_out: Some(aside(&status.record_law.sampled_out)),
         over_limits: status.over_limits.clone(),
+        peers: status.peers.iter().map(peer).collect(),
         coverage: Some(wire::Coverage {
             ends: status.coverage.ends,
             with_process: status.coverage.with_process,
@@ -205,5 +206,15 @@ mod tests {
             (turned_out.programs.len(), turned_out.refused[0].reason.as_str()),
             (1, "no BTF")
         );
+    }
+}
+
+fn peer(sums: &PeerStatus) -> wire::PeerSums {
+    wire::PeerSums {
+        peer: sums.peer.clone(),
+        spoken_records: sums.spoken_records,
+        spoken_octets: sums.spoken_octets,
+        held_records: sums.held_records,
+        held_octets: sums.held_octets,
     }
 }

@@ -17,12 +17,19 @@ use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire;
 use flowtilla_proto::wire::fleet::{Change, Object, ObjectChange, ObjectName, object};
 use flowtilla_proto::wire::session::Assignment;
+use prost::Message;
 
 /// Most objects of a revision.
 ///
 /// A fleet has some policies and fewer collectors. Half of it would still do; double it, and a revision, which is kept whole,
 /// passes the size of a message.
 pub const OBJECTS_MAX: usize = 1_024;
+
+/// Most octets of a policy with its collectors, encoded: what one agent is offered.
+///
+/// Agents refuse more than twice as much. Half of it is near to a policy with every list full; double it, and what agents
+/// refuse is not refused here.
+pub const ASSIGNMENT_OCTETS_MAX: usize = 512 << 10;
 
 /// Kind of a policy in an [`ObjectName`].
 pub const KIND_POLICY: &str = "Policy";
@@ -78,6 +85,7 @@ impl Objects {
         }
         made.check_collectors(&mut check, self, removed);
         made.check_selectors(&mut check);
+        made.check_sizes(&mut check);
         check.finish(made)
     }
 
@@ -387,6 +395,20 @@ impl Objects {
                         check.refuse(place, &path, Some(name.clone()), why, remedy);
                     }
                 }
+            }
+        }
+    }
+
+    /// No agent is offered more than it takes.
+    fn check_sizes(&self, check: &mut Check) {
+        for policy in self.policies.keys() {
+            let octets = self.assignment(Some(policy), u64::MAX).encoded_len();
+            if octets > ASSIGNMENT_OCTETS_MAX {
+                let place = check.place(KIND_POLICY, policy);
+                let why = format!("policy {policy} takes {octets} octets with its collectors");
+                let remedy =
+                    format!("shorten its lists: at most {ASSIGNMENT_OCTETS_MAX} octets reach an agent");
+                check.refuse(place, "", None, why, remedy);
             }
         }
     }

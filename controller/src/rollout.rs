@@ -23,7 +23,7 @@ pub use self::health::{ENDS_MIN, Figures, HealthWindows, LOSSES_MIN, Moment, SLO
 mod gates;
 mod health;
 #[cfg(test)]
-mod host;
+pub(crate) mod host;
 mod view;
 mod watch;
 mod waves;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flowtilla_proto::labels::Labels;
+use flowtilla_grpc::channel;
 use flowtilla_proto::spiffe::Role;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::broadcast::error::RecvError;
@@ -50,10 +50,6 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 const STREAMS_MAX: u32 = 16;
 const HEADERS_OCTETS_MAX: u32 = 16 << 10;
-/// How often a peer is asked whether it is there, and how long it may take.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// What a controller is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -177,9 +173,10 @@ impl Controller {
         let (fleet, thread) =
             fleet::thread::start(Arc::<SledStore>::clone(&store), move || fleet_now(&time))?;
         fleet.known(known(&identities)).await;
+        let (tls, due) = Tls::new(authority, id, clock.clone())?;
         let parts = Arc::new(Parts {
             store,
-            tls: Arc::new(Tls::new(authority, id, clock.clone())?),
+            tls: Arc::new(tls),
             identities,
             connections: Connections::new(options.limits.visitors_max),
             handshakes: Arc::default(),
@@ -207,8 +204,13 @@ impl Controller {
         };
         tracing::info!(id = %parts.tls.id(), ?addresses, "the controller listens");
         let stop = CancellationToken::new();
-        let ears = Ears { listeners, socket };
-        let running = run(Arc::clone(&parts), ears, options.limits, thread, stop.clone());
+        let begun = Begun {
+            listeners,
+            socket,
+            due,
+            thread,
+        };
+        let running = run(Arc::clone(&parts), begun, options.limits, stop.clone());
         Ok(Self {
             parts,
             addresses,
@@ -278,10 +280,11 @@ fn services(parts: &Arc<Parts>) -> Router {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADERS_OCTETS_MAX)
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .http2_keepalive_interval(Some(channel::KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(channel::KEEP_ALIVE_TIMEOUT))
         .add_service(grpc::enrol::Service::server(
             Arc::clone(&parts.identities),
+            parts.fleet.clone(),
             parts.clock.clone(),
             Arc::clone(&parts.enrolments),
         ))
@@ -294,22 +297,26 @@ fn services(parts: &Arc<Parts>) -> Router {
         ))
 }
 
-/// Where a controller hears others.
-struct Ears {
+/// What a start leaves to the run.
+struct Begun {
     listeners: Vec<TcpListener>,
+    /// `None`: it could not be bound.
     socket: Option<UnixListener>,
+    /// When the controller's own SVID is to be renewed.
+    due: WallMs,
+    /// The fleet's.
+    thread: std::thread::JoinHandle<()>,
 }
 
 async fn run(
     parts: Arc<Parts>,
-    ears: Ears,
+    begun: Begun,
     limits: Limits,
-    thread: std::thread::JoinHandle<()>,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     let (out, incoming) = mpsc::channel(CONNECTIONS_QUEUED);
     let mut tasks: JoinSet<Result<&'static str, RunError>> = JoinSet::new();
-    for listener in ears.listeners {
+    for listener in begun.listeners {
         let door = Door {
             tls: Arc::clone(&parts.tls),
             domain: parts.tls.id().domain.clone(),
@@ -326,13 +333,13 @@ async fn run(
     }
     drop(out); // The server ends when the last accept loop has.
     tasks.spawn(serve(services(&parts), incoming, stop.clone()));
-    tasks.spawn(renew_own(Arc::clone(&parts), stop.clone()));
+    tasks.spawn(renew_own(begun.due, Arc::clone(&parts), stop.clone()));
     tasks.spawn(cut_revoked(Arc::clone(&parts), stop.clone()));
-    if let Some(socket) = ears.socket {
+    if let Some(socket) = begun.socket {
         tasks.spawn(hear_host(socket, Arc::clone(&parts), stop.clone()));
     }
     tasks.spawn(async move {
-        match tokio::task::spawn_blocking(move || thread.join()).await {
+        match tokio::task::spawn_blocking(move || begun.thread.join()).await {
             Ok(Ok(())) => Ok("the fleet's thread"),
             _ => Err(RunError::Ended("the fleet's thread, in a panic,")),
         }
@@ -383,9 +390,12 @@ async fn serve(
 }
 
 /// Renews the controller's own SVID when it is due, and when the roots change.
-async fn renew_own(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'static str, RunError> {
+async fn renew_own(
+    mut due: WallMs,
+    parts: Arc<Parts>,
+    stop: CancellationToken,
+) -> Result<&'static str, RunError> {
     let mut changes = parts.identities.authority().changes();
-    let mut due = parts.tls.renew()?;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok("renewing the controller's SVID"),
@@ -451,13 +461,7 @@ async fn cut_revoked(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'sta
 /// Agents that have an identity, as the fleet wants to know them.
 fn known(identities: &Identities) -> Vec<Known> {
     let agents = identities.agents().into_iter();
-    let known = agents.map(|(id, record)| Known {
-        id,
-        // What is refused here was let in by another version: an agent without labels is better than none.
-        labels: Labels::parse(&record.labels).unwrap_or_default(),
-        revoked: record.revoked.is_some(),
-    });
-    known.collect()
+    agents.map(|(id, record)| Known::of(id, &record)).collect()
 }
 
 /// This moment, for the fleet.

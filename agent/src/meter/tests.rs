@@ -167,7 +167,7 @@ fn another_agent_is_answered_and_asked_and_its_records_wait_for_the_list_to_sett
         FleetIn::Connected(MemberName::parse("here").expect("a name")),
         FleetIn::Members(members),
     ] {
-        meter.obey(Command::Fleet(told));
+        meter.obey(Command::Fleet(Box::new(told)));
     }
     let mut entry = entry_of(7, clock::kernel_now(), 100);
     entry.tuple.local[..2].copy_from_slice(&[0x20, 0x01]);
@@ -185,7 +185,7 @@ fn another_agent_is_answered_and_asked_and_its_records_wait_for_the_list_to_sett
         peer_address: address(2),
         peer_port: 443,
     };
-    meter.obey(Command::Fleet(FleetIn::Question(question)));
+    meter.obey(Command::Fleet(Box::new(FleetIn::Question(question))));
     meter.turn(now.after(Duration::from_secs(1)));
     meter.turn(now.after(Duration::from_secs(3)));
     let mut said = Vec::new();

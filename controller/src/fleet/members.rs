@@ -33,10 +33,13 @@ pub(super) const FROZEN_MS: u64 = 30_000;
 /// Source: design section 6. An agent keeps the list in memory and looks up both ends of each flow.
 pub(super) const ADDRESSES_LISTED_MAX: usize = 4_096;
 
-/// Octets of lists a second that are told at most, over all agents: lists of many agents change less often.
+/// Octets of lists that are told at once, over all agents, and how often; the next change waits until all are told.
 ///
-/// A tenth of a gigabit. Half of it delays take-over in a large group; double it, and it crowds out offers.
-const OCTETS_PER_SECOND: u64 = 12_500_000;
+/// They wait in streams' buffers: 10,000 streams must not hold 10,000 long lists. Half of it delays take-over in a large group;
+/// double it, and it crowds out offers.
+const TELL_OCTETS: u64 = 6 << 20;
+/// See [`TELL_OCTETS`]; milliseconds.
+const TELL_EVERY_MS: u64 = 500;
 
 /// Streams of a millisecond: more than are let in in it. Milliseconds since the epoch have 41 bits.
 const RUN_SHIFT: u32 = 20;
@@ -52,6 +55,9 @@ pub(super) struct Members {
     frozen_until_ms: u64,
     next_ms: u64,
     touched: bool,
+    /// Not everybody was told of the lists there are; when to go on.
+    telling: bool,
+    tell_at_ms: u64,
     lists: BTreeMap<Group, Arc<wire::Members>>,
     /// Generations that were told on each stream.
     told: BTreeMap<SessionId, BTreeMap<Group, u64>>,
@@ -66,6 +72,8 @@ impl Members {
             frozen_until_ms: now.run_ms.saturating_add(FROZEN_MS),
             next_ms: 0,
             touched: true,
+            telling: false,
+            tell_at_ms: 0,
             lists: BTreeMap::new(),
             told: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -95,28 +103,29 @@ impl Fleet {
     /// Makes lists anew when something has changed, and tells them.
     pub(super) fn update_members(&mut self, now: Now) {
         let members = &mut self.members;
-        if !members.touched || now.run_ms < members.next_ms {
-            return;
-        }
-        members.owners.clear();
-        for (id, agent) in self.agents.iter().filter(|(_, agent)| agent.line.is_some()) {
-            for address in &agent.addresses {
-                members
-                    .owners
-                    .entry(*address)
-                    .and_modify(|owner| *owner = None)
-                    .or_insert_with(|| Some(id.clone()));
+        if members.touched && !members.telling && now.run_ms >= members.next_ms {
+            members.next_ms = now.run_ms.saturating_add(COALESCE_MS);
+            members.owners.clear();
+            for (id, agent) in self.agents.iter().filter(|(_, agent)| agent.line.is_some()) {
+                for address in &agent.addresses {
+                    members
+                        .owners
+                        .entry(*address)
+                        .and_modify(|owner| *owner = None)
+                        .or_insert_with(|| Some(id.clone()));
+                }
+            }
+            if now.run_ms >= members.frozen_until_ms {
+                members.touched = false;
+                members.telling = true;
+                members.tell_at_ms = now.run_ms;
+                self.update_lists(now);
             }
         }
-        if now.run_ms < members.frozen_until_ms {
-            members.next_ms = now.run_ms.saturating_add(COALESCE_MS);
-            return;
+        if self.members.telling && now.run_ms >= self.members.tell_at_ms {
+            self.members.tell_at_ms = now.run_ms.saturating_add(TELL_EVERY_MS);
+            self.members.telling = !self.tell_members();
         }
-        members.touched = false;
-        self.update_lists(now);
-        let told = self.tell_members();
-        let pause = told.saturating_mul(1_000) / OCTETS_PER_SECOND;
-        self.members.next_ms = now.run_ms.saturating_add(pause.max(COALESCE_MS));
     }
 
     fn update_lists(&mut self, now: Now) {
@@ -162,8 +171,8 @@ impl Fleet {
         }
     }
 
-    /// Tells each agent the lists of its groups that it was not told; about how many octets that takes.
-    fn tell_members(&mut self) -> u64 {
+    /// Tells agents the lists of their groups that they were not told, up to [`TELL_OCTETS`]. Whether all are told.
+    fn tell_members(&mut self) -> bool {
         let mut told = 0;
         for agent in self.agents.values() {
             let (Some(line), Some(content)) = (&agent.line, &agent.in_force) else {
@@ -175,15 +184,19 @@ impl Fleet {
                 let Some(list) = self.members.lists.get(group) else {
                     continue;
                 };
-                if known.insert(group.clone(), list.generation) == Some(list.generation) {
+                if known.get(group) == Some(&list.generation) {
                     continue;
                 }
+                if told >= TELL_OCTETS {
+                    return false;
+                }
                 told += size(list);
+                known.insert(group.clone(), list.generation);
                 self.speech
                     .push_back((line.session, Speech::Members(Arc::clone(list))));
             }
         }
-        told
+        true
     }
 }
 

@@ -35,7 +35,8 @@ pub(super) struct Rollouts {
     touched: bool,
     /// Rollouts of which something was changed since it was asked.
     told: BTreeSet<u64>,
-    latest: Moment,
+    /// The first moment, on both clocks.
+    began: Option<(Moment, u64)>,
 }
 
 /// Key of an agent's part.
@@ -71,10 +72,11 @@ impl Rollouts {
             .find(|run| run.head().revision == revision && run.head().policy == policy)
     }
 
-    /// This moment: never before the last one, also when the clock is set back.
+    /// This moment. Goes on from the first one as time does, also when the clock is set: a soak is neither cut nor drawn out.
     fn moment(&mut self, now: Now) -> Moment {
-        self.latest = self.latest.max(Moment(now.wall_ms.max(0).cast_unsigned()));
-        self.latest
+        let wall_ms = now.wall_ms.max(0).cast_unsigned();
+        let (from, since) = *self.began.get_or_insert((Moment(wall_ms), now.run_ms));
+        Moment(from.0.saturating_add(now.run_ms.saturating_sub(since)))
     }
 
     pub(super) fn handle_health(&mut self, agent: &MemberName, health: &super::wire::Health, now: Now) {

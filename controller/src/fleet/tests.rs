@@ -9,11 +9,14 @@ use super::*;
 use crate::policy::KIND_POLICY;
 
 mod history;
+mod mailbox;
 mod members;
 pub(crate) mod memory;
 mod order;
 mod questions;
+mod rollouts;
 mod stream;
+mod waves;
 
 pub(crate) fn labels(pairs: &[(&str, &str)]) -> Labels {
     let map: BTreeMap<String, String> = pairs

@@ -28,6 +28,7 @@ use super::mailbox::Mailbox;
 use super::offers::{Counts, Offers};
 use super::view::Standing;
 use super::{Change, ChangeRefused, Fleet, Now, SessionId, Speech, Unwelcome};
+use crate::identities::IdentityRecord;
 use crate::store::Store;
 
 /// Most commands that wait; further senders wait too.
@@ -59,8 +60,8 @@ pub enum FleetError {
     /// The store has failed; nothing of it is in force.
     #[error("the controller's store has failed; see its log")]
     Store,
-    /// The controller stops.
-    #[error("the controller is stopping")]
+    /// The controller stops, or waits for its store to work again.
+    #[error("the controller does not answer: it is stopping, or its store has failed")]
     Stopping,
 }
 
@@ -104,6 +105,19 @@ pub struct Known {
     pub labels: Labels,
     /// Whether the identity is void.
     pub revoked: bool,
+}
+
+impl Known {
+    /// As identities have it.
+    #[must_use]
+    pub fn of(id: MemberName, record: &IdentityRecord) -> Self {
+        Self {
+            id,
+            // What is refused here was let in by another version: an agent without labels is better than none.
+            labels: Labels::parse(&record.labels).unwrap_or_default(),
+            revoked: record.revoked.is_some(),
+        }
+    }
 }
 
 /// Speaks to the fleet's thread. When all of them are gone, the thread ends.
@@ -370,7 +384,7 @@ impl Driver {
                 }
             }
             if !self.commit_and_speak() {
-                self.reload().await;
+                self.reload(&mut queue).await;
             }
             if self.stopping {
                 break;
@@ -429,7 +443,8 @@ impl Driver {
         true
     }
 
-    async fn reload(&mut self) {
+    /// Reads the fleet again. Who asks meanwhile gets no answer; a stop is heard.
+    async fn reload(&mut self, queue: &mut mpsc::Receiver<Command>) {
         for reply in self.replies.drain(..) {
             reply(false);
         }
@@ -443,7 +458,17 @@ impl Driver {
                 }
                 Err(error) => tracing::error!(%error, "the fleet cannot be read"),
             }
-            tokio::time::sleep(RELOAD_AFTER).await;
+            let again = tokio::time::sleep(RELOAD_AFTER);
+            tokio::pin!(again);
+            loop {
+                tokio::select! { biased;
+                    () = &mut again => break,
+                    command = queue.recv() => if matches!(command, None | Some(Command::Stop)) {
+                        self.stopping = true;
+                        return;
+                    },
+                }
+            }
         }
     }
 

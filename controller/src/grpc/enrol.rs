@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flowtilla_grpc::enrol::enrolment_server::{Enrolment, EnrolmentServer};
+use flowtilla_proto::spiffe::{Role, SpiffeId};
 use flowtilla_proto::wire::enrol::{EnrolRequest, Identity, RecoverRequest, RenewRequest};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -14,6 +15,7 @@ use tonic::{Request, Response, Status};
 use crate::authz::{self, Call};
 use crate::clock::Clock;
 use crate::enrolment::Refusal;
+use crate::fleet::thread::{FleetHandle, Known};
 use crate::identities::{Granted, Identities, IdentityError};
 
 /// Most octets of a request: an SVID, a certificate request, a token, and names.
@@ -67,6 +69,7 @@ impl Counts {
 /// The service.
 pub struct Service {
     identities: Arc<Identities>,
+    fleet: FleetHandle,
     clock: Clock,
     counts: Arc<Counts>,
     at_once: Arc<Semaphore>,
@@ -75,9 +78,15 @@ pub struct Service {
 
 impl Service {
     /// The service, as tonic wants it.
-    pub fn server(identities: Arc<Identities>, clock: Clock, counts: Arc<Counts>) -> EnrolmentServer<Self> {
+    pub fn server(
+        identities: Arc<Identities>,
+        fleet: FleetHandle,
+        clock: Clock,
+        counts: Arc<Counts>,
+    ) -> EnrolmentServer<Self> {
         let service = Self {
             identities,
+            fleet,
             clock,
             counts,
             at_once: Arc::new(Semaphore::new(AT_ONCE_MAX)),
@@ -128,10 +137,19 @@ impl Enrolment for Service {
     async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<Identity>, Status> {
         let now = self.clock.now();
         let asked = request.into_inner();
-        self.work("enrol", move |identities| {
-            identities.enrol(&asked.token, &asked.csr, &asked.host_name, now)
-        })
-        .await
+        let enrolled = self
+            .work("enrol", move |identities| {
+                identities.enrol(&asked.token, &asked.csr, &asked.host_name, now)
+            })
+            .await?;
+        // The fleet counts an agent from here on, and not only when it connects.
+        if let Ok(id) = SpiffeId::parse(&enrolled.get_ref().id)
+            && id.role == Role::Agent
+            && let Some(record) = self.identities.identity(&id)
+        {
+            self.fleet.known(vec![Known::of(id.name, &record)]).await;
+        }
+        Ok(enrolled)
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Identity>, Status> {

@@ -47,19 +47,21 @@ pub enum TlsError {
 }
 
 impl Tls {
-    /// Signs the controller's first SVID.
+    /// Signs the controller's first SVID. Tells when it is to be renewed ([`Tls::renew`]).
     ///
     /// # Errors
     ///
     /// [`TlsError`].
-    pub fn new(authority: Arc<Authority>, id: SpiffeId, clock: Clock) -> Result<Self, TlsError> {
-        let (config, _) = configure(&authority, &id, &clock)?;
-        Ok(Self {
+    pub fn new(authority: Arc<Authority>, id: SpiffeId, clock: Clock) -> Result<(Self, WallMs), TlsError> {
+        let (config, issued) = configure(&authority, &id, &clock)?;
+        let due = half_life(&clock, &issued);
+        let tls = Self {
             authority,
             id,
             clock,
             current: ArcSwap::from_pointee(config),
-        })
+        };
+        Ok((tls, due))
     }
 
     /// Makes a new key, has it signed, and uses it and the present roots from the next connection on. Tells when to do so

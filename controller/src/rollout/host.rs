@@ -4,17 +4,17 @@ use flowtilla_proto::wire::session as wire;
 
 /// What an agent's counters do in a second.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Load {
-    pub(super) packets: u64,
-    pub(super) lost: u64,
-    pub(super) records: u64,
-    pub(super) lost_records: u64,
-    pub(super) ends: u64,
-    pub(super) owned: u64,
-    pub(super) cpu_ms: u64,
-    pub(super) memory: u64,
-    pub(super) lag_ms: u64,
-    pub(super) over_limits: bool,
+pub(crate) struct Load {
+    pub(crate) packets: u64,
+    pub(crate) lost: u64,
+    pub(crate) records: u64,
+    pub(crate) lost_records: u64,
+    pub(crate) ends: u64,
+    pub(crate) owned: u64,
+    pub(crate) cpu_ms: u64,
+    pub(crate) memory: u64,
+    pub(crate) lag_ms: u64,
+    pub(crate) over_limits: bool,
 }
 
 impl Default for Load {
@@ -37,7 +37,7 @@ impl Default for Load {
 
 /// An agent's counters since its start.
 #[derive(Clone, Debug)]
-pub(super) struct Host {
+pub(crate) struct Host {
     health: wire::Health,
 }
 
@@ -68,7 +68,7 @@ fn drop_at(point: &str) -> wire::Drop {
 
 impl Host {
     /// Runs for some milliseconds under a load.
-    pub(super) fn run(&mut self, ms: u64, load: &Load) {
+    pub(crate) fn run(&mut self, ms: u64, load: &Load) {
         let of = |per_second: u64| per_second * ms / 1_000;
         let health = &mut self.health;
         health.uptime_ms += ms;
@@ -97,15 +97,15 @@ impl Host {
     }
 
     /// Starts again: every counter is 0.
-    pub(super) fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         *self = Self::default();
     }
 
-    pub(super) fn capture(&mut self, on: bool) {
+    pub(crate) fn capture(&mut self, on: bool) {
         self.health.capturing = on;
     }
 
-    pub(super) fn health(&self) -> &wire::Health {
+    pub(crate) fn health(&self) -> &wire::Health {
         &self.health
     }
 }

@@ -15,6 +15,7 @@ use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
@@ -89,8 +90,18 @@ impl SledStore {
     /// [`StoreError`]: also when another process has it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let fresh = !path.join("db").exists();
-        let db = match open_db(path) {
-            Err(_) if !fresh => {
+        let mut opened = open_db(path);
+        for _ in 0..LOCK_PAUSES_MAX {
+            if !opened.as_ref().is_err_and(is_locked) {
+                break;
+            }
+            // The one before lets go when its last thread has ended.
+            std::thread::sleep(LOCK_PAUSE);
+            opened = open_db(path);
+        }
+        let db = match opened {
+            Err(error) if !fresh && !is_locked(&error) => {
+                tracing::warn!(%error, "the store did not open; its parts that can be made anew are");
                 // Both can be half-written after a power failure, and sled makes them anew from its log.
                 remove_what_sled_can_make_anew(path).map_err(|error| failed(path, &error))?;
                 open_db(path)?
@@ -168,6 +179,16 @@ impl SledStore {
             _ => File::open(".")?.sync_all(),
         }
     }
+}
+
+/// How long to wait for the lock of a store that is being closed: five seconds, then somebody else has it.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// See [`LOCK_PAUSE`].
+const LOCK_PAUSES_MAX: u32 = 100;
+
+/// Whether somebody has the database open. What they have open must not be touched. Source: sled 0.34.7 `config.rs`.
+fn is_locked(error: &StoreError) -> bool {
+    matches!(error, StoreError::Failed(why) if why.contains("could not acquire lock"))
 }
 
 /// Entries that a snapshot holds at once.

@@ -114,7 +114,7 @@ async fn a_controller_that_is_killed_while_it_enrols_gives_each_token_one_identi
     for cycle in 0..cycles {
         let token = token(&state, &format!("operator-{cycle}"));
         let asking = tokio::spawn(enrol(address, token, csr(&pair())));
-        let moment = Duration::from_micros(random.u64(..30_000));
+        let moment = Duration::from_micros(random.u64(..12_000));
         tokio::time::sleep(moment).await; // The moment of the kill is what the test is about.
         again += u32::from(!asking.is_finished());
         drop(program);

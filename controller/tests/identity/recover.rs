@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use flowtilla_controller::enrolment::RENEW_GRACE_DEFAULT;
@@ -6,6 +7,28 @@ use flowtilla_controller::identity::ca::SVID_LIFE;
 use flowtilla_proto::wire::enrol::Reason;
 
 use super::scene::{PATIENCE, Scene, pair, reason};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_controller_renews_its_own_svid_when_half_its_life_is_over() {
+    let scene = Scene::start().await;
+    let member = scene.member().await;
+    let first = scene.controller.parts().tls.current();
+    scene.clock.advance(SVID_LIFE / 2 + Duration::from_secs(1));
+    let renews = async {
+        while Arc::ptr_eq(&first, &scene.controller.parts().tls.current()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, renews)
+        .await
+        .expect("it renews by itself");
+    let member = scene.believes(&member).await.expect("an agent renews too");
+    scene.clock.advance(SVID_LIFE / 2 + Duration::from_secs(1));
+    scene
+        .believes(&member)
+        .await
+        .expect("a day has passed, and nobody has noticed");
+}
 
 /// The controller has noticed that its own SVID is void after the clock jumped.
 async fn renewed(scene: &Scene) {

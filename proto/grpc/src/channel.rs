@@ -25,10 +25,13 @@ pub const PORT_DEFAULT: u16 = 7443;
 /// Three retransmissions of a SYN take 7 s. Half of it gives up on a bad line; double it, and a dead controller holds up its
 /// callers.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often HTTP/2 asks whether the other side is there, and how long it waits for the answer.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// See [`KEEP_ALIVE`].
-pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often HTTP/2 asks whether the other side is there.
+///
+/// Agents of a fleet must learn of the same change within ten seconds of each other, a cut line included. Half of it is
+/// traffic on an idle line; double it, and both ends of a flow may tell it for as long.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How long the answer may take. Longer than a storm of reconnects keeps a controller busy.
+pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a controller is.
 #[derive(Clone, Debug, PartialEq, Eq)]

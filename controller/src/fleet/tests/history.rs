@@ -227,6 +227,13 @@ impl World {
                 active_timeout_ms: Some(self.random.u64(1..30) * 1_000),
                 ..wire::Capture::default()
             });
+            if self.random.bool() {
+                policy.rollout = Some(wire::Rollout {
+                    waves: vec!["1".into(), "60%".into(), "100%".into()],
+                    soak_ms: Some(0),
+                    ..wire::Rollout::default()
+                });
+            }
             objects.push(object(policy));
         }
         let all = policy("all", 100, &[], &["c2"]);

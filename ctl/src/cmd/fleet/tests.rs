@@ -25,6 +25,7 @@ use crate::exit::{FilesError, UsageError};
 mod deploying;
 mod login;
 mod printed;
+mod real;
 mod server;
 
 const HOUR_NS: u64 = 3_600_000_000_000;
@@ -106,4 +107,14 @@ fn objects() -> Vec<Object> {
         content: include_str!("../../../tests/fleet/fleet.yaml").to_owned(),
     };
     Documents::read(&[text]).0.objects()
+}
+
+fn deploying(desk: &Desk, files: Vec<PathBuf>) -> DeployArgs {
+    DeployArgs {
+        file: files,
+        dry_run: false,
+        prune: false,
+        follow: Follow::default(),
+        reach: desk.reach(),
+    }
 }

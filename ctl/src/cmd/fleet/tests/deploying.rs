@@ -2,16 +2,6 @@
 
 use super::*;
 
-fn deploying(desk: &Desk, files: Vec<PathBuf>) -> DeployArgs {
-    DeployArgs {
-        file: files,
-        dry_run: false,
-        prune: false,
-        follow: Follow::default(),
-        reach: desk.reach(),
-    }
-}
-
 #[tokio::test]
 async fn deploy_sends_files_whole_and_bound_to_what_was_seen() {
     let (controller, desk) = logged_in().await;

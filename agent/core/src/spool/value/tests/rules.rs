@@ -7,7 +7,7 @@ use super::sample::{busy, process, read, values};
 use crate::flow::record::{BootId, FlowRecord};
 use crate::owner::{Names, Owner};
 use crate::spool::value::{
-    Builder, Codec, HEADER_OCTETS, Pushed, RECORDS_MAX, VALUE_OCTETS_MAX, ValueError, decode, header,
+    Builder, Codec, HEADER_OCTETS, Pushed, RECORDS_MAX, VALUE_OCTETS_MAX, VERSION, ValueError, decode, header,
 };
 
 fn one() -> Vec<u8> {
@@ -198,10 +198,13 @@ fn refused_record_leaves_no_trace() {
 #[test]
 fn other_version_is_told_from_damage() {
     let mut octets = one();
-    octets[2] = 2;
+    octets[2] = VERSION + 1;
     assert!(matches!(decode(&octets, None), Err(ValueError::Checksum { .. })));
     mend(&mut octets);
-    assert_eq!(decode(&octets, None), Err(ValueError::Version { found: 2 }));
+    assert_eq!(
+        decode(&octets, None),
+        Err(ValueError::Version { found: VERSION + 1 })
+    );
     octets[2] = 0;
     mend(&mut octets);
     assert_eq!(decode(&octets, None), Err(ValueError::Version { found: 0 }));

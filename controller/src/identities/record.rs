@@ -1,0 +1,71 @@
+//! What is told of identities and tokens: rows without their secrets.
+
+use std::collections::BTreeMap;
+
+use flowtilla_proto::token::TokenId;
+
+use crate::clock::WallMs;
+use crate::identity::rows::{IdentityRow, TokenRow};
+
+/// What is known of an identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityRecord {
+    /// Labels of the token that it was enrolled with.
+    pub labels: BTreeMap<String, String>,
+    /// When it was enrolled.
+    pub enrolled: WallMs,
+    /// When its newest SVID runs out.
+    pub not_after: WallMs,
+    /// When it was revoked; `None`: it was not.
+    pub revoked: Option<WallMs>,
+    /// It wants its identity back, and an operator is to decide.
+    pub awaiting: bool,
+    /// The host's name, as it told it when it enrolled; empty for an operator.
+    pub host_name: String,
+}
+
+/// A token, for people: without its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenFacts {
+    /// Its name.
+    pub id: TokenId,
+    /// Labels of the agent that will use it.
+    pub labels: BTreeMap<String, String>,
+    /// Name of the operator that it is for; empty: for an agent.
+    pub operator: String,
+    /// When it was made.
+    pub made: WallMs,
+    /// When it runs out.
+    pub expires: WallMs,
+    /// SPIFFE ID of whoever used it; empty: nobody.
+    pub used_by: String,
+    /// Whether it was taken back.
+    pub revoked: bool,
+}
+
+impl IdentityRecord {
+    pub(super) fn of(row: &IdentityRow) -> Self {
+        Self {
+            labels: row.labels.clone(),
+            enrolled: WallMs(row.enrolled_ms),
+            not_after: WallMs::from_seconds(row.not_after),
+            revoked: (row.revoked_ms != 0).then_some(WallMs(row.revoked_ms)),
+            awaiting: row.awaiting && !row.approved,
+            host_name: row.host_name.clone(),
+        }
+    }
+}
+
+impl TokenFacts {
+    pub(super) fn of(id: TokenId, row: &TokenRow) -> Self {
+        Self {
+            id,
+            labels: row.labels.clone(),
+            operator: row.operator.clone(),
+            made: WallMs(row.made_ms),
+            expires: WallMs(row.expires_ms),
+            used_by: row.used_by.clone(),
+            revoked: row.revoked,
+        }
+    }
+}

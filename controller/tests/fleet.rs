@@ -1,0 +1,221 @@
+//! Policies reach agents over real mutual TLS, operators ask over the same door, and nobody passes for somebody else.
+
+#[path = "identity/scene.rs"]
+#[allow(
+    dead_code,
+    reason = "shared with the tests of identities, which use more of it"
+)]
+mod scene;
+
+use std::time::Duration;
+
+use flowtilla_controller::enrolment::TokenOrder;
+use flowtilla_grpc::fleet::fleet_client::FleetClient;
+use flowtilla_grpc::session::session_client::SessionClient;
+use flowtilla_proto::wire;
+use flowtilla_proto::wire::fleet::{
+    AgentState, AgentsRequest, ApplyRequest, Object, RevokeRequest, RolloutState, StatusRequest,
+    WatchRequest, object, revoke_request,
+};
+use flowtilla_proto::wire::session::{self as say, EndReason, from_agent, to_agent::Body};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
+
+use scene::{Member, PATIENCE, Scene};
+
+struct Line {
+    out: mpsc::Sender<say::FromAgent>,
+    told: Streaming<say::ToAgent>,
+}
+
+impl Line {
+    async fn open(channel: Channel) -> Result<Self, tonic::Status> {
+        let (out, messages) = mpsc::channel(8);
+        let stream = ReceiverStream::new(messages);
+        let told = SessionClient::new(channel).open(stream).await?.into_inner();
+        Ok(Self { out, told })
+    }
+
+    async fn join(channel: Channel) -> Self {
+        let mut line = Self::open(channel).await.expect("opened");
+        let hello = say::Hello {
+            source_id: 7,
+            ..say::Hello::default()
+        };
+        line.say(from_agent::Body::Hello(hello)).await;
+        assert!(matches!(line.next().await, Body::Welcome(_)));
+        line
+    }
+
+    async fn say(&self, body: from_agent::Body) {
+        let message = say::FromAgent { body: Some(body) };
+        self.out.send(message).await.expect("sent");
+    }
+
+    async fn next(&mut self) -> Body {
+        let message = tokio::time::timeout(PATIENCE, self.told.message()).await;
+        let message = message
+            .expect("in time")
+            .expect("a message")
+            .expect("not the end");
+        message.body.expect("a known message")
+    }
+
+    /// The next offer, acked; the policy in it.
+    async fn adopt(&mut self) -> Option<wire::Policy> {
+        let offer = match self.next().await {
+            Body::Offer(offer) => offer,
+            other => panic!("{other:?}"),
+        };
+        self.say(from_agent::Body::Ack(say::Ack {
+            nonce: offer.nonce,
+            held: Some(say::Held {
+                epoch: offer.epoch,
+                version: offer.version,
+                digest: offer.digest.clone(),
+            }),
+            effective: None,
+        }))
+        .await;
+        let assignment = say::Assignment::decode(&offer.content[..]).expect("an assignment");
+        assignment.policy
+    }
+}
+
+async fn operator(scene: &Scene) -> (Member, FleetClient<Channel>) {
+    let order = TokenOrder {
+        operator: "admin".into(),
+        ..TokenOrder::default()
+    };
+    let token = scene.identities().create_token(&order, None, scene.clock.now());
+    let admin = scene
+        .enrol(&token.expect("a token").0)
+        .await
+        .expect("an identity");
+    let channel = scene.channel_of(&admin).await.expect("a channel");
+    (admin, FleetClient::new(channel))
+}
+
+fn objects() -> Vec<Object> {
+    let collector = wire::Collector {
+        name: "c".into(),
+        endpoint: "tcp://192.0.2.1:5556".into(),
+        ..wire::Collector::default()
+    };
+    let policy = wire::Policy {
+        name: "p".into(),
+        export: Some(wire::Export {
+            collectors: vec!["c".into()],
+            ..wire::Export::default()
+        }),
+        ..wire::Policy::default()
+    };
+    let kinds = [object::Kind::Collector(collector), object::Kind::Policy(policy)];
+    kinds
+        .into_iter()
+        .map(|kind| Object { kind: Some(kind) })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployed_policy_is_acked_over_mutual_tls_and_the_rollout_ends() {
+    let scene = Scene::start().await;
+    let (_, mut fleet) = operator(&scene).await;
+    let agent = scene.member().await;
+    // Another one has an identity and never comes: it counts, and holds nothing up.
+    scene.member().await;
+    let mut line = Line::join(scene.channel_of(&agent).await.expect("a channel")).await;
+    assert_eq!(line.adopt().await, None);
+    let request = ApplyRequest {
+        objects: objects(),
+        ..ApplyRequest::default()
+    };
+    let applied = fleet.apply(request).await.expect("applied").into_inner();
+    assert_eq!((applied.revision, applied.agents.len()), (1, 2));
+    let watch = WatchRequest {
+        rollout: applied.rollout,
+    };
+    let mut events = fleet.watch(watch).await.expect("watched").into_inner();
+    assert_eq!(line.adopt().await.expect("a policy").name, "p");
+    let end = async {
+        let mut last = None;
+        while let Some(event) = events.message().await.expect("an event") {
+            last = event.rollout;
+        }
+        last.expect("a rollout")
+    };
+    let end = tokio::time::timeout(PATIENCE, end).await.expect("in time");
+    assert_eq!((end.state(), end.acked, end.offline), (RolloutState::Done, 1, 1));
+    let status = fleet.status(StatusRequest {}).await.expect("status").into_inner();
+    assert_eq!((status.connected, status.converged, status.revision), (1, 1, 1));
+    assert_eq!(status.caller, "spiffe://fleet.example/operator/admin");
+    scene.controller.stop().await.expect("stopped");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_are_told_with_their_object_and_nothing_is_made() {
+    let scene = Scene::start().await;
+    let (_, mut fleet) = operator(&scene).await;
+    let mut objects = objects();
+    objects.remove(0);
+    let request = ApplyRequest {
+        objects,
+        ..ApplyRequest::default()
+    };
+    let refused = fleet.apply(request).await.expect_err("refused");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let told = wire::fleet::Mistakes::decode(refused.details()).expect("mistakes");
+    assert_eq!(told.mistakes.len(), 1);
+    assert_eq!(
+        (told.mistakes[0].object, told.mistakes[0].path.as_str()),
+        (0, "export.collectors[0]")
+    );
+    let status = fleet.status(StatusRequest {}).await.expect("status").into_inner();
+    assert_eq!(status.revision, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_and_operators_do_not_pass_for_each_other() {
+    let scene = Scene::start().await;
+    let (admin, _) = operator(&scene).await;
+    let agent = scene.member().await;
+    let refused = Line::open(scene.channel_of(&admin).await.expect("a channel")).await;
+    assert_eq!(
+        refused.err().map(|status| status.code()),
+        Some(Code::PermissionDenied)
+    );
+    let mut fleet = FleetClient::new(scene.channel_of(&agent).await.expect("a channel"));
+    let refused = fleet.apply(ApplyRequest::default()).await.expect_err("refused");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let refused = fleet.agents(AgentsRequest::default()).await.expect_err("refused");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_agent_is_cut_at_once_and_stays_out() {
+    let scene = Scene::start().await;
+    let (_, mut fleet) = operator(&scene).await;
+    let agent = scene.member().await;
+    let mut line = Line::join(scene.channel_of(&agent).await.expect("a channel")).await;
+    line.adopt().await;
+    let request = RevokeRequest {
+        what: Some(revoke_request::What::Agent(agent.id.name.to_string())),
+    };
+    fleet.revoke(request).await.expect("revoked");
+    let ended = tokio::time::timeout(Duration::from_secs(5), line.next()).await;
+    match ended.expect("within 5 s") {
+        Body::Ended(ended) => assert_eq!(ended.reason(), EndReason::Revoked, "{}", ended.message),
+        other => panic!("{other:?}"),
+    }
+    let refused = Line::open(scene.channel_of(&agent).await.expect("a channel")).await;
+    assert!(refused.is_err());
+    let agents = fleet
+        .agents(AgentsRequest::default())
+        .await
+        .expect("agents")
+        .into_inner();
+    assert_eq!(agents.agents[0].state(), AgentState::Revoked);
+}

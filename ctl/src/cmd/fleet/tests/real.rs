@@ -1,0 +1,179 @@
+//! The same commands against the controller itself, in this process.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use clap::Parser as _;
+use flowtilla_controller::clock::Clock;
+use flowtilla_controller::command::execute;
+use flowtilla_controller::config::Cli;
+use flowtilla_controller::run::{Controller, Options};
+
+use super::*;
+
+const FLEET: &str = include_str!("../../../../tests/fleet/fleet.yaml");
+
+/// A controller as `flowtilla-controller init` and `run` make it, and somebody who has logged in with the token of `init`.
+async fn logged_in() -> (Controller, Desk) {
+    let desk = Desk::new();
+    let state = desk.directory.path().join("controller");
+    let state_text = state.to_str().expect("it is UTF-8");
+    let init = [
+        "flowtilla-controller",
+        "init",
+        "--state",
+        state_text,
+        "--domain",
+        "fleet.example",
+        "--operator",
+        "ann",
+    ];
+    let mut printed = Vec::new();
+    execute(Cli::parse_from(init).command, Clock::system(), &mut printed)
+        .await
+        .expect("a state");
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let controller = Controller::start(Options::new(state, vec![anywhere]))
+        .await
+        .expect("a controller");
+    let printed = String::from_utf8(printed).expect("text");
+    let token = printed
+        .split_whitespace()
+        .find(|word| word.starts_with("flowtilla1."))
+        .expect("a token");
+    let said = desk
+        .login(&controller.address().to_string(), token)
+        .await
+        .expect("it lets in");
+    assert!(said.contains("operator/ann"), "{said}");
+    let again = desk
+        .login(&controller.address().to_string(), token)
+        .await
+        .expect_err("it was used");
+    assert!(again.to_string().contains("make another token"), "{again:#}");
+    (controller, desk)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_deployed_is_what_the_controller_has() {
+    let (controller, desk) = logged_in().await;
+    let file = desk.file("fleet.yaml", FLEET);
+    let deploy = || deploy::run(deploying(&desk, vec![file.clone()]));
+    assert_eq!(deploy().await.expect("taken"), Exit::Done);
+    let client = Client::reach(&desk.reach()).await.expect("let in");
+    let held = async || {
+        client
+            .ask(client.fleet().objects(diff::NEWEST))
+            .await
+            .expect("told")
+    };
+    let first = held().await;
+    assert_eq!(diff::difference(&first.objects, &objects(), true), "");
+    assert_eq!(deploy().await.expect("nothing changes"), Exit::Done);
+    assert_eq!(held().await.revision, first.revision);
+    // Another one, and back.
+    let changed = desk.file(
+        "fleet.yaml",
+        &FLEET.replace("activeTimeout: 10s", "activeTimeout: 20s"),
+    );
+    let mut dry = deploying(&desk, vec![changed.clone()]);
+    dry.dry_run = true;
+    assert_eq!(deploy::run(dry).await.expect("told"), Exit::Done);
+    assert_eq!(held().await, first);
+    assert_eq!(deploy().await.expect("taken"), Exit::Done);
+    assert!(
+        diff::difference(&first.objects, &held().await.objects, true).contains("+  activeTimeout: 20s\n")
+    );
+    let back = deploy::RollbackArgs {
+        revision: first.revision,
+        dry_run: false,
+        follow: Follow::default(),
+        reach: desk.reach(),
+    };
+    assert_eq!(deploy::rollback(back).await.expect("taken"), Exit::Done);
+    assert_eq!(held().await.objects, first.objects);
+    let List::Revisions(revisions) = List::fetch(&client, What::Revisions, None).await.expect("told") else {
+        panic!("revisions were asked for");
+    };
+    assert_eq!(revisions[0].rollback_to, first.revision);
+    assert!(revisions[0].by.ends_with("/operator/ann"));
+    let status = client
+        .ask(client.fleet().status(StatusRequest {}))
+        .await
+        .expect("told");
+    assert_eq!(
+        (status.trust_domain.as_str(), status.agents),
+        ("fleet.example", 0)
+    );
+    controller.stop().await.expect("it ends");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_the_controller_can_know_is_told_at_its_place() {
+    let (controller, desk) = logged_in().await;
+    let client = Client::reach(&desk.reach()).await.expect("let in");
+    let fleet = desk.file("fleet.yaml", FLEET);
+    deploy::run(deploying(&desk, vec![fleet])).await.expect("taken");
+    // The collector is in use by a policy that these files do not have.
+    let request = ApplyRequest {
+        removed: vec![ObjectName {
+            kind: "Collector".to_owned(),
+            name: "spare".to_owned(),
+        }],
+        ..ApplyRequest::default()
+    };
+    let failed = client
+        .ask(client.fleet().apply(request))
+        .await
+        .expect_err("it is in use");
+    assert!(!failed.mistakes.is_empty(), "{failed}");
+    // Somebody else was first.
+    let stale = ApplyRequest {
+        objects: objects(),
+        expected_revision: 999,
+        ..ApplyRequest::default()
+    };
+    let failed = client
+        .ask(client.fleet().apply(stale))
+        .await
+        .expect_err("it is another revision");
+    assert!(failed.code.is_some(), "{failed}");
+    controller.stop().await.expect("it ends");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_lets_in_once_and_a_revoked_operator_is_out() {
+    let (controller, desk) = logged_in().await;
+    let address = controller.address().to_string();
+    let client = Client::reach(&desk.reach()).await.expect("let in");
+    let order = CreateTokenRequest {
+        operator: "bob".to_owned(),
+        ..CreateTokenRequest::default()
+    };
+    let made = client
+        .ask(client.fleet().create_token(order))
+        .await
+        .expect("made");
+    let other = Desk::new();
+    other.login(&address, &made.token).await.expect("once");
+    let tokens = List::fetch(&client, What::Tokens, Some(&made.id))
+        .await
+        .expect("told");
+    assert!(tokens.text(Output::Table, clock::wall_now()).contains("used"));
+    let bob = Client::reach(&other.reach()).await.expect("let in");
+    bob.ask(bob.fleet().status(StatusRequest {}))
+        .await
+        .expect("allowed");
+    let revoke = admit::RevokeArgs {
+        what: admit::Void::Operator,
+        name: "bob".to_owned(),
+        reach: desk.reach(),
+    };
+    assert_eq!(admit::revoke(revoke).await.expect("known"), Exit::Done);
+    let after = async {
+        let bob = Client::reach(&other.reach()).await?;
+        anyhow::Ok(bob.ask(bob.fleet().status(StatusRequest {})).await?)
+    };
+    let error = after.await.expect_err("bob is out");
+    assert!(format!("{error:#}").contains("log in"), "{error:#}");
+    controller.stop().await.expect("it ends");
+}
