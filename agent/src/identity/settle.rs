@@ -50,12 +50,12 @@ pub enum SettleError {
         source: io::Error,
     },
     /// The token.
-    #[error("--token-file {path}: its content {source}")]
+    #[error("--token-file {path}: its content {why}")]
     Token {
         /// Its path.
         path: PathBuf,
         /// Why.
-        source: TokenError,
+        why: TokenError,
     },
     /// The disk.
     #[error(transparent)]
@@ -270,8 +270,8 @@ fn read(token: &Token) -> Result<JoinToken, SettleError> {
             path: path.clone(),
             source,
         })?;
-    JoinToken::parse(&text).map_err(|source| SettleError::Token {
+    JoinToken::parse(&text).map_err(|why| SettleError::Token {
         path: path.clone(),
-        source,
+        why,
     })
 }
