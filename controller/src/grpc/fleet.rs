@@ -446,3 +446,23 @@ fn to_wire(mistakes: &ChangeMistakes) -> Mistakes {
         mistakes: mistakes.0.iter().map(one).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_trace_context_is_ignored_and_not_passed_on() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(traceparent(&Span::none(), good.to_owned()), good);
+        for wrong in [
+            "",
+            "00-1-2-3",
+            &good[1..],
+            &format!("{good}-x"),
+            &good.to_uppercase(),
+        ] {
+            assert_eq!(traceparent(&Span::none(), wrong.to_owned()), "", "{wrong:?}");
+        }
+    }
+}
