@@ -316,8 +316,8 @@ impl Controller {
     /// # Errors
     /// When the controller does not answer.
     pub fn agent(&self, host: &str) -> Result<Option<Value>> {
-        let agents = self.agents()?.into_iter();
-        Ok(agents.filter(|agent| agent["labels"]["host"] == host).next_back())
+        let mut agents = self.agents()?.into_iter();
+        Ok(agents.rfind(|agent| agent["labels"]["host"] == host))
     }
 }
 
