@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use flowtilla_grpc::channel::Address;
+use flowtilla_grpc::telemetry::{OTLP_VARIABLE, Otlp};
 use flowtilla_proto::policy::{Policy, Scope};
 use flowtilla_proto::wire;
 
@@ -67,6 +68,10 @@ pub struct RunArgs {
     /// Where /metrics is served, or off.
     #[arg(long, value_name = "ADDRESS:PORT|off", default_value = METRICS_DEFAULT, value_parser = parse_metrics)]
     pub metrics: Metrics,
+
+    /// Where traces go (OTLP over gRPC, not encrypted), or off.
+    #[arg(long, value_name = "http://HOST[:PORT]|off", env = OTLP_VARIABLE, default_value = "off", value_parser = Otlp::parse)]
+    pub otlp: Otlp,
 }
 
 /// Where /metrics is served.

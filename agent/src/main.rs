@@ -7,28 +7,38 @@ use std::process::ExitCode;
 use clap::Parser;
 use flowtilla_agent::config::{Cli, Command, RunArgs};
 use flowtilla_agent::{fleet, metrics};
+use flowtilla_grpc::telemetry::{self, Program};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let Command::Run(args) = Cli::parse().command;
-    let filter = EnvFilter::try_from_env("FLOWTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
-    let runtime = tokio::runtime::Runtime::new();
-    let outcome = runtime
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run(args)));
-    match outcome {
+    match execute(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("flowtilla-agent: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn execute(args: RunArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let filter = EnvFilter::try_from_env("FLOWTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let system = rustix::system::uname();
+    let program = Program {
+        name: "flowtilla-agent",
+        version: env!("CARGO_PKG_VERSION"),
+        host: &system.nodename().to_string_lossy(),
+    };
+    let telemetry = {
+        let _within = runtime.enter();
+        telemetry::start(program, &args.otlp, Some(filter))?
+    };
+    let outcome = runtime.block_on(run(args));
+    telemetry.stop();
+    outcome
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {

@@ -28,12 +28,14 @@ use flowtilla_agent_core::flow::{FlowTable, TableOptions};
 use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::observe::NameObservation;
 use flowtilla_agent_core::policy::{Exporting, InForce, Metering, Step, Wanted, plan};
+use flowtilla_grpc::telemetry;
 use flowtilla_proto::ids::{CollectorName, SourceId};
 use flowtilla_proto::mistake::Mistakes;
 use flowtilla_proto::policy::{CommandLine, Limits, Loopback, Scope};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::capture::{CaptureError, ScopeSet};
 use crate::clock;
@@ -296,11 +298,14 @@ impl Agent {
     /// it are in force.
     pub async fn apply(&mut self, wanted: &Wanted) -> Result<(), StartError> {
         let wanted = wanted.within(&self.scopes)?;
-        let steps = plan(&self.in_force, &wanted);
+        let planned = telemetry::child(|| tracing::debug_span!("plan"));
+        let steps = planned.in_scope(|| plan(&self.in_force, &wanted));
+        drop(planned);
         self.check(&steps)?;
         for step in steps {
             tracing::debug!(?step, "executes a step of the plan");
-            self.execute(&step).await?;
+            let span = telemetry::child(|| tracing::debug_span!("step", otel.name = word(&step)));
+            self.execute(&step).instrument(span).await?;
             self.in_force.apply(&step);
         }
         self.forget_strangers();
@@ -550,6 +555,22 @@ impl Agent {
         self.status
             .send_modify(|status| (status.collectors, status.spool) = (ended, spool));
         self.status.borrow().clone()
+    }
+}
+
+/// What a step is called in a trace.
+fn word(step: &Step) -> &'static str {
+    match step {
+        Step::DetachCapture => "detach",
+        Step::StopCollector(_) => "stop_collector",
+        Step::ForgetCollector(_) => "forget_collector",
+        Step::UpdateMetering(_) => "update_metering",
+        Step::UpdateNaming(_) => "update_naming",
+        Step::UpdateFilter(_) => "update_filter",
+        Step::UpdateLimits(_) => "update_limits",
+        Step::UpdateBuffer(_) => "update_buffer",
+        Step::StartCollector(_) => "start_collector",
+        Step::AttachCapture(_) => "attach",
     }
 }
 

@@ -18,6 +18,7 @@ use flowtilla_agent_core::session::{
 use flowtilla_agent_core::time::{KernelTime, WallTime};
 use flowtilla_grpc::channel::{self, Address};
 use flowtilla_grpc::session::session_client::SessionClient;
+use flowtilla_grpc::telemetry;
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::spiffe::SpiffeId;
 use flowtilla_proto::wire::session as wire;
@@ -30,6 +31,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::Channel;
+use tracing::Span;
 
 use crate::clock;
 use crate::held::{HeldError, HeldStore};
@@ -193,6 +195,7 @@ impl<G: Governed> Ready<G> {
             speaker: self.speaker,
             peers: self.peers,
             news: self.news,
+            judging: Span::none(),
             source_id: None,
             expired: false,
             stop,
@@ -227,6 +230,8 @@ struct Driver {
     speaker: Speaker,
     peers: Option<Joined>,
     news: watch::Sender<News>,
+    /// From an offer's arrival to the order or the answer that follows from it.
+    judging: Span,
     /// Given by the controller, not handed on yet.
     source_id: Option<SourceId>,
     /// The controller has said that the SVID has run out.
@@ -307,6 +312,9 @@ impl Driver {
             self.give_order();
             if waiting.is_none() {
                 waiting = self.core.poll_message().map(|next| (next, clock::kernel_now()));
+                if let Some((Outgoing::Ack { .. } | Outgoing::Nack { .. }, _)) = waiting {
+                    self.judging = Span::none();
+                }
             }
             let now = clock::kernel_now();
             if waiting
@@ -393,7 +401,10 @@ impl Driver {
         if self.jobs.capacity() == 0 {
             return;
         }
-        if let Some(order) = self.core.poll_order(clock::kernel_now()) {
+        let core = &mut self.core;
+        let order = self.judging.in_scope(|| core.poll_order(clock::kernel_now()));
+        if let Some(order) = order {
+            self.judging = Span::none();
             // Only this task sends.
             let _ = self.jobs.try_send(Job::Order(order));
         }
@@ -403,7 +414,15 @@ impl Driver {
     async fn handle_message(&mut self, message: wire::ToAgent) -> Option<StreamEnd> {
         let now = clock::kernel_now();
         let heard = match Incoming::parse(message) {
-            Ok(Some(heard)) => self.core.handle_message(heard, now),
+            Ok(Some(heard)) => {
+                if let Incoming::Offer(offer) = &heard {
+                    self.judging = telemetry::part_of(
+                        &offer.traceparent,
+                        || tracing::debug_span!(parent: None, "judge", version = %offer.held.version),
+                    );
+                }
+                self.core.handle_message(heard, now)
+            }
             Ok(None) => return None,
             Err(violation) => Err(violation),
         };

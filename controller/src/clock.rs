@@ -92,6 +92,14 @@ impl TimeProvider for Clock {
     }
 }
 
+/// CPU time that this process has used, all threads.
+#[must_use]
+pub fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    let seconds = Duration::from_secs(time.tv_sec.max(0).cast_unsigned());
+    seconds.saturating_add(Duration::from_nanos(time.tv_nsec.max(0).cast_unsigned()))
+}
+
 /// Now, for measuring a duration within this process.
 #[must_use]
 pub fn instant() -> tokio::time::Instant {

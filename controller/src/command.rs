@@ -3,10 +3,13 @@
 use std::io::Write;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use flowtilla_proto::token::JoinToken;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::backup;
 use crate::clock::Clock;
@@ -15,9 +18,13 @@ use crate::enrolment::{RENEW_GRACE_DEFAULT, TokenOrder};
 use crate::identities::Identities;
 use crate::identity::ca::Origin;
 use crate::local::{self, Ask};
+use crate::metrics;
 use crate::run::{Controller, Options};
 use crate::setup::{self, SetupError};
 use crate::state::{self, StateError, control_socket};
+
+/// How long a page of /metrics that is being written may take when the controller stops.
+const METRICS_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs one command to its end.
 ///
@@ -63,14 +70,26 @@ async fn run(args: RunArgs, clock: Clock) -> Result<()> {
     options.clock = clock;
     let mut ask_to_stop = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let metrics = metrics::bind(args.metrics.0).await?;
     let mut controller = Controller::start(options).await?;
-    tokio::select! {
-        ended = controller.ended() => return Ok(ended?),
-        _ = ask_to_stop.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("the controller stops");
-    Ok(controller.stop().await?)
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(metrics.serve(Arc::clone(controller.parts()), stop.clone()));
+    let ended = tokio::select! {
+        ended = controller.ended() => Some(ended),
+        _ = ask_to_stop.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    let outcome = match ended {
+        Some(ended) => ended,
+        None => {
+            tracing::info!("the controller stops");
+            controller.stop().await
+        }
+    };
+    stop.cancel();
+    // A page that nobody reads is left behind.
+    let _ = tokio::time::timeout(METRICS_GRACE, served).await;
+    Ok(outcome?)
 }
 
 fn token(args: &TokenArgs, clock: &Clock, out: &mut dyn Write) -> Result<()> {

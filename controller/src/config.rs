@@ -5,12 +5,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use flowtilla_grpc::telemetry::{OTLP_VARIABLE, Otlp};
 use flowtilla_proto::spiffe::TrustDomain;
 
 use crate::setup::DOMAIN_DEFAULT;
 
 /// Port of the gRPC services.
 pub const PORT_DEFAULT: u16 = 7443;
+
+/// Where /metrics is when nothing else is said.
+pub const METRICS_DEFAULT: &str = "127.0.0.1:7444";
 
 /// Tells agents what to do: gives identities, keeps policies, brings them to agents.
 #[derive(Debug, Parser)]
@@ -79,6 +83,27 @@ pub struct RunArgs {
     /// How long after its SVID ran out an agent gets it back without an operator, such as 12h or 7d.
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration)]
     pub renew_grace: Duration,
+    /// Where /metrics is served, or off.
+    #[arg(long, value_name = "ADDRESS:PORT|off", default_value = METRICS_DEFAULT, value_parser = metrics)]
+    pub metrics: Metrics,
+    /// Where traces go (OTLP over gRPC, not encrypted), or off.
+    #[arg(long, value_name = "http://HOST[:PORT]|off", env = OTLP_VARIABLE, default_value = "off", value_parser = Otlp::parse)]
+    pub otlp: Otlp,
+}
+
+/// Where /metrics is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics(pub Option<SocketAddr>);
+
+impl Command {
+    /// Where traces go.
+    #[must_use]
+    pub fn otlp(&self) -> Otlp {
+        match self {
+            Self::Run(args) => args.otlp.clone(),
+            _ => Otlp::default(),
+        }
+    }
 }
 
 /// Of `token`.
@@ -119,6 +144,16 @@ fn domain(text: &str) -> Result<TrustDomain, String> {
     TrustDomain::parse(text).map_err(|mistakes| mistakes.to_string())
 }
 
+fn metrics(text: &str) -> Result<Metrics, String> {
+    match text {
+        "off" => Ok(Metrics(None)),
+        _ => text
+            .parse()
+            .map(|address| Metrics(Some(address)))
+            .map_err(|_| format!("is no address; write ADDRESS:PORT, such as {METRICS_DEFAULT}, or off")),
+    }
+}
+
 /// Reads a time: a whole number and `s`, `m`, `h` or `d`.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no time; write a whole number and s, m, h or d, such as 12h");
@@ -150,6 +185,29 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
+    }
+
+    fn run(more: &[&str]) -> Result<RunArgs, String> {
+        let words = ["flowtilla-controller", "run", "--state", "/s"];
+        let cli = Cli::try_parse_from(words.iter().chain(more)).map_err(|error| error.to_string())?;
+        match cli.command {
+            Command::Run(args) => Ok(args),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn metrics_are_on_loopback_unless_it_is_said() {
+        let default = run(&[]).expect("it is right").metrics.0.expect("they are on");
+        assert!(default.ip().is_loopback() && default.port() == 7444, "{default}");
+        assert_eq!(
+            run(&["--metrics", "off"]).expect("it is right").metrics,
+            Metrics(None)
+        );
+        let said = run(&["--metrics", "0.0.0.0:1"]).expect("it is right").metrics.0;
+        assert_eq!(said, Some(SocketAddr::from(([0, 0, 0, 0], 1))));
+        let wrong = run(&["--metrics", "7444"]).expect_err("no address");
+        assert!(wrong.contains("write ADDRESS:PORT"), "{wrong}");
     }
 
     #[test]

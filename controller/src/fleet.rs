@@ -42,12 +42,13 @@ pub mod heard;
 mod load;
 pub mod mailbox;
 mod members;
+pub mod offers;
 mod questions;
 mod rollouts;
 pub mod row;
 mod source;
 pub mod thread;
-mod view;
+pub mod view;
 
 /// Most agents of a fleet.
 ///

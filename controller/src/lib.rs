@@ -11,6 +11,7 @@ pub mod grpc;
 pub mod identities;
 pub mod identity;
 pub mod local;
+pub mod metrics;
 pub mod pace;
 pub mod policy;
 pub mod rollout;

@@ -1,6 +1,5 @@
 //! `flowtilla-controller`: reads the command line, runs one command, prints an error once.
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use clap::Parser;
 use flowtilla_controller::clock::Clock;
 use flowtilla_controller::command;
 use flowtilla_controller::config::Cli;
+use flowtilla_grpc::telemetry::{self, Program};
 use tracing_subscriber::EnvFilter;
 
 /// Time that tasks get to end after the command's own end.
@@ -15,12 +15,6 @@ const TASKS_GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("FLOWTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(filter)
-        .init();
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -32,11 +26,22 @@ fn main() -> ExitCode {
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let filter = EnvFilter::try_from_env("FLOWTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let program = Program {
+        name: "flowtilla-controller",
+        version: env!("CARGO_PKG_VERSION"),
+        host: "",
+    };
+    let telemetry = {
+        let _within = runtime.enter();
+        telemetry::start(program, &cli.command.otlp(), Some(filter))?
+    };
     let outcome = runtime.block_on(command::execute(
         cli.command,
         Clock::system(),
         &mut std::io::stdout(),
     ));
+    telemetry.stop();
     runtime.shutdown_timeout(TASKS_GRACE);
     outcome
 }

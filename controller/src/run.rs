@@ -77,6 +77,8 @@ pub struct Parts {
     pub connections: Arc<Connections>,
     /// What became of handshakes.
     pub handshakes: Arc<Handshakes>,
+    /// What became of requests for an identity.
+    pub enrolments: Arc<grpc::enrol::Counts>,
     /// The time.
     pub clock: Clock,
     /// When the controller started.
@@ -178,6 +180,7 @@ impl Controller {
             identities,
             connections: Connections::new(options.limits.visitors_max),
             handshakes: Arc::default(),
+            enrolments: Arc::default(),
             started: clock.now(),
             clock,
             fleet,
@@ -283,6 +286,7 @@ fn services(parts: &Arc<Parts>) -> Router {
             Arc::clone(&parts.identities),
             parts.fleet.clone(),
             parts.clock.clone(),
+            Arc::clone(&parts.enrolments),
         ))
         .add_service(sessions.into_server())
         .add_service(grpc::fleet::Service::server(

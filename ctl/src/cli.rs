@@ -5,6 +5,7 @@ use std::io::Write;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use flowtilla_grpc::telemetry::Otlp;
 
 use crate::cmd::buffer::BufferCommand;
 use crate::cmd::fleet::admit::{ApproveArgs, RevokeArgs};
@@ -85,6 +86,17 @@ pub(crate) enum Command {
     Schema(SchemaArgs),
     /// Prints completions for a shell.
     Completions(CompletionsArgs),
+}
+
+impl Command {
+    /// Where traces of it go.
+    pub(crate) fn otlp(&self) -> Otlp {
+        match self {
+            Self::Deploy(args) => args.follow.otlp.clone(),
+            Self::Rollback(args) => args.follow.otlp.clone(),
+            _ => Otlp::default(),
+        }
+    }
 }
 
 #[derive(Args, Clone, Debug)]

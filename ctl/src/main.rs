@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use flowtilla_grpc::telemetry::{self, Program};
+use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
 use crate::cmd::fleet;
@@ -27,6 +29,8 @@ mod when;
 
 /// Time that tasks get to end after the command's own end. A thread that hangs in a write to a pipe is left behind.
 const TASKS_GRACE: Duration = Duration::from_secs(1);
+/// What is logged beside what a command says: that traces are not taken.
+const LOGGED: &str = "flowtilla_grpc::telemetry=warn";
 
 fn main() -> ExitCode {
     let exit = match Cli::try_parse() {
@@ -41,6 +45,19 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         .worker_threads(2)
         .enable_all()
         .build()?;
+    let otlp = cli.command.otlp();
+    let telemetry = match otlp.is_on() {
+        true => {
+            let _within = runtime.enter();
+            let program = Program {
+                name: "agentctl",
+                version: env!("CARGO_PKG_VERSION"),
+                host: "",
+            };
+            Some(telemetry::start(program, &otlp, Some(EnvFilter::new(LOGGED)))?)
+        }
+        false => None, // `up` says itself where its log goes.
+    };
     let result = runtime.block_on(async {
         match cli.command {
             Command::Up(args) => cmd::up::run(*args).await,
@@ -71,6 +88,9 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
             Command::Completions(args) => cli::completions(&args),
         }
     });
+    if let Some(telemetry) = telemetry {
+        telemetry.stop();
+    }
     runtime.shutdown_timeout(TASKS_GRACE);
     let _ = std::io::stdout().flush(); // Whoever reads it may be gone.
     result

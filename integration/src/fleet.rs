@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::netns::NetNs;
-use crate::process::{Process, built_folder};
+use crate::process::{Lines, Process, built_folder};
 use crate::product;
 use crate::scene::Told;
 use crate::traffic::{self, Helper};
@@ -22,6 +22,8 @@ use crate::world::{Alone, INTERFACE};
 
 /// What the line says by which a controller tells where it listens.
 const LISTENS: &str = "the controller listens";
+/// Many of each run at once on one machine, and nobody asks them.
+const NO_METRICS: &[&str] = &["--metrics", "off"];
 
 /// Hosts that are joined by a switch. Host `n` has the address `10.78.0.(n + 1)`.
 #[derive(Debug)]
@@ -125,6 +127,7 @@ impl Hub {
 pub struct Controller {
     process: Option<Process>,
     address: SocketAddr,
+    flags: Vec<String>,
     folder: TempDir,
 }
 
@@ -134,6 +137,14 @@ impl Controller {
     /// # Errors
     /// When a program is not built or refuses.
     pub fn start() -> Result<Self> {
+        Self::start_with(NO_METRICS)
+    }
+
+    /// The same, with flags of `run` of its own.
+    ///
+    /// # Errors
+    /// When a program is not built or refuses.
+    pub fn start_with(flags: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let token = folder.path().join("admin.token");
         let state = folder.path().join("state");
@@ -147,6 +158,7 @@ impl Controller {
         let mut controller = Self {
             process: None,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            flags: owned(flags),
             folder,
         };
         controller.come_back()?;
@@ -167,7 +179,8 @@ impl Controller {
             .arg("run")
             .arg("--state")
             .arg(self.folder.path().join("state"))
-            .args(["--listen", &self.address.to_string()]);
+            .args(["--listen", &self.address.to_string()])
+            .args(&self.flags);
         let mut process = Process::start(command)?;
         let lines = process.err().clone();
         self.address = process.wait_for_line(lines, PATIENCE, "a controller that listens", |line| {
@@ -202,6 +215,30 @@ impl Controller {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What it says, on standard error.
+    ///
+    /// # Errors
+    /// When it has gone.
+    pub fn log(&self) -> Result<&Lines> {
+        Ok(self.process.as_ref().context("the controller has gone")?.err())
+    }
+
+    /// Has it end as a stop of the service does.
+    ///
+    /// # Errors
+    /// When it does not end well.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the controller has gone")?;
+        process.signal(Signal::SIGTERM)?;
+        let status = process.wait_end(PATIENCE)?;
+        ensure!(
+            status.success(),
+            "the controller ended with {status}: {}",
+            process.last_words()
+        );
+        Ok(())
     }
 
     /// Runs `agentctl` as the operator, to its end.
@@ -279,8 +316,8 @@ impl Controller {
     /// # Errors
     /// When the controller does not answer.
     pub fn agent(&self, host: &str) -> Result<Option<Value>> {
-        let agents = self.agents()?.into_iter();
-        Ok(agents.filter(|agent| agent["labels"]["host"] == host).next_back())
+        let mut agents = self.agents()?.into_iter();
+        Ok(agents.rfind(|agent| agent["labels"]["host"] == host))
     }
 }
 
@@ -290,6 +327,7 @@ pub struct Member {
     process: Option<Process>,
     scope: String,
     controller: SocketAddr,
+    flags: Vec<String>,
     folder: TempDir,
     /// Its label `host`.
     pub host: String,
@@ -301,6 +339,20 @@ impl Member {
     /// # Errors
     /// When it does not come up.
     pub fn join(controller: &Controller, hub: &Hub, n: u8, labels: &[&str]) -> Result<Self> {
+        Self::join_with(controller, hub, n, labels, NO_METRICS)
+    }
+
+    /// The same, with flags of `run` of its own.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn join_with(
+        controller: &Controller,
+        hub: &Hub,
+        n: u8,
+        labels: &[&str],
+        flags: &[&str],
+    ) -> Result<Self> {
         let host = format!("h{n}");
         let label = format!("host={host}");
         let mut words = vec!["token", "create", "--label", &label];
@@ -314,6 +366,7 @@ impl Member {
             process: None,
             scope: format!("netns={}", hub.hosts[usize::from(n)].path().display()),
             controller: controller.address(),
+            flags: owned(flags),
             folder,
             host,
         };
@@ -330,14 +383,9 @@ impl Member {
         ensure!(self.process.is_none(), "the agent has not gone");
         let mut command = Command::new(binary("flowtilla-agent")?);
         command
-            .args([
-                "run",
-                "--metrics",
-                "off",
-                "--controller",
-                &self.controller.to_string(),
-            ])
+            .args(["run", "--controller", &self.controller.to_string()])
             .args(["--scope", &self.scope])
+            .args(&self.flags)
             .arg("--state")
             .arg(self.folder.path().join("state"))
             .arg("--token-file")
@@ -396,6 +444,10 @@ impl Member {
     pub fn state(&self) -> PathBuf {
         self.folder.path().join("state")
     }
+}
+
+fn owned(flags: &[&str]) -> Vec<String> {
+    flags.iter().map(ToString::to_string).collect()
 }
 
 /// A built program.

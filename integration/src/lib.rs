@@ -15,6 +15,7 @@ pub mod fleet;
 pub mod need;
 pub mod netns;
 pub mod ntopng;
+pub mod otlp;
 pub mod process;
 pub mod product;
 pub mod scene;

@@ -6,9 +6,11 @@
 use std::future::Future;
 
 use flowtilla_agent_core::session::{Adoption, Assignment, Done, Fault, Held, Order, Section};
+use flowtilla_grpc::telemetry;
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::wire::session as wire;
 use tokio::sync::{mpsc, watch};
+use tracing::{Instrument as _, Span};
 
 use super::News;
 use crate::held::{HeldStore, Kept};
@@ -103,7 +105,12 @@ impl<G: Governed> Adopter<G> {
             assignment,
             traceparent,
         } = adoption;
-        let outcome = self.try_adopt(Kept { held, content }, &assignment).await;
+        let span = telemetry::part_of(
+            &traceparent,
+            || tracing::debug_span!(parent: None, "adopt", policy = assignment.policy, revision = assignment.revision),
+        );
+        let kept = Kept { held, content };
+        let outcome = self.try_adopt(kept, &assignment).instrument(span).await;
         match &outcome {
             Ok(_) => {
                 tracing::info!(version = %held.version, policy = assignment.policy, revision = assignment.revision, traceparent, "in force");
@@ -118,11 +125,14 @@ impl<G: Governed> Adopter<G> {
     }
 
     async fn try_adopt(&mut self, kept: Kept, assignment: &Assignment) -> Result<wire::Effective, Fault> {
-        on_disk(&self.store, move |store| store.prepare(&kept)).await?;
-        let applied = self.governed.apply(assignment).await;
+        on_disk(&self.store, move |store| store.prepare(&kept))
+            .instrument(part("persist"))
+            .await?;
+        let applied = self.governed.apply(assignment).instrument(part("apply")).await;
         let outcome = match applied {
             Ok(effective) => {
-                let committed = on_disk(&self.store, HeldStore::commit).await;
+                let committed = on_disk(&self.store, HeldStore::commit);
+                let committed = committed.instrument(part("commit")).await;
                 committed.map(|()| effective)
             }
             Err(fault) => {
@@ -136,7 +146,7 @@ impl<G: Governed> Adopter<G> {
             }
         };
         if outcome.is_err() {
-            self.go_back().await;
+            self.go_back().instrument(part("go_back")).await;
         }
         outcome
     }
@@ -171,6 +181,11 @@ impl<G: Governed> Adopter<G> {
             news.last = judged.map(|judged| (judged, outcome.clone().err()));
         });
     }
+}
+
+/// A part of what is traced; nothing where nothing is.
+fn part(name: &'static str) -> Span {
+    telemetry::child(|| tracing::debug_span!("part", otel.name = name))
 }
 
 async fn on_disk(

@@ -133,7 +133,13 @@ impl Fleet {
         let mut agents = BTreeMap::new();
         for (key, value) in all(store, Table::Agents)? {
             let kept = AgentRow::decode(&value[..]).map_err(|error| row(Table::Agents, error))?;
-            let agent = Agent::from_row(kept, &contents).map_err(|error| row(Table::Agents, error))?;
+            let mut agent = Agent::from_row(kept, &contents).map_err(|error| row(Table::Agents, error))?;
+            // What is offered again belongs to the deploy that it brings; of earlier ones no context is kept.
+            if let Some(wanted) = &mut agent.wanted
+                && wanted.content.revision == meta.revision
+            {
+                wanted.traceparent = Arc::from(meta.traceparent.as_str());
+            }
             agents.insert(name(Table::Agents, &key)?, agent);
         }
         let mut sources = SourceIds::default();

@@ -63,6 +63,12 @@ impl Mailbox {
         })
     }
 
+    /// Whose it is.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Puts something in.
     pub fn put(&self, speech: Speech) {
         let mut inner = self.lock();

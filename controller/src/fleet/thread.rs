@@ -20,10 +20,12 @@ use flowtilla_proto::wire::fleet::{
 };
 use flowtilla_proto::wire::session::EndReason;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 use super::heard::{Heard, Hello};
 use super::load::{self, LoadError};
 use super::mailbox::Mailbox;
+use super::offers::{Counts, Offers};
 use super::view::Standing;
 use super::{Change, ChangeRefused, Fleet, Now, SessionId, Speech, Unwelcome};
 use crate::identities::IdentityRecord;
@@ -82,8 +84,8 @@ enum Command {
     Known(Vec<Known>),
     Revoked(MemberName, Reply<bool>),
     Bundle(Vec<Vec<u8>>),
-    Apply(Box<Change>, Reply<ApplyResponse>),
-    RollBack(u64, Box<Change>, Reply<ApplyResponse>),
+    Apply(Box<Change>, Span, Reply<ApplyResponse>),
+    RollBack(u64, Box<Change>, Span, Reply<ApplyResponse>),
     Steer(u64, Steering, String, Reply<Rollout>),
     Objects(u64, Reply<ObjectsResponse>),
     History(usize, Reply<HistoryResponse>),
@@ -122,6 +124,7 @@ impl Known {
 #[derive(Clone)]
 pub struct FleetHandle {
     commands: mpsc::Sender<Command>,
+    counts: Arc<Counts>,
 }
 
 /// Begins the thread.
@@ -139,6 +142,8 @@ pub fn start(
         .build()
         .map_err(StartError::Thread)?;
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+    let offers = Offers::default();
+    let counts = Arc::clone(&offers.counts);
     let driver = Driver {
         store,
         clock: Box::new(clock),
@@ -146,6 +151,8 @@ pub fn start(
         last_session: 0,
         mailboxes: BTreeMap::new(),
         watchers: BTreeMap::new(),
+        offers,
+        cause: Span::none(),
         replies: Vec::new(),
         stopping: false,
     };
@@ -153,7 +160,7 @@ pub fn start(
         .name("fleet".to_owned())
         .spawn(move || runtime.block_on(driver.run(queue)))
         .map_err(StartError::Thread)?;
-    Ok((FleetHandle { commands }, thread))
+    Ok((FleetHandle { commands, counts }, thread))
 }
 
 /// Why the thread cannot begin.
@@ -173,6 +180,12 @@ impl FleetHandle {
         let sent = self.commands.send(command(reply)).await;
         sent.map_err(|_| FleetError::Stopping)?;
         answer.await.map_err(|_| FleetError::Stopping)?
+    }
+
+    /// What became of offers and streams.
+    #[must_use]
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.counts
     }
 
     /// An agent has opened a stream and said hello. Its mailbox gets what is to be said.
@@ -250,7 +263,8 @@ impl FleetHandle {
     ///
     /// [`FleetError`].
     pub async fn apply(&self, change: Change) -> Result<ApplyResponse, FleetError> {
-        self.ask(|reply| Command::Apply(Box::new(change), reply)).await
+        self.ask(|reply| Command::Apply(Box::new(change), Span::current(), reply))
+            .await
     }
 
     /// Makes a revision with the objects of an earlier one; 0: the one before the newest.
@@ -259,7 +273,7 @@ impl FleetHandle {
     ///
     /// [`FleetError`].
     pub async fn roll_back(&self, to: u64, change: Change) -> Result<ApplyResponse, FleetError> {
-        self.ask(|reply| Command::RollBack(to, Box::new(change), reply))
+        self.ask(|reply| Command::RollBack(to, Box::new(change), Span::current(), reply))
             .await
     }
 
@@ -343,6 +357,9 @@ struct Driver {
     last_session: u64,
     mailboxes: BTreeMap<SessionId, Arc<Mailbox>>,
     watchers: BTreeMap<u64, Watcher>,
+    offers: Offers,
+    /// The newest change of this turn, when it is traced: the commit is its doing.
+    cause: Span,
     replies: Vec<Held>,
     stopping: bool,
 }
@@ -395,8 +412,13 @@ impl Driver {
         let now = (self.clock)();
         self.fleet.finish_turn(now);
         let batch = self.fleet.take_batch();
+        let cause = std::mem::replace(&mut self.cause, Span::none());
+        let span = match cause.is_disabled() {
+            true => Span::none(),
+            false => tracing::debug_span!(parent: &cause, "commit"),
+        };
         if !batch.is_empty()
-            && let Err(error) = self.store.commit(batch)
+            && let Err(error) = span.in_scope(|| self.store.commit(batch))
         {
             tracing::error!(%error, "the store has failed: the fleet is read again");
             return false;
@@ -404,13 +426,17 @@ impl Driver {
         for reply in self.replies.drain(..) {
             reply(true);
         }
-        while let Some((session, speech)) = self.fleet.poll_speech() {
+        while let Some((session, mut speech)) = self.fleet.poll_speech() {
             let last = matches!(speech, Speech::Ended(..));
             if let Some(mailbox) = self.mailboxes.get(&session) {
+                if let Speech::Offer(offer) = &mut speech {
+                    self.offers.handle_offer(session, mailbox.id(), offer, now.run_ms);
+                }
                 mailbox.put(speech);
             }
             if last {
                 self.mailboxes.remove(&session);
+                self.offers.handle_closed(session);
             }
         }
         self.tell_watchers(now);
@@ -447,6 +473,7 @@ impl Driver {
     }
 
     fn end_all(&mut self, reason: EndReason, why: &str) {
+        self.offers.clear();
         for (_, mailbox) in std::mem::take(&mut self.mailboxes) {
             mailbox.put(Speech::Ended(reason, format!("{why}; come back")));
         }
@@ -462,7 +489,10 @@ impl Driver {
 
     fn handle(&mut self, command: Command, now: Now) {
         match command {
-            Command::Heard(session, heard) => self.fleet.handle_heard(session, heard, now),
+            Command::Heard(session, heard) => {
+                self.offers.handle_heard(session, &heard, now.run_ms);
+                self.fleet.handle_heard(session, heard, now);
+            }
             Command::Open {
                 id,
                 labels,
@@ -474,12 +504,14 @@ impl Driver {
                 let session = SessionId(self.last_session);
                 let opened = self.fleet.handle_open(&id, &labels, *hello, session, now);
                 if opened.is_ok() {
+                    self.offers.counts.sessions.inc();
                     self.mailboxes.insert(session, mailbox);
                 }
                 self.answer(reply, opened.map(|()| session).map_err(FleetError::from));
             }
             Command::Closed(session) => {
                 self.fleet.handle_closed(session, now);
+                self.offers.handle_closed(session);
                 if let Some(mailbox) = self.mailboxes.remove(&session) {
                     mailbox.close();
                 }
@@ -504,13 +536,15 @@ impl Driver {
                     mailbox.put_bundle(roots.clone());
                 }
             }
-            Command::Apply(change, reply) => {
-                let applied = self.fleet.apply(*change, now).map_err(FleetError::from);
-                self.answer(reply, applied);
+            Command::Apply(change, cause, reply) => {
+                let applied = cause.in_scope(|| self.fleet.apply(*change, now));
+                self.answer(reply, applied.map_err(FleetError::from));
+                self.cause = cause;
             }
-            Command::RollBack(to, change, reply) => {
-                let rolled = self.roll_back(to, *change, now);
+            Command::RollBack(to, change, cause, reply) => {
+                let rolled = cause.in_scope(|| self.roll_back(to, *change, now));
                 self.answer(reply, rolled);
+                self.cause = cause;
             }
             Command::Steer(id, steering, by, reply) => {
                 let steered = self.fleet.steer(id, steering, &by, now).map_err(FleetError::from);

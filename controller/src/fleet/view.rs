@@ -31,6 +31,10 @@ pub struct Standing {
     pub converged: u32,
     /// Agents that refused what they are to have.
     pub nacked: u32,
+    /// Agents by how they are known, those with a void identity too.
+    pub by_state: BTreeMap<AgentState, u32>,
+    /// Rollouts that are kept, by how they stand.
+    pub rollouts: BTreeMap<RolloutState, u32>,
     /// The newest rollout.
     pub rollout: Option<Rollout>,
 }
@@ -78,12 +82,7 @@ impl Fleet {
     }
 
     fn agent(&self, id: &MemberName, agent: &Agent) -> WireAgent {
-        let state = match agent {
-            _ if agent.revoked => AgentState::Revoked,
-            _ if agent.line.is_some() => AgentState::Connected,
-            _ if agent.seen_ms == 0 => AgentState::New,
-            _ => AgentState::Offline,
-        };
+        let state = agent_state(agent);
         let wanted = agent.wanted.as_ref();
         WireAgent {
             id: id.to_string(),
@@ -113,6 +112,15 @@ impl Fleet {
         let live = || self.agents.values().filter(|agent| !agent.revoked);
         let connected = || live().filter(|agent| agent.line.is_some());
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let mut by_state = BTreeMap::<AgentState, u32>::new();
+        for agent in self.agents.values() {
+            *by_state.entry(agent_state(agent)).or_default() += 1;
+        }
+        let mut rollouts = BTreeMap::<RolloutState, u32>::new();
+        let going = self.rollouts.runs().map(|run| run.head().state.wire());
+        for state in going.chain(self.rollouts.past().values().map(Rollout::state)) {
+            *rollouts.entry(state).or_default() += 1;
+        }
         Standing {
             revision: self.meta.revision,
             epoch: self.numbers.epoch,
@@ -120,6 +128,8 @@ impl Fleet {
             connected: number(connected().count()),
             converged: number(connected().filter(|agent| agent.converged()).count()),
             nacked: number(live().filter(|agent| agent.refusal().is_some()).count()),
+            by_state,
+            rollouts,
             rollout: self.rollouts(1).pop(),
         }
     }
@@ -217,5 +227,14 @@ impl Fleet {
         .into_iter()
         .find(|state| states.contains(state))
         .unwrap_or(RolloutState::Done)
+    }
+}
+
+fn agent_state(agent: &Agent) -> AgentState {
+    match agent {
+        _ if agent.revoked => AgentState::Revoked,
+        _ if agent.line.is_some() => AgentState::Connected,
+        _ if agent.seen_ms == 0 => AgentState::New,
+        _ => AgentState::Offline,
     }
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 use flowtilla_grpc::enrol::enrolment_server::{Enrolment, EnrolmentServer};
 use flowtilla_proto::spiffe::{Role, SpiffeId};
 use flowtilla_proto::wire::enrol::{EnrolRequest, Identity, RecoverRequest, RenewRequest};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
@@ -23,22 +26,69 @@ const AT_ONCE_MAX: usize = 8;
 const WAITING_MAX: usize = 1024;
 const WAIT: Duration = Duration::from_secs(5);
 
+/// What became of requests, since the start.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Identities given, by what was called.
+    pub given: Family<ByCall, Counter>,
+    /// Refusals, by the API's reason.
+    pub refused: Family<ByReason, Counter>,
+    /// Failures of the controller itself.
+    pub failed: Counter,
+}
+
+/// What was called: enrol, renew or recover.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByCall {
+    call: &'static str,
+}
+
+/// Name of a [`Reason`](flowtilla_proto::wire::enrol::Reason), such as `token_used`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByReason {
+    reason: String,
+}
+
+impl Counts {
+    fn refuse(&self, refusal: &Refusal) {
+        let name = refusal.reason().as_str_name();
+        let reason = name.trim_start_matches("REASON_").to_ascii_lowercase();
+        self.refused.get_or_create(&ByReason { reason }).inc();
+    }
+
+    fn count(&self, error: &IdentityError) {
+        match error {
+            IdentityError::Refused(refusal) => self.refuse(refusal),
+            _ => {
+                self.failed.inc();
+            }
+        }
+    }
+}
+
 /// The service.
 pub struct Service {
     identities: Arc<Identities>,
     fleet: FleetHandle,
     clock: Clock,
+    counts: Arc<Counts>,
     at_once: Arc<Semaphore>,
     waiting: Semaphore,
 }
 
 impl Service {
     /// The service, as tonic wants it.
-    pub fn server(identities: Arc<Identities>, fleet: FleetHandle, clock: Clock) -> EnrolmentServer<Self> {
+    pub fn server(
+        identities: Arc<Identities>,
+        fleet: FleetHandle,
+        clock: Clock,
+        counts: Arc<Counts>,
+    ) -> EnrolmentServer<Self> {
         let service = Self {
             identities,
             fleet,
             clock,
+            counts,
             at_once: Arc::new(Semaphore::new(AT_ONCE_MAX)),
             waiting: Semaphore::new(WAITING_MAX),
         };
@@ -47,12 +97,13 @@ impl Service {
 
     async fn work(
         &self,
+        call: &'static str,
         work: impl FnOnce(&Identities) -> Result<Granted, IdentityError> + Send + 'static,
     ) -> Result<Response<Identity>, Status> {
         let busy = || {
-            Status::from(authz::refusal(&Refusal::Busy(
-                "too many ask at once: ask again later",
-            )))
+            let refusal = Refusal::Busy("too many ask at once: ask again later");
+            self.counts.refuse(&refusal);
+            Status::from(authz::refusal(&refusal))
         };
         let _waiting = self.waiting.try_acquire().map_err(|_| busy())?;
         let turn = tokio::time::timeout(WAIT, Arc::clone(&self.at_once).acquire_owned()).await;
@@ -64,9 +115,16 @@ impl Service {
             work(&identities)
         });
         match done.await {
-            Ok(Ok(granted)) => Ok(Response::new(identity(granted))),
-            Ok(Err(error)) => Err(status(&error)),
+            Ok(Ok(granted)) => {
+                self.counts.given.get_or_create(&ByCall { call }).inc();
+                Ok(Response::new(identity(granted)))
+            }
+            Ok(Err(error)) => {
+                self.counts.count(&error);
+                Err(status(&error))
+            }
             Err(error) => {
+                self.counts.failed.inc();
                 tracing::error!(%error, "an enrolment failed");
                 Err(Status::internal("the controller failed: see its log"))
             }
@@ -80,7 +138,9 @@ impl Enrolment for Service {
         let now = self.clock.now();
         let asked = request.into_inner();
         let enrolled = self
-            .work(move |identities| identities.enrol(&asked.token, &asked.csr, &asked.host_name, now))
+            .work("enrol", move |identities| {
+                identities.enrol(&asked.token, &asked.csr, &asked.host_name, now)
+            })
             .await?;
         // The fleet counts an agent from here on, and not only when it connects.
         if let Ok(id) = SpiffeId::parse(&enrolled.get_ref().id)
@@ -96,15 +156,19 @@ impl Enrolment for Service {
         let now = self.clock.now();
         let caller = authz::admit(&request, Call::Renew, &self.identities, now)?;
         let asked = request.into_inner();
-        self.work(move |identities| identities.renew(&caller, &asked.csr, now))
-            .await
+        self.work("renew", move |identities| {
+            identities.renew(&caller, &asked.csr, now)
+        })
+        .await
     }
 
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<Identity>, Status> {
         let now = self.clock.now();
         let asked = request.into_inner();
-        self.work(move |identities| identities.recover(&asked.svid, &asked.csr, now))
-            .await
+        self.work("recover", move |identities| {
+            identities.recover(&asked.svid, &asked.csr, now)
+        })
+        .await
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flowtilla_grpc::fleet::fleet_server::{Fleet, FleetServer};
+use flowtilla_grpc::telemetry;
 use flowtilla_proto::spiffe::{MemberName, Role, SpiffeId};
 use flowtilla_proto::token::TokenId;
 use flowtilla_proto::wire::fleet::{
@@ -23,6 +24,7 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use prost::Message;
 use tonic::{Code, Request, Response, Status};
+use tracing::{Instrument as _, Span};
 
 use super::enrol::status as identity_status;
 use crate::authz::{self, Call};
@@ -42,8 +44,6 @@ pub const RESPONSE_OCTETS_MAX: usize = 256 << 20;
 const LIMIT_DEFAULT: usize = 50;
 /// Most entries of a history or a list of rollouts.
 const LIMIT_MAX: usize = 1_000;
-/// Longest W3C trace context that is taken; a longer one is none. Source: Trace Context §3.2.
-const TRACEPARENT_OCTETS_MAX: usize = 64;
 
 /// The service.
 pub struct Service {
@@ -103,6 +103,7 @@ impl Fleet for Service {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         let by = self.operator(&request)?;
         let asked = request.into_inner();
+        let span = tracing::debug_span!("apply", dry_run = asked.dry_run);
         let change = Change {
             objects: asked.objects,
             removed: asked.removed,
@@ -110,9 +111,10 @@ impl Fleet for Service {
             message: asked.message,
             by: by.to_string(),
             expected_revision: asked.expected_revision,
-            traceparent: traceparent(asked.traceparent),
+            traceparent: traceparent(&span, asked.traceparent),
         };
-        self.fleet.apply(change).await.map(Response::new).map_err(status)
+        let applied = self.fleet.apply(change).instrument(span).await;
+        applied.map(Response::new).map_err(status)
     }
 
     async fn objects(&self, request: Request<ObjectsRequest>) -> Result<Response<ObjectsResponse>, Status> {
@@ -131,14 +133,19 @@ impl Fleet for Service {
     async fn rollback(&self, request: Request<RollbackRequest>) -> Result<Response<ApplyResponse>, Status> {
         let by = self.operator(&request)?;
         let asked = request.into_inner();
+        let span = tracing::debug_span!("rollback", dry_run = asked.dry_run);
         let change = Change {
             dry_run: asked.dry_run,
             message: asked.message,
             by: by.to_string(),
-            traceparent: traceparent(asked.traceparent),
+            traceparent: traceparent(&span, asked.traceparent),
             ..Change::default()
         };
-        let rolled = self.fleet.roll_back(asked.revision, change).await;
+        let rolled = self
+            .fleet
+            .roll_back(asked.revision, change)
+            .instrument(span)
+            .await;
         rolled.map(Response::new).map_err(status)
     }
 
@@ -387,9 +394,15 @@ fn limit(asked: u32) -> usize {
     }
 }
 
-fn traceparent(text: String) -> String {
-    let fits = text.len() <= TRACEPARENT_OCTETS_MAX && text.is_ascii();
-    if fits { text } else { String::new() }
+/// Makes the span a part of the caller's trace, and tells what agents are to go on from: the span, or, when nothing is traced
+/// here, what the caller said. What is no trace context is ignored.
+fn traceparent(span: &Span, text: String) -> String {
+    telemetry::continue_from(span, &text);
+    let own = telemetry::traceparent_of(span);
+    own.unwrap_or_else(|| match telemetry::is_traceparent(&text) {
+        true => text,
+        false => String::new(),
+    })
 }
 
 fn root(facts: &RootFacts) -> Root {
@@ -431,5 +444,25 @@ fn to_wire(mistakes: &ChangeMistakes) -> Mistakes {
     };
     Mistakes {
         mistakes: mistakes.0.iter().map(one).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_trace_context_is_ignored_and_not_passed_on() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(traceparent(&Span::none(), good.to_owned()), good);
+        for wrong in [
+            "",
+            "00-1-2-3",
+            &good[1..],
+            &format!("{good}-x"),
+            &good.to_uppercase(),
+        ] {
+            assert_eq!(traceparent(&Span::none(), wrong.to_owned()), "", "{wrong:?}");
+        }
     }
 }

@@ -19,6 +19,7 @@ use crate::clock::{Clock, WallMs};
 
 pub mod accept;
 pub mod connection;
+pub mod refused;
 
 /// The controller's side of TLS.
 pub struct Tls {

@@ -17,7 +17,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+
 use super::{Batch, Entry, Store, StoreError, Table};
+use crate::clock;
 
 /// Format of what is on the disk: raised when an earlier version could not read it.
 pub const FORMAT: u32 = 1;
@@ -46,6 +50,28 @@ const PARTS_TABLE: u8 = 255;
 pub struct SledStore {
     path: PathBuf,
     inner: Mutex<Inner>,
+    counts: Counts,
+}
+
+/// What became of commits, since the start.
+#[derive(Debug)]
+pub struct Counts {
+    /// How long each took until it was on the disk, in seconds.
+    pub committed: Histogram,
+    /// How many failed.
+    pub failed: Counter,
+}
+
+/// Bounds of the buckets for the time of a commit, in seconds: a fast disk, a slow one, one that is in trouble.
+const COMMITTED_S: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            committed: Histogram::new(COMMITTED_S),
+            failed: Counter::default(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -86,6 +112,7 @@ impl SledStore {
         let store = Self {
             path: path.to_owned(),
             inner: Mutex::new(Inner { db: Some(db), file }),
+            counts: Counts::default(),
         };
         match store.value(Table::Meta, FORMAT_KEY)? {
             None => {
@@ -105,6 +132,12 @@ impl SledStore {
             }
         }
         Ok(store)
+    }
+
+    /// What became of commits.
+    #[must_use]
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Gives every entry to `take`, as they stand at one moment: no commit comes between.
@@ -181,6 +214,20 @@ impl Store for SledStore {
         if batch.is_empty() {
             return Ok(());
         }
+        let began = clock::instant();
+        let outcome = self.write(batch);
+        match &outcome {
+            Ok(()) => self.counts.committed.observe(began.elapsed().as_secs_f64()),
+            Err(_) => {
+                self.counts.failed.inc();
+            }
+        }
+        outcome
+    }
+}
+
+impl SledStore {
+    fn write(&self, batch: Batch) -> Result<(), StoreError> {
         let changes = checked(&self.path, batch)?;
         let mut inner = self.lock();
         room(&self.path)?;

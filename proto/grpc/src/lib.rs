@@ -2,9 +2,11 @@
 //!
 //! A crate of its own, because the agent's core uses the API's messages and must not reach a network.
 //! In: where the controller is, whom to trust, who one is. Out: a [`tonic::transport::Channel`]. Reads no files.
+//! Beside it stands what all programs do the same way so that one change is one trace: [`telemetry`].
 
 pub mod channel;
 pub mod svid;
+pub mod telemetry;
 pub mod trust;
 
 /// Stubs of the enrolment service.

@@ -356,3 +356,26 @@ fn a_restarted_controller_offers_what_it_had_promised_and_no_more() {
     let again = offer_in(&drain(&mut fleet));
     assert_eq!((again.mark, &again.content), (offer.mark, &offer.content));
 }
+
+#[test]
+fn an_offer_after_a_restart_belongs_to_the_trace_of_its_deploy() {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let store = Memory::default();
+    let mut fleet = Fleet::load(&store, at(0)).expect("an empty store");
+    let mut deploy = change(vec![object(policy("p", 0, &[], &[]))], &[]);
+    deploy.traceparent = TRACE.to_owned();
+    fleet.apply(deploy, at(0)).expect("applied");
+    fleet
+        .handle_open(&name("a"), &Labels::default(), hello(7, None), SESSION, at(1))
+        .expect("welcome");
+    let offer = offer_in(&drain(&mut fleet));
+    assert_eq!(&*offer.traceparent, TRACE);
+    store.commit(fleet.take_batch()).expect("kept");
+
+    let mut fleet = Fleet::load(&store, at(2)).expect("what was kept");
+    fleet
+        .handle_open(&name("a"), &Labels::default(), hello(7, None), SESSION, at(3))
+        .expect("welcome");
+    let again = offer_in(&drain(&mut fleet));
+    assert_eq!((&*again.traceparent, again.mark), (TRACE, offer.mark));
+}

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Tls;
 use super::connection::{Connection, Connections, Peer, PeerSvid};
+use super::refused::{ByReason, Reason};
 use crate::clock;
 
 /// Connections that the kernel may hold for us. A fleet that comes back at once; the runtime's own default is 1,024.
@@ -78,6 +79,8 @@ pub struct Handshakes {
     pub done: AtomicU64,
     /// Refused by one of the sides.
     pub refused: AtomicU64,
+    /// Why.
+    pub reasons: ByReason,
     /// Not done in time.
     pub late: AtomicU64,
     /// Dropped for others.
@@ -229,7 +232,7 @@ async fn handshake(watched: Watched, address: SocketAddr, door: Door) {
     let stream = match tokio::time::timeout(door.limits.handshake, accepting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            refused(&door, address, &error);
+            refused(&door, address, Reason::of(&error), &error);
             return;
         }
         Err(_) => {
@@ -243,14 +246,14 @@ async fn handshake(watched: Watched, address: SocketAddr, door: Door) {
     let svid = match shown.map(|shown| svid::read(shown)).transpose() {
         Ok(svid) => svid,
         Err(error) => {
-            refused(&door, address, &error);
+            refused(&door, address, Reason::Svid, &error);
             return;
         }
     };
     if let Some(svid) = &svid
         && svid.id.domain != door.domain
     {
-        refused(&door, address, &"an SVID of another trust domain");
+        refused(&door, address, Reason::Domain, &"an SVID of another trust domain");
         return;
     }
     let svid = svid.map(|facts| PeerSvid {
@@ -264,7 +267,8 @@ async fn handshake(watched: Watched, address: SocketAddr, door: Door) {
     let _ = door.out.send(Ok(connection)).await; // Nobody takes it: the controller stops.
 }
 
-fn refused(door: &Door, address: SocketAddr, why: &dyn std::fmt::Display) {
+fn refused(door: &Door, address: SocketAddr, reason: Reason, why: &dyn std::fmt::Display) {
+    door.counts.reasons.count(reason);
     let before = door.counts.refused.fetch_add(1, Ordering::Relaxed);
     if before.is_multiple_of(LOG_EACH) {
         tracing::warn!(%address, %why, refused_before = before, "a handshake was refused");

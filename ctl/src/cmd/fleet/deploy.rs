@@ -9,11 +9,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use flowtilla_grpc::telemetry::{self, OTLP_VARIABLE, Otlp};
 use flowtilla_proto::wire::fleet::{
     AgentChange, ApplyRequest, ApplyResponse, Change, ObjectChange, ObjectName, ObjectsResponse,
     RollbackRequest, object,
 };
 use tonic::Code;
+use tracing::{Span, instrument};
 
 use super::{diff, print, watch};
 use crate::client::explain::Failed;
@@ -71,6 +73,9 @@ pub(crate) struct Follow {
     /// Why, for the history.
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) message: Option<String>,
+    /// Where traces go (OTLP over gRPC, not encrypted), or off.
+    #[arg(long, value_name = "http://HOST[:PORT]|off", env = OTLP_VARIABLE, default_value = "off", value_parser = Otlp::parse)]
+    pub(crate) otlp: Otlp,
 }
 
 impl Follow {
@@ -85,6 +90,7 @@ impl Follow {
 /// # Errors
 ///
 /// Files that are refused, a controller that is not reached or refuses.
+#[instrument(level = "debug", name = "deploy", skip_all)]
 pub(crate) async fn run(args: DeployArgs) -> anyhow::Result<Exit> {
     let (client, documents, held) = prepare(&args.file, args.prune, &args.reach).await?;
     let removed = match args.prune {
@@ -97,7 +103,7 @@ pub(crate) async fn run(args: DeployArgs) -> anyhow::Result<Exit> {
         dry_run: args.dry_run,
         message: args.follow.message(),
         expected_revision: held.revision,
-        traceparent: String::new(),
+        traceparent: telemetry::traceparent_of(&Span::current()).unwrap_or_default(),
     };
     let answer = match client.ask(client.fleet().apply(request)).await {
         Ok(answer) => answer,
@@ -111,13 +117,14 @@ pub(crate) async fn run(args: DeployArgs) -> anyhow::Result<Exit> {
 /// # Errors
 ///
 /// The controller is not reached or refuses.
+#[instrument(level = "debug", name = "rollback", skip_all)]
 pub(crate) async fn rollback(args: RollbackArgs) -> anyhow::Result<Exit> {
     let client = Client::reach(&args.reach).await?;
     let request = RollbackRequest {
         revision: args.revision,
         dry_run: args.dry_run,
         message: args.follow.message(),
-        traceparent: String::new(),
+        traceparent: telemetry::traceparent_of(&Span::current()).unwrap_or_default(),
     };
     let answer = client.ask(client.fleet().rollback(request)).await?;
     finish(&client, &answer, args.dry_run, &args.follow).await
