@@ -198,6 +198,7 @@ impl<G: Governed> Ready<G> {
             judging: Span::none(),
             source_id: None,
             expired: false,
+            crowded: false,
             stop,
         };
         while driver.connect_when_due().await.is_ok() {}
@@ -236,6 +237,8 @@ struct Driver {
     source_id: Option<SourceId>,
     /// The controller has said that the SVID has run out.
     expired: bool,
+    /// What is to be done waits until the adopter takes the job before it.
+    crowded: bool,
     stop: CancellationToken,
 }
 
@@ -330,6 +333,7 @@ impl Driver {
                     return Err(Stopped);
                 }
                 Some(done) = self.done.recv() => self.core.handle_done(done, clock::kernel_now()),
+                () = room(&self.jobs), if self.crowded => {}
                 () = sleep(timer) => {
                     if !self.core.handle_timeout(clock::kernel_now()) {
                         return Ok(lost("the controller does not welcome this agent"));
@@ -373,6 +377,7 @@ impl Driver {
             tokio::select! { biased;
                 () = self.stop.cancelled() => return Err(Stopped),
                 Some(done) = self.done.recv() => self.core.handle_done(done, clock::kernel_now()),
+                () = room(&self.jobs), if self.crowded => {}
                 finished = &mut work => return Ok(finished),
                 () = sleep(timer) => {}
             }
@@ -391,14 +396,16 @@ impl Driver {
 
     /// Hands an order on, if there is one and the adopter is free.
     fn give_order(&mut self) {
+        self.crowded = false;
         if let Some(id) = self.source_id.take()
             && let Err(mpsc::error::TrySendError::Full(Job::SourceId(id))) =
                 self.jobs.try_send(Job::SourceId(id))
         {
-            self.source_id = Some(id);
+            (self.source_id, self.crowded) = (Some(id), true);
             return;
         }
         if self.jobs.capacity() == 0 {
+            self.crowded = true;
             return;
         }
         let core = &mut self.core;
@@ -579,6 +586,13 @@ fn end_of(ended: Result<Option<wire::ToAgent>, tonic::Status>) -> StreamEnd {
     match ended {
         Ok(_) => lost("the controller ended the stream"),
         Err(status) => refused(&status),
+    }
+}
+
+/// Until the adopter has taken what was handed on; for ever when it has ended.
+async fn room(jobs: &mpsc::Sender<Job>) {
+    if jobs.reserve().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -4,6 +4,7 @@
 //! connections that they make, the renewal of the controller's own SVID, the cutting of the revoked, and the host's commands.
 //! Any of them that ends early stops all. Stop: no more connections, calls end, at most [`DRAIN`]; then the rest is dropped.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,18 +12,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flowtilla_grpc::channel;
-use flowtilla_proto::spiffe::Role;
+use flowtilla_proto::spiffe::{Role, SpiffeId};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
-use crate::clock::{Clock, WallMs};
+use crate::clock::{self, Clock, WallMs};
 use crate::enrolment::RENEW_GRACE_DEFAULT;
 use crate::fleet::thread::{FleetHandle, Known, StartError};
 use crate::fleet::{self, Now};
@@ -423,39 +425,56 @@ async fn renew_own(
     }
 }
 
-/// Cuts the connections of identities that are revoked, a moment after their streams were told.
+/// Cuts the connections of identities that are revoked, each a moment after its streams were told.
 async fn cut_revoked(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'static str, RunError> {
     let mut revocations = parts.identities.subscribe_revocations();
+    // In order. As many as were revoked within CUT_AFTER; `None`: who that was is not known.
+    let mut due = VecDeque::<(Instant, Option<SpiffeId>)>::new();
     loop {
+        let next = due.front().map(|(at, _)| *at);
         let revoked = tokio::select! {
+            biased;
             () = stop.cancelled() => return Ok("cutting the revoked"),
+            () = until(next) => {
+                if let Some((_, id)) = due.pop_front() {
+                    cut(&parts, id);
+                }
+                continue;
+            }
             revoked = revocations.recv() => revoked,
         };
-        if matches!(revoked, Err(RecvError::Closed)) {
-            return Ok("cutting the revoked");
-        }
-        match &revoked {
-            Ok(id) if id.role == Role::Agent => {
-                let _ = parts.fleet.revoked(id.name.clone()).await; // It ends with the controller.
-            }
-            Ok(_) => {}
-            Err(_) => parts.fleet.known(known(&parts.identities)).await,
-        }
-        tokio::time::sleep(CUT_AFTER).await;
-        let cut = match revoked {
-            Ok(id) => parts.connections.cut(&id),
-            Err(_) => {
-                let void = |id: &_| {
-                    parts
-                        .identities
-                        .identity(id)
-                        .is_none_or(|it| it.revoked.is_some())
-                };
-                parts.connections.cut_where(void)
-            }
+        let id = match revoked {
+            Ok(id) => Some(id),
+            Err(RecvError::Lagged(_)) => None,
+            Err(RecvError::Closed) => return Ok("cutting the revoked"),
         };
-        tracing::info!(cut, "connections of a revoked identity were cut");
+        due.push_back((clock::instant() + CUT_AFTER, id.clone()));
+        match id {
+            Some(id) if id.role == Role::Agent => {
+                let _ = parts.fleet.revoked(id.name).await; // It ends with the controller.
+            }
+            Some(_) => {}
+            None => parts.fleet.known(known(&parts.identities)).await,
+        }
     }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn cut(parts: &Parts, id: Option<SpiffeId>) {
+    let cut = match id {
+        Some(id) => parts.connections.cut(&id),
+        None => parts.connections.cut_where(|id| {
+            let known = parts.identities.identity(id);
+            known.is_none_or(|it| it.revoked.is_some())
+        }),
+    };
+    tracing::info!(cut, "connections of a revoked identity were cut");
 }
 
 /// Agents that have an identity, as the fleet wants to know them.

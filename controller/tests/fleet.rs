@@ -10,6 +10,7 @@ mod scene;
 use std::time::Duration;
 
 use flowtilla_controller::enrolment::TokenOrder;
+use flowtilla_controller::identities::Revocation;
 use flowtilla_grpc::fleet::fleet_client::FleetClient;
 use flowtilla_grpc::session::session_client::SessionClient;
 use flowtilla_proto::wire;
@@ -218,4 +219,29 @@ async fn a_revoked_agent_is_cut_at_once_and_stays_out() {
         .expect("agents")
         .into_inner();
     assert_eq!(agents.agents[0].state(), AgentState::Revoked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_that_are_revoked_together_are_all_cut_within_five_seconds() {
+    let scene = Scene::start().await;
+    let mut members = Vec::new();
+    for _ in 0..8 {
+        let member = scene.member().await;
+        let channel = scene.channel_of(&member).await.expect("a channel");
+        members.push((scene.renew(channel.clone()).await.expect("a connection"), channel));
+    }
+    let connections = &scene.controller.parts().connections;
+    for (member, _) in &members {
+        let what = Revocation::Identity(member.id.clone());
+        scene
+            .identities()
+            .revoke(&what, scene.clock.now())
+            .expect("revoked");
+    }
+    let began = tokio::time::Instant::now();
+    let lives = |member: &Member| connections.lives(&member.id);
+    while members.iter().any(|(member, _)| lives(member)) {
+        assert!(began.elapsed() < Duration::from_secs(5), "not within 5 s");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

@@ -48,12 +48,22 @@ pub(crate) struct Reach {
     pub(crate) home: Option<Home>,
 }
 
+/// Longest answer that is read, in octets.
+///
+/// As long as a controller's: 10,000 agents with all that is known of them take 20 MiB, each at its bounds ten times that. Half
+/// of it may refuse what a controller says; double it for nothing.
+const ANSWER_OCTETS_MAX: usize = 256 << 20;
+
 /// A channel to a controller, with an operator's identity.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     fleet: FleetClient<Channel>,
     address: Address,
     context: String,
+}
+
+fn over(channel: Channel) -> FleetClient<Channel> {
+    FleetClient::new(channel).max_decoding_message_size(ANSWER_OCTETS_MAX)
 }
 
 impl Client {
@@ -84,7 +94,7 @@ impl Client {
             let identity = recover(&address, &kept).await?;
             identity.store(&place.identity)?;
             return Ok(Self {
-                fleet: FleetClient::new(channel(&address, &identity).await?),
+                fleet: over(channel(&address, &identity).await?),
                 address,
                 context,
             });
@@ -98,7 +108,7 @@ impl Client {
             }
         }
         Ok(Self {
-            fleet: FleetClient::new(channel),
+            fleet: over(channel),
             address,
             context,
         })
@@ -112,7 +122,7 @@ impl Client {
     pub(crate) async fn enrolled(address: &Address, token: &JoinToken) -> anyhow::Result<Self> {
         let identity = enrol(address, token).await?;
         Ok(Self {
-            fleet: FleetClient::new(channel(address, &identity).await?),
+            fleet: over(channel(address, &identity).await?),
             address: address.clone(),
             context: String::new(),
         })

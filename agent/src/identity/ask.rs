@@ -198,6 +198,9 @@ pub(crate) fn explain_status(status: &Status) -> String {
     if let Some(tls) = tls_error(status) {
         return explain_tls(tls);
     }
+    if let Some(alert) = alert(status) {
+        return explain_alert(&alert);
+    }
     let message = shown(status.message());
     match status.source() {
         Some(source) => format!("{message}: {}", chain(source)),
@@ -207,20 +210,41 @@ pub(crate) fn explain_status(status: &Status) -> String {
 
 /// Whether the controller refuses this agent's SVID because it has run out, by the controller's clock.
 pub(crate) fn is_expired(error: &(dyn Error + 'static)) -> bool {
-    matches!(
-        tls_error(error),
-        Some(rustls::Error::AlertReceived(
-            rustls::AlertDescription::CertificateExpired
-        ))
-    )
+    match tls_error(error) {
+        Some(tls) => matches!(
+            tls,
+            rustls::Error::AlertReceived(rustls::AlertDescription::CertificateExpired)
+        ),
+        None => alert(error).is_some_and(|alert| alert.starts_with(EXPIRED)),
+    }
+}
+
+/// What the TLS library says before an alert's name, and the name of the one for an SVID that has run out.
+const ALERT: &str = "received fatal alert: ";
+const EXPIRED: &str = "CertificateExpired";
+
+/// The alert that the controller sent. HTTP/2 keeps of it its text alone.
+fn alert(error: &(dyn Error + 'static)) -> Option<String> {
+    let causes = chain(error);
+    causes.split_once(ALERT).map(|(_, alert)| shown(alert))
+}
+
+fn explain_alert(alert: &str) -> String {
+    match alert.starts_with(EXPIRED) {
+        true => {
+            "the controller refuses this agent's SVID: it has run out by the controller's clock; check the clocks of both".into()
+        }
+        false => format!("the controller refuses this agent's SVID ({alert}); see its log"),
+    }
 }
 
 fn explain_tls(error: &rustls::Error) -> String {
     use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error as Tls};
     match error {
-        Tls::InvalidCertificate(Certificate::UnknownIssuer) => {
+        // A root of the same name with another key.
+        Tls::InvalidCertificate(Certificate::UnknownIssuer | Certificate::BadSignature) => {
             "the controller's certificate does not end in a root that this agent believes: it is another controller, or the \
-             roots have changed while this agent was away (then enrol anew with --token-file)"
+             roots have changed while this agent was away (then start it with --token-file and a new token)"
                 .into()
         }
         Tls::InvalidCertificate(
@@ -229,9 +253,7 @@ fn explain_tls(error: &rustls::Error) -> String {
             | Certificate::NotValidYet
             | Certificate::NotValidYetContext { .. },
         ) => format!("the controller's certificate does not count at this time ({error}); check the clocks of both"),
-        Tls::AlertReceived(Alert::CertificateExpired) => {
-            "the controller refuses this agent's SVID: it has run out; check the clocks of both".into()
-        }
+        Tls::AlertReceived(Alert::CertificateExpired) => explain_alert(EXPIRED),
         Tls::AlertReceived(
             Alert::UnknownCA
             | Alert::BadCertificate

@@ -9,6 +9,7 @@
 //! | `identity/%016x/bundle.pem` | roots of the trust domain |
 //! | `identity/current` | symbolic link to the one of these directories that counts |
 //! | `identity/asked.pem` | key of an enrolment that has no answer yet |
+//! | `identity/token` | id, not the secret, of the join token that was used or refused last |
 //!
 //! Order of writes: the three files of a directory, each synced; the directory; the link under another name, renamed; its
 //! directory; then what the link does not name is removed. So the link names a whole set at any time, and a crash leaves
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use flowtilla_proto::token::TokenId;
 use rcgen::KeyPair;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -172,6 +174,21 @@ impl Place {
             if let Err(error) = outcome {
                 tracing::warn!(path = %path.display(), %error, "a former identity stays on the disk");
             }
+        }
+    }
+
+    /// Id of the join token that was used or refused last. Anything else in its file counts as none: the token is tried again.
+    pub(super) fn noted_token(&self) -> Option<TokenId> {
+        let octets = read_at_most(&self.0.as_ref()?.join("token"), FILE_OCTETS_MAX);
+        TokenId::parse(std::str::from_utf8(&octets.ok()??).ok()?.trim())
+    }
+
+    /// Keeps the id of a join token. When that fails the token is tried once more at the next start, and refused.
+    pub(super) fn note_token(&self, id: TokenId) {
+        let Some(directory) = &self.0 else { return };
+        let path = directory.join("token");
+        if let Err(error) = replace(&path, format!("{id}\n").as_bytes()) {
+            tracing::warn!(path = %path.display(), %error, "which token was used is not kept");
         }
     }
 

@@ -17,6 +17,11 @@ use super::{Credentials, Identity, WallClock};
 const AGAIN_BACKOFF_MS: (u64, u64) = (1_000, 30_000);
 /// The same while an operator has to approve: a person is asked.
 const APPROVAL_BACKOFF_MS: (u64, u64) = (5_000, 60_000);
+/// How often a new token is tried before an identity that still counts is used.
+///
+/// Half a minute, as delays go. Half of it gives up while a controller starts; double it, and a token of a controller that is
+/// not there keeps an agent from its own for two minutes.
+const FRESH_TRIES: u32 = 5;
 
 /// Where the join token is.
 #[derive(Clone, Debug)]
@@ -108,63 +113,100 @@ pub async fn settle(
         }
         (Err(error), _) => return Err(error.into()),
     };
-    let mut refused = None;
-    if let Some(kept) = kept {
-        if !kept.validity().is_over(asker.clock.now()) {
+    let mut waits = Waits::new(asker.seed);
+    let Some(kept) = kept else {
+        let token = token.ok_or(SettleError::NotEnrolled)?;
+        let secret = read(token)?;
+        let identity = loop {
+            match enrol_once(&place, &secret, asker, stop).await? {
+                Ok(identity) => break identity,
+                Err(source) if source.asked() == Asked::Never => {
+                    let what = "enrolling";
+                    return Err(SettleError::Refused { what, source });
+                }
+                Err(error) => waits.wait(&error, stop, &mut told).await?,
+            }
+        };
+        return enrolled(directory, &place, (token, &secret), identity, asker);
+    };
+    let mut fresh = token.and_then(|token| Some((token, fresh(&place, token)?)));
+    let counts = !kept.validity().is_over(asker.clock.now());
+    if !counts {
+        tracing::warn!(id = %kept.id(), "the SVID has run out while this agent was away: asks for the next one");
+    }
+    let (mut tries, mut never) = (0, None);
+    loop {
+        let mut why = None;
+        if let Some((token, secret)) = &fresh {
+            match enrol_once(&place, secret, asker, stop).await? {
+                Ok(identity) => return enrolled(directory, &place, (*token, secret), identity, asker),
+                Err(error) if error.asked() == Asked::Never => {
+                    tracing::warn!(%error, "the new token is refused: the identity that is kept stays");
+                    place.note_token(secret.id);
+                    fresh = None;
+                }
+                Err(error) => why = Some(error),
+            }
+        }
+        tries += 1;
+        if counts && (fresh.is_none() || tries >= FRESH_TRIES) {
+            if let Some(error) = why {
+                tracing::warn!(%error, "the new token was not used: goes on with the identity that is kept; start anew to try again");
+            }
             return Ok(Credentials::new(kept, directory, asker.clock.clone()));
         }
-        tracing::warn!(id = %kept.id(), "the SVID has run out while this agent was away: asks for the next one");
-        let asking = || recover(&asker.controller, &kept, &asker.clock);
-        match insist(asker, stop, &mut told, asking).await? {
-            Ok(next) => return keep(directory, asker, &kept, next),
-            Err(error) => refused = Some(("recovering the identity that has run out", error)),
+        if !counts && never.is_none() {
+            match unless(stop, recover(&asker.controller, &kept, &asker.clock)).await? {
+                Ok(next) => return keep(directory, asker, &kept, next),
+                Err(error) if error.asked() == Asked::Never => never = Some(error),
+                Err(error) => why = Some(error),
+            }
         }
-    }
-    match (token, refused) {
-        (Some(token), _) => enrol_with(directory, &place, token, asker, stop, &mut told).await,
-        (None, Some((what, source))) => Err(SettleError::Refused { what, source }),
-        (None, None) => Err(SettleError::NotEnrolled),
+        match (why, never.take_if(|_| fresh.is_none())) {
+            (_, Some(source)) => {
+                let what = "recovering the identity that has run out";
+                return Err(SettleError::Refused { what, source });
+            }
+            (Some(error), None) => waits.wait(&error, stop, &mut told).await?,
+            (None, None) => {}
+        }
     }
 }
 
-async fn enrol_with(
-    directory: Option<PathBuf>,
+/// The token, when it is another than the one that was used last: an operator wants this agent to enrol anew.
+fn fresh(place: &Place, token: &Token) -> Option<JoinToken> {
+    match read(token) {
+        Ok(secret) => (place.noted_token() != Some(secret.id)).then_some(secret),
+        // It is removed when it was used.
+        Err(SettleError::TokenFile { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::warn!(error = %super::ask::chain(&error), "the identity that is kept stays");
+            None
+        }
+    }
+}
+
+async fn enrol_once(
     place: &Place,
-    token: &Token,
+    secret: &JoinToken,
     asker: &Asker,
     stop: &CancellationToken,
-    told: &mut (impl FnMut(&str) + Send),
+) -> Result<Result<Identity, AskError>, SettleError> {
+    let key = place.asking_key()?;
+    let asking = enrol(&asker.controller, secret, key, &asker.host_name, &asker.clock);
+    unless(stop, asking).await
+}
+
+fn enrolled(
+    directory: Option<PathBuf>,
+    place: &Place,
+    (token, secret): (&Token, &JoinToken),
+    identity: Identity,
+    asker: &Asker,
 ) -> Result<Credentials, SettleError> {
-    let secret = read(token)?;
-    let place = place.clone();
-    let asking = || {
-        let key = place.asking_key();
-        let secret = &secret;
-        async move {
-            match key {
-                Ok(key) => Ok(enrol(&asker.controller, secret, key, &asker.host_name, &asker.clock).await),
-                Err(error) => Err(error),
-            }
-        }
-    };
-    // The disk's failure ends it, as the controller's refusal does; in between it waits.
-    let mut backoff = Waits::new(asker.seed);
-    let identity = loop {
-        let outcome = tokio::select! { biased;
-            () = stop.cancelled() => return Err(SettleError::Stopped),
-            outcome = asking() => outcome?,
-        };
-        match outcome {
-            Ok(identity) => break identity,
-            Err(source) if source.asked() == Asked::Never => {
-                let what = "enrolling";
-                return Err(SettleError::Refused { what, source });
-            }
-            Err(error) => backoff.wait(&error, stop, told).await?,
-        }
-    };
     tracing::info!(id = %identity.id(), "enrolled");
-    store(&place, &identity)?;
+    store(place, &identity)?;
+    place.note_token(secret.id);
     if let Token::File { path, remove: true } = token
         && let Err(error) = fs::remove_file(path)
     {
@@ -173,26 +215,10 @@ async fn enrol_with(
     Ok(Credentials::new(identity, directory, asker.clock.clone()))
 }
 
-/// Asks until there is an answer that stays.
-async fn insist<F>(
-    asker: &Asker,
-    stop: &CancellationToken,
-    told: &mut (impl FnMut(&str) + Send),
-    asking: impl Fn() -> F,
-) -> Result<Result<Identity, AskError>, SettleError>
-where
-    F: Future<Output = Result<Identity, AskError>>,
-{
-    let mut backoff = Waits::new(asker.seed);
-    loop {
-        let outcome = tokio::select! { biased;
-            () = stop.cancelled() => return Err(SettleError::Stopped),
-            outcome = asking() => outcome,
-        };
-        match outcome {
-            Err(error) if error.asked() != Asked::Never => backoff.wait(&error, stop, told).await?,
-            settled => return Ok(settled),
-        }
+async fn unless<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Result<T, SettleError> {
+    tokio::select! { biased;
+        () = stop.cancelled() => Err(SettleError::Stopped),
+        done = work => Ok(done),
     }
 }
 

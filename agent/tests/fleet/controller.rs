@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use flowtilla_agent::identity::WallClock;
 use flowtilla_agent_core::session::{Digest, Held, Version};
 use flowtilla_grpc::channel::Address;
 use flowtilla_grpc::enrol::enrolment_server::{Enrolment, EnrolmentServer};
@@ -136,6 +137,8 @@ pub(crate) struct Scripted {
     tasks: Vec<JoinHandle<()>>,
     /// Every connection so far: the server's tasks do not end with it.
     connections: Arc<Mutex<Vec<OwnedFd>>>,
+    /// Its clock.
+    ahead: WallClock,
 }
 
 impl Scripted {
@@ -160,6 +163,7 @@ impl Scripted {
             sessions,
             tasks: Vec::new(),
             connections: Arc::default(),
+            ahead: WallClock::system(),
         };
         scripted.serve(listener);
         scripted
@@ -183,7 +187,7 @@ impl Scripted {
 
     fn serve(&mut self, listener: TcpListener) {
         let (to, incoming) = mpsc::channel::<std::io::Result<Io>>(16);
-        let acceptor = TlsAcceptor::from(Arc::new(server_config(&self.shared.authority)));
+        let acceptor = TlsAcceptor::from(Arc::new(server_config(&self.shared.authority, &self.ahead)));
         let connections = Arc::clone(&self.connections);
         self.tasks.push(tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
@@ -213,13 +217,25 @@ impl Scripted {
         }));
     }
 
+    /// Comes back with a clock that is ahead by so many seconds.
+    pub(crate) async fn clock_ahead(&mut self, seconds: u64) {
+        self.go_away().await;
+        self.ahead.advance(Duration::from_secs(seconds));
+        self.come_back().await;
+    }
+
+    /// The token is as new.
+    pub(crate) fn forget_token(&self) {
+        *self.shared.used.lock().expect("nobody panicked") = None;
+    }
+
     pub(crate) fn controller(&self) -> Address {
         Address::parse(&self.address.to_string()).expect("an address")
     }
 
     pub(crate) fn token(&self) -> JoinToken {
         JoinToken {
-            id: TokenId(1),
+            id: TokenId(self.address.port().into()),
             secret: TokenSecret(self.shared.secret),
             pin: RootPin(svid::pin_of(&self.shared.authority.root).expect("a root")),
         }
@@ -256,7 +272,7 @@ impl Drop for Scripted {
     }
 }
 
-fn server_config(authority: &Authority) -> ServerConfig {
+fn server_config(authority: &Authority, clock: &WallClock) -> ServerConfig {
     let key = KeyPair::generate().expect("a key");
     let names = vec![
         uri("spiffe://test/controller/one"),
@@ -278,6 +294,7 @@ fn server_config(authority: &Authority) -> ServerConfig {
         .expect("a certificate");
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.send_tls13_tickets = 0;
+    config.time_provider = Arc::new(clock.clone());
     config
 }
 
@@ -315,10 +332,14 @@ impl Opened {
     }
 
     pub(crate) async fn welcome(&self, source_id: u32) {
+        self.welcome_with(source_id, 200).await;
+    }
+
+    pub(crate) async fn welcome_with(&self, source_id: u32, heartbeat_ms: u64) {
         self.say(to_agent::Body::Welcome(Welcome {
             id: "spiffe://test/agent/a".into(),
             source_id,
-            heartbeat_ms: 200,
+            heartbeat_ms,
         }))
         .await;
     }

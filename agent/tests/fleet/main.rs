@@ -17,6 +17,7 @@ use flowtilla_agent::session::{Facts, Governed, News, Parts, Ready, Vitals};
 use flowtilla_agent_core::flow::record::BootId;
 use flowtilla_agent_core::session::{Assignment, Fault, Section};
 use flowtilla_proto::ids::SourceId;
+use flowtilla_proto::token::{JoinToken, TokenId};
 use flowtilla_proto::wire::enrol::Reason;
 use flowtilla_proto::wire::session::{self as wire, EndReason, Ended, from_agent::Body, to_agent};
 use tokio::sync::watch;
@@ -516,4 +517,100 @@ async fn everything_that_is_kept_is_for_this_user_alone() {
         }
     }
     assert!(found >= 6, "{found} files");
+}
+
+/// An offer that comes right behind the welcome is not left lying until something else happens. One thread: whoever carries
+/// out orders runs only when everybody else waits.
+#[tokio::test]
+async fn an_offer_right_behind_the_welcome_is_not_left_lying() {
+    let mut controller = Scripted::start().await;
+    let state = tempfile::tempdir().expect("a directory");
+    let credentials = settle(&controller, state.path(), true)
+        .await
+        .expect("an identity");
+    let agent = start(&controller, state.path(), credentials).await;
+    let mut session = controller.session().await;
+    assert!(matches!(session.hear().await, Body::Hello(_)));
+    session.welcome_with(5, 3_600_000).await;
+    session.offer(1, 1, 1, &content(1)).await;
+    let began = tokio::time::Instant::now();
+    assert!(matches!(session.hear_answer().await, Body::Ack(_)));
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    agent.stop().await;
+}
+
+/// The controller's clock is ahead: by it the SVID has run out, by the agent's own it counts for an hour yet.
+#[tokio::test]
+async fn an_svid_that_has_run_out_by_the_controllers_clock_alone_is_recovered() {
+    let mut controller = Scripted::start().await;
+    let state = tempfile::tempdir().expect("a directory");
+    controller.shared.from.store(-86_400, Ordering::Relaxed);
+    controller.shared.to.store(3_600, Ordering::Relaxed);
+    let credentials = settle(&controller, state.path(), true)
+        .await
+        .expect("an identity");
+    controller.shared.to.store(86_400, Ordering::Relaxed);
+    controller.clock_ahead(7_200).await;
+    let mut agent = start(&controller, state.path(), credentials).await;
+    let (session, _) = controller.welcomed().await;
+    assert!(session.svid.not_after > now() + 7_200);
+    assert_eq!(controller.shared.recovered.load(Ordering::Relaxed), 1);
+    agent.until("welcomed", |news| news.connected).await;
+    agent.stop().await;
+}
+
+/// Another controller is in the place of the one that this agent knows: its token leads to it, whether the SVID counts or not.
+#[tokio::test]
+async fn a_token_of_another_controller_enrols_an_agent_that_has_an_identity() {
+    for life in [86_400, -60] {
+        let first = Scripted::start().await;
+        first.shared.from.store(-600, Ordering::Relaxed);
+        first.shared.to.store(life, Ordering::Relaxed);
+        let state = tempfile::tempdir().expect("a directory");
+        let known = settle(&first, state.path(), true).await.expect("an identity");
+        let second = Scripted::start().await;
+        let next = settle(&second, state.path(), true).await.expect("an identity");
+        assert_ne!(next.identity().bundle(), known.identity().bundle());
+        // The same token once more, at the next start: what is kept counts.
+        let kept = settle(&second, state.path(), true).await.expect("an identity");
+        assert_eq!(kept.identity().chain(), next.identity().chain());
+        // Without the token it is told what stands in the way: the roots have the same name, and other keys.
+        let elsewhere = tempfile::tempdir().expect("a directory");
+        let mut agent = start(&second, elsewhere.path(), known).await;
+        let is_told = |news: &News| {
+            news.why
+                .as_ref()
+                .is_some_and(|why| why.contains("another controller"))
+        };
+        agent.until("why", is_told).await;
+        agent.stop().await;
+    }
+}
+
+/// The controller has forgotten this agent (a backup from before its enrolment): a new token of the same controller is used,
+/// and one that is refused costs nobody the identity that it has.
+#[tokio::test]
+async fn a_new_token_of_the_same_controller_is_used_and_a_bad_one_costs_nothing() {
+    let controller = Scripted::start().await;
+    let state = tempfile::tempdir().expect("a directory");
+    let known = settle(&controller, state.path(), true)
+        .await
+        .expect("an identity");
+    let with = async |token: JoinToken| {
+        let (stop, asker, token) = (CancellationToken::new(), asker(&controller), Token::Given(token));
+        let place = Some(state.path().join("identity"));
+        identity::settle(place, Some(&token), &asker, &stop, |_| {})
+            .await
+            .expect("an identity")
+    };
+    let mut token = controller.token();
+    token.id = TokenId(2);
+    token.secret.0[0] ^= 1;
+    let kept = with(token.clone()).await;
+    assert_eq!(kept.identity().chain(), known.identity().chain(), "refused");
+    controller.forget_token();
+    (token.id, token.secret) = (TokenId(3), controller.token().secret);
+    let next = with(token).await;
+    assert_ne!(next.identity().chain(), known.identity().chain(), "enrolled anew");
 }

@@ -6,6 +6,7 @@
 //!
 //! One task a stream: it reads, and ends with the stream. It holds no lock and decides nothing.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -49,8 +50,19 @@ pub const MESSAGES_PER_SECOND: u32 = 100;
 /// Messages of one stream at once.
 pub const MESSAGES_BURST: u32 = 500;
 
-/// Lets new streams in, in a row.
-pub struct Admission(Mutex<Pace>);
+/// Agents whose place in the row is kept in mind, at most; then those whose place has come are forgotten.
+///
+/// Above the places that there are within [`ADMISSION_WAIT_MAX`].
+const PLACES_MAX: usize = 2 * 8 * STREAMS_PER_SECOND as usize;
+
+/// Lets new streams in, in a row. An agent has one place at a time, however often it asks: a captured one does not fill it.
+pub struct Admission(Mutex<Row>);
+
+struct Row {
+    pace: Pace,
+    /// When the place of each agent comes that has been given one.
+    places: BTreeMap<MemberName, u64>,
+}
 
 /// The agent that calls, and the labels of its enrolment.
 #[derive(Clone, Debug)]
@@ -78,12 +90,25 @@ impl Admission {
     /// A row of `rate` places a second, `burst` at once.
     #[must_use]
     pub fn new(rate: u32, burst: u32) -> Self {
-        Self(Mutex::new(Pace::new(rate, burst)))
+        Self(Mutex::new(Row {
+            pace: Pace::new(rate, burst),
+            places: BTreeMap::new(),
+        }))
     }
 
-    fn take(&self, now_ms: u64) -> Option<Duration> {
-        let mut pace = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pace.take(now_ms, ADMISSION_WAIT_MAX)
+    fn take(&self, agent: &MemberName, now_ms: u64) -> Option<Duration> {
+        let mut row = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = row.places.get(agent).and_then(|at| at.checked_sub(now_ms));
+        if let Some(wait) = place.filter(|wait| *wait > 0) {
+            return Some(Duration::from_millis(wait));
+        }
+        let wait = row.pace.take(now_ms, ADMISSION_WAIT_MAX)?;
+        if row.places.len() >= PLACES_MAX {
+            row.places.retain(|_, at| *at > now_ms);
+        }
+        let wait_ms = u64::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
+        row.places.insert(agent.clone(), now_ms.saturating_add(wait_ms));
+        Some(wait)
     }
 }
 
@@ -134,7 +159,7 @@ impl Session for SessionService {
 
     async fn open(&self, request: Request<Streaming<FromAgent>>) -> Result<Response<Reading>, Status> {
         let Enrolled { id, labels } = (self.door)(&request)?;
-        let Some(wait) = self.admission.take((self.clock)().run_ms) else {
+        let Some(wait) = self.admission.take(&id.name, (self.clock)().run_ms) else {
             let text = "many agents come back at once; come again in some seconds";
             return Err(Status::resource_exhausted(text));
         };
@@ -248,5 +273,36 @@ fn reason(error: &FleetError) -> EndReason {
         FleetError::Unwelcome(crate::fleet::Unwelcome::Revoked) => EndReason::Revoked,
         FleetError::Unwelcome(crate::fleet::Unwelcome::Full) | FleetError::Refused(_) => EndReason::Slow,
         FleetError::Store | FleetError::Stopping => EndReason::Stopping,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_asks_without_end_takes_the_places_of_nobody_else() {
+        let row = Admission::new(STREAMS_PER_SECOND, STREAMS_BURST);
+        let agent = |name: &str| MemberName::parse(name).expect("a name");
+        // It asks each millisecond ten times, and hangs up each time.
+        for now in 0..20_000 {
+            for _ in 0..10 {
+                row.take(&agent("captured"), now).expect("its own place");
+            }
+        }
+        for honest in 0..100 {
+            let wait = row.take(&agent(&format!("honest-{honest}")), 20_000);
+            assert!(wait.expect("a place") < Duration::from_secs(2), "{wait:?}");
+        }
+    }
+
+    #[test]
+    fn places_that_have_come_are_forgotten() {
+        let row = Admission::new(STREAMS_PER_SECOND, STREAMS_BURST);
+        for n in 0..100_000_u64 {
+            let name = MemberName::parse(&format!("agent-{n}")).expect("a name");
+            row.take(&name, n * 2).expect("a place");
+            assert!(row.0.lock().expect("nobody panicked").places.len() <= PLACES_MAX);
+        }
     }
 }

@@ -98,6 +98,12 @@ impl Connections {
         theirs.map(|(_, cut)| cut.cancel()).count()
     }
 
+    /// Whether an identity has one.
+    #[must_use]
+    pub fn lives(&self, id: &SpiffeId) -> bool {
+        self.lock().cuts.values().any(|(of, _)| of.as_ref() == Some(id))
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -179,3 +179,28 @@ fn contexts_are_listed_chosen_and_taken_away() {
     assert!(!desk.directory.path().join("prod").exists());
     assert!(desk.directory.path().join("lab/identity.pem").exists());
 }
+
+#[tokio::test]
+async fn a_fleet_of_ten_thousand_fits_into_an_answer() {
+    let (controller, desk) = logged_in().await;
+    let agent = |n: u32| Agent {
+        id: format!("web-{n}"),
+        hello: Some(told::Hello {
+            host_name: "h".repeat(255),
+            scope: "s".repeat(255),
+            ..told::Hello::default()
+        }),
+        ..Agent::default()
+    };
+    controller.script().agents = (0..10_000).map(agent).collect();
+    let client = Client::reach(&desk.reach()).await.expect("it is an operator");
+    let all = client.ask(client.fleet().agents(AgentsRequest::default())).await;
+    assert_eq!(all.expect("read").agents.len(), 10_000);
+    // What the library reads when nobody says otherwise.
+    let mut short = client.fleet().max_decoding_message_size(4 << 20);
+    let refused = short
+        .agents(AgentsRequest::default())
+        .await
+        .expect_err("too long");
+    assert_eq!(refused.code(), tonic::Code::OutOfRange);
+}
