@@ -498,3 +498,6 @@ fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, StoreError>) -> Resu
 fn failed(path: &Path, why: &dyn std::fmt::Display) -> StoreError {
     StoreError::Failed(format!("the store {}: {why}", path.display()))
 }
+
+#[cfg(test)]
+mod tests;
