@@ -31,6 +31,7 @@
 
 mod ask;
 pub mod end;
+mod ended;
 mod held;
 mod lists;
 pub mod rule;
@@ -56,6 +57,7 @@ use held::{Entry, FlowId, Held};
 use lists::{Known, Lists, is_shared};
 use rule::{LISTS_APART, Partial, Verdict, speaks, verdict};
 
+use ended::Ended;
 pub use held::HELD_MAX;
 pub use lists::{ADDRESSES_MAX, LEFT_REMEMBERED, LISTS_MAX, Members, MembersError};
 
@@ -117,6 +119,7 @@ pub struct Fleet {
     held: Held,
     released: VecDeque<FlowRecord>,
     asks: Asks,
+    ended: Ended,
     sums: BTreeMap<MemberName, PeerSums>,
     crowded_out: u64,
 }
@@ -181,6 +184,9 @@ impl Fleet {
         }
         let judged = self.sort(record, record.held_from, start, now);
         let flow = flow_of(record.id);
+        if judged.peer.is_some() && record.reason != EndReason::ActiveTimeout {
+            self.ended.remember(record, now);
+        }
         if judged.is_plain() && self.held.len() == 0 {
             return;
         }
@@ -267,6 +273,12 @@ impl Fleet {
     #[must_use]
     pub fn may_answer(&self, asked: &end::Asked) -> bool {
         self.lists.is_listed(asked.peer.address) && self.lists.is_listed(asked.near.address)
+    }
+
+    /// Whose an end of this host was, of a flow with another agent that is over.
+    #[must_use]
+    pub fn owner_of_ended(&self, asked: &end::Asked, now: KernelTime) -> Option<Owner> {
+        self.ended.owner(asked, now)
     }
 
     /// Looks again at what is held.

@@ -93,14 +93,19 @@ impl Peers {
                 Ok(members) => self.fleet.handle_members(members, now),
                 Err(error) => tracing::warn!(%error, "a list of agents is not used"),
             },
-            FleetIn::Question(wire) => match Asked::parse(&wire) {
+            FleetIn::Question(wire) => match Asked::parse(&wire)
+                .inspect(|asked| tracing::debug!(?asked, may = self.fleet.may_answer(asked), "is asked"))
+            {
                 Ok(asked) if self.asked.len() < ASKED_MAX && self.fleet.may_answer(&asked) => {
                     self.asked.push_back((asked, now.after(ASKED_WAIT)));
                 }
                 Ok(asked) => self.say(FleetOut::Answer(Box::new(asked.answer(None, &self.host)))),
                 Err(error) => tracing::debug!(%error, "a question is not answered"),
             },
-            FleetIn::Answer(wire) => self.fleet.handle_answer(&wire, now),
+            FleetIn::Answer(wire) => {
+                tracing::debug!(id = wire.id, known = wire.end.is_some(), "was answered");
+                self.fleet.handle_answer(&wire, now);
+            }
             FleetIn::Feed(name, slot) => self.fleet.feed(name, slot, now),
             FleetIn::Starve(name) => self.fleet.starve(&name),
         }
@@ -112,7 +117,8 @@ impl Peers {
             let Some((asked, until)) = self.asked.pop_front() else {
                 break;
             };
-            let mut owner = table.owner_at(asked.protocol, asked.near, asked.peer);
+            let alive = table.owner_at(asked.protocol, asked.near, asked.peer);
+            let mut owner = alive.or_else(|| self.fleet.owner_of_ended(&asked, now));
             let named = owner
                 .as_mut()
                 .map(|owner: &mut Owner| naming.name_end(owner, now));
@@ -120,11 +126,13 @@ impl Peers {
                 self.asked.push_back((asked, until));
                 continue;
             }
+            tracing::debug!(id = asked.id, known = owner.is_some(), ?named, "answers");
             self.say(FleetOut::Answer(Box::new(
                 asked.answer(owner.as_ref(), &self.host),
             )));
         }
         while let Some(question) = self.fleet.poll_question() {
+            tracing::debug!(?question, "asks");
             self.say(FleetOut::Question(question));
         }
     }
