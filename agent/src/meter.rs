@@ -97,7 +97,7 @@ pub(crate) enum Command {
     /// Change which flows are kept, from each flow's next record on.
     Filter(Box<Filtering>),
     /// Write records to a spool, or to none.
-    Spool(Option<(Arc<Spool>, Ledger)>),
+    Spool(Option<(Arc<Spool>, Box<Ledger>)>),
     /// Begin with what the agent before had reported. Before anything is attached only.
     Restore(TableOptions, Box<Restore>),
     /// What the session tells about other agents, and whom it feeds.
@@ -203,7 +203,7 @@ impl Meter {
             Command::Naming(mode) => self.naming.set_command_line(mode),
             // Every record so far is in a value by now, so the next one has the next sequence.
             Command::Spool(spool) => {
-                self.spooling = spool.map(|(spool, ledger)| Spooling::new(spool, ledger));
+                self.spooling = spool.map(|(spool, ledger)| Spooling::new(spool, *ledger));
             }
             Command::Restore(options, restore) => {
                 self.state.left_out.table_goes(&self.table);

@@ -461,7 +461,7 @@ impl Agent {
         let (spool, ephemeral) = (Arc::clone(&store.spool), store.temporary.is_some());
         if self.exporters.is_empty() {
             let ledger = store.ledger;
-            self.tell(Command::Spool(Some((Arc::clone(&spool), ledger))))?;
+            self.tell(Command::Spool(Some((Arc::clone(&spool), Box::new(ledger)))))?;
         }
         Ok((spool, ephemeral))
     }

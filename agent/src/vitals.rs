@@ -61,7 +61,6 @@ pub(crate) fn health(
         programs: count(programs),
         programs_refused: count(programs_refused),
         capturing: attached.is_some(),
-        ..wire::Health::default()
     }
 }
 
@@ -122,6 +121,16 @@ fn aside(left_out: &Aside) -> wire::Aside {
         records: left_out.records,
         octets: left_out.octets,
         packets: left_out.packets,
+    }
+}
+
+fn peer(sums: &PeerStatus) -> wire::PeerSums {
+    wire::PeerSums {
+        peer: sums.peer.clone(),
+        spoken_records: sums.spoken_records,
+        spoken_octets: sums.spoken_octets,
+        held_records: sums.held_records,
+        held_octets: sums.held_octets,
     }
 }
 
@@ -206,15 +215,5 @@ mod tests {
             (turned_out.programs.len(), turned_out.refused[0].reason.as_str()),
             (1, "no BTF")
         );
-    }
-}
-
-fn peer(sums: &PeerStatus) -> wire::PeerSums {
-    wire::PeerSums {
-        peer: sums.peer.clone(),
-        spoken_records: sums.spoken_records,
-        spoken_octets: sums.spoken_octets,
-        held_records: sums.held_records,
-        held_octets: sums.held_octets,
     }
 }

@@ -12,9 +12,12 @@ use integration::need;
 use integration::otlp::{Receiver, Span};
 use integration::wait::{self, PATIENCE, Stopwatch};
 
+/// A span: its service, its name, and those of its parent.
+type Spanned = (&'static str, &'static str, Option<(&'static str, &'static str)>);
+
 const POLICY: &str = "apiVersion: flowtilla/v1\nkind: Policy\nname: all\ncapture: {udp: false}\n";
 /// What names each span of a deploy: program, what is done, and the span that it is a part of.
-const TRACE: [(&str, &str, Option<(&str, &str)>); 10] = [
+const TRACE: [Spanned; 10] = [
     ("agentctl", "deploy", None),
     ("flowtilla-controller", "apply", Some(("agentctl", "deploy"))),
     (

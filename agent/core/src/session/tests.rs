@@ -181,7 +181,7 @@ fn a_nack_says_what_is_in_force_and_where_the_fault_is() {
             fault: fault()
         })
     );
-    assert_eq!(session.poll_timeout().is_some(), true);
+    assert!(session.poll_timeout().is_some());
     assert_eq!(
         session.poll_order(KernelTime(3600 * S)),
         None,
