@@ -16,7 +16,7 @@ pub(crate) fn replace(path: &Path, octets: &[u8]) -> io::Result<()> {
     file.write_all(octets)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
-    path.parent().map_or(Ok(()), sync_directory)
+    sync_parent(path)
 }
 
 /// Makes a directory for this user alone, and its parents, unless it is there. Its parent is synced.
@@ -25,7 +25,16 @@ pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    path.parent().map_or(Ok(()), sync_directory)
+    sync_parent(path)
+}
+
+/// The parent of a plain name is the working directory.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        None => Ok(()),
+        Some(parent) if parent.as_os_str().is_empty() => sync_directory(Path::new(".")),
+        Some(parent) => sync_directory(parent),
+    }
 }
 
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {

@@ -147,7 +147,8 @@ impl Mailbox {
     /// The next message; `None`: nothing waits. `Err`: the stream has ended.
     fn take(&self) -> Result<Option<wire::ToAgent>, ()> {
         let mut inner = self.lock();
-        if inner.closed {
+        // A reason that waits is told even when the other half of the stream has been let go.
+        if inner.closed && inner.ended.is_none() {
             return Err(());
         }
         let body = inner.take(&self.id);
@@ -235,5 +236,26 @@ impl Stream for Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         self.0.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_told_although_the_stream_was_let_go() {
+        let mailbox = Mailbox::new("spiffe://fleet.test/agent/a".into());
+        mailbox.put(Speech::Ended(wire::EndReason::Protocol, "twice hello".into()));
+        mailbox.close();
+        let told = mailbox
+            .take()
+            .expect("the reason")
+            .and_then(|message| message.body);
+        assert!(
+            matches!(&told, Some(Body::Ended(ended)) if ended.message == "twice hello"),
+            "{told:?}"
+        );
+        assert_eq!(mailbox.take().map(drop), Err(()));
     }
 }

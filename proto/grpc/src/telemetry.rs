@@ -101,10 +101,14 @@ impl Otlp {
         if authority.host().is_empty() || authority.as_str().contains('@') {
             return Err(wrong("names no host, or a user too"));
         }
-        let port = match (authority.port_u16(), authority.port()) {
-            (Some(port), _) if port != 0 => port,
-            (None, None) if !authority.as_str().ends_with(':') => PORT,
-            _ => return Err(wrong("has a wrong port")),
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("") => PORT,
+            Some(rest) => rest
+                .strip_prefix(':')
+                .and_then(|port| port.parse().ok())
+                .filter(|&port| port != 0)
+                .ok_or_else(|| wrong("has a wrong port"))?,
+            None => return Err(wrong("names no host")),
         };
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(wrong("has a path"));
