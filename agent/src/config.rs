@@ -93,6 +93,7 @@ impl RunArgs {
             token,
             labels: self.labels.iter().cloned().collect::<BTreeMap<_, _>>(),
             scopes: self.scopes.clone(),
+            alone: false,
             view_records_max: 0,
             clock: WallClock::system(),
         }

@@ -50,6 +50,8 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// Parts of the host that are its own, whatever a policy says.
     pub scopes: Vec<Scope>,
+    /// Whether it is the only agent of its controller: then no list of others is waited for.
+    pub alone: bool,
     /// Records that wait for whoever watches them. 0: nobody watches.
     pub view_records_max: usize,
     /// What tells the time of SVIDs.
@@ -149,7 +151,8 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
         state: options.spool.clone(),
     })
     .await?;
-    let peers = agent.take_peer_link().map(Joined::start).transpose();
+    let link = agent.take_peer_link().filter(|_| !options.alone);
+    let peers = link.map(Joined::start).transpose();
     let peers = peers.map_err(StartError::Thread)?;
     let (status, attached) = (agent.status(), agent.attached());
     let host = agent.host().clone();

@@ -27,6 +27,9 @@ const KEY_FILE_OCTETS_MAX: u64 = 4096;
 /// The grammar of `--include` and `--exclude`.
 const RULE: &str = "cidr=…,port=…,process=…,user=…,cgroup=…";
 
+/// Octets of a key in Z85.
+const KEY_OCTETS: usize = 40;
+
 /// Longest `--duration`: a year. Longer is a slip of the unit.
 const DURATION_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
 
@@ -491,6 +494,10 @@ pub(crate) fn read_key(text: &str) -> Result<String, String> {
     let read = File::open(path).and_then(|file| file.take(KEY_FILE_OCTETS_MAX + 1).read_to_end(&mut octets));
     let remedy = "write the key itself, or @ and the path of a file that holds nothing else";
     if let Err(error) = read {
+        // A key may begin with @ as well.
+        if error.kind() == std::io::ErrorKind::NotFound && text.len() == KEY_OCTETS {
+            return Ok(text.to_owned());
+        }
         return Err(format!(
             "--curve-key: {text:?} cannot be read ({error}); {remedy}"
         ));

@@ -107,6 +107,7 @@ async fn begin(control: &Control, asked: Asked, state: Option<PathBuf>) -> anyho
         token: Some(Token::Given(token)),
         labels: BTreeMap::new(),
         scopes: asked.scopes,
+        alone: true,
         view_records_max: VIEW_RECORDS_MAX,
         clock: WallClock::system(),
     })
