@@ -118,6 +118,13 @@ fn connections_of_the_fleet_are_counted_once_with_both_owners() -> Result<()> {
         unnamed.len(),
         unnamed.first()
     );
+    // A busy machine answers late now and then; not as a rule.
+    ensure!(
+        unnamed.len() * 3 <= named,
+        "{} of {} flows lack a process",
+        unnamed.len(),
+        named + unnamed.len()
+    );
     let sum: u64 = flows.values().map(|flow| flow.octets[0] + flow.octets[1]).sum();
     let wire = after - before;
     println!(
