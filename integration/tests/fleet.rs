@@ -17,7 +17,7 @@ use integration::need::{self, Need};
 use integration::scene::Told;
 use integration::soak;
 use integration::traffic::Flow;
-use integration::wait;
+use integration::wait::{self, PATIENCE};
 use integration::wire::WireCounter;
 
 /// Element numbers of ntopng's flow records. Source: ntopng `ZMQParserInterface.cpp`.
@@ -205,9 +205,12 @@ fn policy_takes_effect_when_it_is_acked_and_the_old_one_stays_when_it_is_refused
     println!("{said}");
     let seen = ((0, OUTSIDE), 17, fleet.hub.udp(0, OUTSIDE, &udp)?);
     fleet.wait_for(&[seen], &already)?;
-    for agent in fleet.controller.agents()? {
-        ensure!(agent["health"]["capturing"] == true, "{agent:#}");
-    }
+    // A heartbeat may be of the moment between two attachments: the next one says.
+    wait::until(PATIENCE, "agents that capture", || {
+        let agents = fleet.controller.agents()?;
+        let all = agents.iter().all(|agent| agent["health"]["capturing"] == true);
+        Ok(all.then_some(()))
+    })?;
     fleet.end()
 }
 
@@ -351,8 +354,15 @@ impl Fleet {
 
     /// Stops every agent as a service is stopped, and sees that the controller lost none before.
     fn end(mut self) -> Result<()> {
-        let loss = self.controller.ctl(&["loss"])?;
-        println!("{}", String::from_utf8_lossy(&loss.stdout));
+        let mut said = String::new();
+        // One that has just come back to the controller tells its sums with its next heartbeat.
+        let waited = wait::until(PATIENCE, "a fleet that lost nothing", || {
+            let loss = self.controller.ctl(&["loss"])?;
+            said = String::from_utf8_lossy(&loss.stdout).into_owned() + &String::from_utf8_lossy(&loss.stderr);
+            Ok(loss.status.success().then_some(()))
+        });
+        println!("{said}");
+        waited.context(said)?;
         for member in &mut self.members {
             member.stop()?;
         }

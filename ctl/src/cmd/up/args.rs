@@ -229,6 +229,7 @@ impl UpArgs {
                 endpoint: endpoint.clone(),
                 curve_server_key: key,
                 record_ids: Some(self.record_ids),
+                records_per_second: self.rate,
                 ..wire::Collector::default()
             })
     }

@@ -76,6 +76,7 @@ fn scopes_are_the_agents_own_and_the_rest_goes_through_the_controller() {
         "--ntopng=tcp://a:1",
         "--curve-key",
         KEY,
+        "--rate=500",
     ];
     let asked = Only::try_parse_from(args)
         .expect("clap takes it")
@@ -90,6 +91,7 @@ fn scopes_are_the_agents_own_and_the_rest_goes_through_the_controller() {
         ("up", Some(1000))
     );
     assert_eq!(asked.collectors[0].curve_server_key.as_deref(), Some(KEY));
+    assert_eq!(asked.collectors[0].records_per_second, Some(500));
 }
 
 #[test]
