@@ -21,6 +21,7 @@ mod clock;
 mod cmd;
 mod document;
 mod exit;
+mod hosts;
 mod output;
 mod schema;
 mod signals;
