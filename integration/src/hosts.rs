@@ -316,6 +316,10 @@ impl Site {
         }
         std::os::unix::fs::symlink(image, folder.join("lower"))?;
         fs::write(upper.join("etc/hostname"), format!("h{n}\n"))?;
+        fs::write(
+            upper.join("etc/hosts"),
+            format!("127.0.0.1 localhost\n127.0.1.1 h{n}\n"),
+        )?;
         let key = upper.join("etc/ssh/ssh_host_ed25519_key");
         self.keygen(&key)?;
         for home in ["root", "home/op"] {
