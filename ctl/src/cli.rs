@@ -60,7 +60,7 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Lists agents, policies, collectors, groups of hosts, tokens, revisions or rollouts.
     Get(GetArgs),
-    /// Lists agents: get agents.
+    /// Lists agents: get agents. Or takes them away from hosts.
     Agents(AgentsArgs),
     /// Shows everything that the controller knows of one thing.
     Describe(DescribeArgs),

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use clap::Args;
 use flowtilla_proto::hosts::HostGroup;
+use flowtilla_proto::spiffe::SpiffeId;
 use flowtilla_proto::wire::fleet::{
     Agent, AgentState, AgentsRequest, CreateTokenRequest, RevokeRequest, StatusRequest, TokensRequest,
     revoke_request,
@@ -36,6 +37,7 @@ use crate::signals::Signals;
 
 mod plan;
 mod program;
+pub(crate) mod remove;
 mod ssh;
 mod trouble;
 
@@ -119,7 +121,7 @@ pub(crate) async fn bring(
     args: &HostArgs,
     dry_run: bool,
 ) -> anyhow::Result<Option<Exit>> {
-    let jobs = jobs(groups, &args.limit, client)?;
+    let jobs = jobs(groups, ("--limit", &args.limit), client)?;
     let path = match &args.agent_binary {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name(PROGRAM),
@@ -150,9 +152,7 @@ pub(crate) async fn bring(
         () = signals.next() => None,
         worked = work(&shared, &jobs, args.yes, dry_run) => Some(worked),
     };
-    stream::iter(&jobs)
-        .for_each_concurrent(HOSTS_AT_ONCE, |job| shared.ssh.close(&job.way))
-        .await;
+    close(&shared.ssh, &jobs).await;
     let Some(outcomes) = worked else {
         say("ended before all hosts were done; nothing was applied; deploy again to go on");
         return Ok(Some(Exit::Interrupted));
@@ -168,8 +168,19 @@ pub(crate) async fn bring(
     Ok(failed.then_some(Exit::Failed))
 }
 
-/// The hosts that are meant.
-fn jobs(groups: &[HostGroup], limit: &[String], client: &Client) -> Result<Vec<Job>, UsageError> {
+/// Closes all shared connections.
+async fn close(ssh: &Ssh, jobs: &[Job]) {
+    let all = stream::iter(jobs);
+    all.for_each_concurrent(HOSTS_AT_ONCE, |job| ssh.close(&job.way))
+        .await;
+}
+
+/// The hosts that are meant: by a flag with the names of some, or all.
+fn jobs(
+    groups: &[HostGroup],
+    (flag, limit): (&str, &[String]),
+    client: &Client,
+) -> Result<Vec<Job>, UsageError> {
     let mut jobs = Vec::new();
     let mut used = vec![false; limit.len()];
     for group in groups {
@@ -203,7 +214,7 @@ fn jobs(groups: &[HostGroup], limit: &[String], client: &Client) -> Result<Vec<J
     let lines: Vec<String> = unused
         .map(|(text, _)| {
             let text = harmless(text);
-            format!("--limit: {text:?} is no group and no host of these files; write one that is there")
+            format!("{flag}: {text:?} is no group of hosts, and no host of one; write one that is there")
         })
         .collect();
     match lines.is_empty() {
@@ -234,7 +245,7 @@ async fn work(shared: &Shared<'_>, jobs: &[Job], yes: bool, dry_run: bool) -> Ve
         .filter(|(_, plan)| plan.is_weighty())
         .map(|(job, plan)| format!("{}: {}", harmless(&job.name), plan.steps(version).join(", ")))
         .collect();
-    if !weighty.is_empty() && !yes && io::stdin().is_terminal() && !confirmed(weighty).await {
+    if !weighty.is_empty() && !yes && !confirmed(weighty).await {
         return jobs.iter().map(|_| Outcome::Left).collect();
     }
     let done = jobs.iter().zip(looks).map(async |(job, look)| match look {
@@ -247,8 +258,11 @@ async fn work(shared: &Shared<'_>, jobs: &[Job], yes: bool, dry_run: bool) -> Ve
     stream::iter(done).buffered(HOSTS_AT_ONCE).collect().await
 }
 
-/// Asks a person.
+/// Asks a person, when there is one.
 async fn confirmed(lines: Vec<String>) -> bool {
+    if !io::stdin().is_terminal() {
+        return true;
+    }
     let asked = tokio::task::spawn_blocking(move || {
         for line in lines {
             say(line);
@@ -387,7 +401,8 @@ impl Shared<'_> {
                 .await
                 .ok()?;
             let ours = tokens.tokens.into_iter().find(|made| made.id == token.id)?;
-            (!ours.used_by.is_empty()).then_some(ours.used_by)
+            let agent = SpiffeId::parse(&ours.used_by).ok()?;
+            Some(agent.name.as_str().to_owned())
         };
         match until(used).await {
             Some(agent) => Ok(agent),

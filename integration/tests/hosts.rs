@@ -60,7 +60,7 @@ fn one_command_makes_bare_hosts_a_fleet() -> Result<()> {
     for n in 0..HOSTS {
         scene.site.ssh(
             n,
-            "! ls /usr/local/bin/flowtilla-agent /etc/flowtilla 2>/dev/null",
+            "test -z \"$(ls -d /usr/local/bin/flowtilla* /etc/flowtilla 2>/dev/null)\"",
         )?;
     }
 
@@ -82,7 +82,7 @@ fn one_command_makes_bare_hosts_a_fleet() -> Result<()> {
     for n in 0..HOSTS {
         scene.site.ssh(
             n,
-            "set -e; ! ls /var/lib/flowtilla/join-token 2>/dev/null; test $(stat -c %U:%a /var/lib/flowtilla) = flowtilla:700; \
+            "set -e; test ! -e /var/lib/flowtilla/join-token; test $(stat -c %U:%a /var/lib/flowtilla) = flowtilla:700; \
              test $(ps -o user= -C flowtilla-agent) = flowtilla",
         )?;
     }
@@ -102,6 +102,26 @@ fn one_command_makes_bare_hosts_a_fleet() -> Result<()> {
     )?;
     let after = scene.services()?;
     ensure!(before == after, "{before:#?} became {after:#?}");
+    let mut command = scene.controller.ctl_command(&["agents", "remove", "h2"])?;
+    scene.site.operator(&mut command)?;
+    told(&command.output()?, 0, &["op@h2: done: removed (h2-"])?;
+    scene.site.ssh(
+        2,
+        "set -e; test -z \"$(ls -d /usr/local/bin/flowtilla* /etc/flowtilla /var/lib/flowtilla /etc/systemd/system/flowtilla* 2>/dev/null)\"; \
+         test -z \"$(id -u flowtilla 2>/dev/null)\"; test -z \"$(pgrep flowtilla-agent)\"",
+    )?;
+    let agents = scene.controller.agents()?;
+    let states: Vec<_> = agents.iter().map(|agent| agent["state"].as_str()).collect();
+    ensure!(
+        states.iter().filter(|state| **state == Some("revoked")).count() == 1,
+        "{agents:#?}"
+    );
+    let again = scene.deploy(&["--wait=120s"])?;
+    told(
+        &again,
+        0,
+        &["h0: nothing to do", "h1: nothing to do", "h2: done: install"],
+    )?;
     let groups = scene.controller.must(&["get", "hostgroups"])?;
     ensure!(
         groups.contains("h0,h1,h2") && groups.contains("role=web"),

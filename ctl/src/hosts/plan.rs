@@ -93,6 +93,16 @@ impl Found {
     }
 }
 
+impl Found {
+    /// Whether nothing of an agent is there.
+    pub(crate) fn is_bare(&self) -> bool {
+        [&self.program, &self.unit, &self.settings]
+            .iter()
+            .all(|digest| digest.is_empty())
+            && self.identity.is_none()
+    }
+}
+
 /// Whose chain it is; `None`: it is none.
 fn identity(chain: &str) -> Option<SpiffeId> {
     let first = pem::parse_many(chain).ok()?.into_iter().next()?;

@@ -5,6 +5,7 @@
 #                                      0 and -: that one stays as it is
 #   enrol TOKEN                        puts a join token (so many octets of stdin) where the agent looks for one
 #   start restart|start                has the service run, now and at every boot, and sees that it stays up
+#   remove                             takes everything away that the other actions brought, records that wait included
 #   revert                             puts the program back that was there before
 #   state                              says how the service does
 #
@@ -135,9 +136,19 @@ revert() {
     systemctl restart $name
 }
 
+remove() {
+    systemctl disable --quiet --now $name 2>/dev/null || :
+    rm -f $unit $settings $program $program.new $program.previous
+    rmdir /etc/flowtilla 2>/dev/null || :
+    rm -rf $state
+    ! id -u $user >/dev/null 2>&1 || userdel $user
+    systemctl daemon-reload
+    systemctl reset-failed $name 2>/dev/null || :
+}
+
 # The last words of the service.
 tell() {
-    journalctl -u $name -n 3 -o cat --no-pager 2>/dev/null >&2 || :
+    journalctl -u $name -n 3 -o cat --no-pager >&2 2>/dev/null || :
 }
 
 case ${1-} in
@@ -145,6 +156,7 @@ probe) probe ;;
 install) install_files "$2" "$3" "$4" ;;
 enrol) enrol "$2" ;;
 start) start "$2" ;;
+remove) remove ;;
 revert) revert ;;
 state)
     systemctl is-active $name || :

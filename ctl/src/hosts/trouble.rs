@@ -28,6 +28,7 @@ pub(crate) enum Step {
     Start,
     /// Waits until the controller has the agent.
     Join,
+    Remove,
 }
 
 impl Step {
@@ -41,6 +42,7 @@ impl Step {
             Self::Enrol => "enrol",
             Self::Start => "start",
             Self::Join => "join",
+            Self::Remove => "remove",
         }
     }
 }

@@ -4,7 +4,7 @@
 //! the list has that one, or the command ends with exit code 1.
 
 use crate::clock;
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{
     Agent, AgentsRequest, HistoryRequest, Object, ObjectsRequest, Revision, Rollout, RolloutsRequest, Token,
@@ -15,6 +15,7 @@ use super::{Output, json, print, table, values, yaml_shown};
 use crate::client::{Client, Reach};
 use crate::document::{Kind, name_of, render};
 use crate::exit::Exit;
+use crate::hosts::remove::RemoveArgs;
 use crate::output::{harmless, memory, word};
 use crate::view;
 
@@ -56,7 +57,10 @@ pub(crate) struct GetArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct AgentsArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<AgentsCommand>,
     /// Only the one of this name.
     #[arg(value_name = "NAME")]
     name: Option<String>,
@@ -65,6 +69,13 @@ pub(crate) struct AgentsArgs {
     output: Output,
     #[command(flatten)]
     reach: Reach,
+}
+
+/// What is done with agents.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum AgentsCommand {
+    /// Takes the agent away from hosts, over ssh, and makes its identity void.
+    Remove(RemoveArgs),
 }
 
 impl From<AgentsArgs> for GetArgs {
