@@ -25,7 +25,7 @@ use self::content::{Content, Contents, Hash};
 use self::heard::{Heard, Hello, Mark};
 use self::members::Members;
 use self::questions::Questions;
-use self::rollouts::Rollouts;
+use self::rollouts::{Due, Rollouts};
 use self::row::{META_KEY, MetaRow};
 use self::source::SourceIds;
 use crate::policy::Objects;
@@ -464,7 +464,7 @@ impl Fleet {
         let Some(agent) = self.agents.get(id).filter(|agent| !agent.revoked) else {
             return;
         };
-        let Some(mut next) = of_targets(&self.objects, &self.targets, id, &agent.labels) else {
+        let Some(mut next) = of_targets(&self.objects, &self.targets, id, agent) else {
             return;
         };
         let same = |content: &Content| {
@@ -474,17 +474,15 @@ impl Fleet {
         if same(&next) {
             return;
         }
-        if let Some(policy) = &next.policy {
-            self.rollouts.handle_due(id, policy, self.meta.revision, now);
+        let due = self.due(id, agent, &next);
+        if let Some(due) = &due {
+            self.rollouts.handle_due(id, due, self.meta.revision, now);
         }
-        if self
-            .rollouts
-            .holds_back(id, next.policy.as_deref(), self.meta.revision)
-        {
+        if due.is_some_and(|due| self.rollouts.holds_back(id, &due, self.meta.revision)) {
             if agent.wanted.is_some() {
                 return;
             }
-            match of_targets(&self.settled_objects, &self.settled, id, &agent.labels) {
+            match of_targets(&self.settled_objects, &self.settled, id, agent) {
                 Some(settled) => next = settled,
                 None => return,
             }
@@ -492,6 +490,21 @@ impl Fleet {
         if !same(&next) {
             self.issue(id, next);
         }
+    }
+
+    /// What a rollout would bring to an agent that is to have this content; `None`: nothing in place of nothing.
+    fn due(&self, id: &MemberName, agent: &Agent, next: &Content) -> Option<Due> {
+        if let Some(policy) = &next.policy {
+            return Some(Due::Policy(policy.clone()));
+        }
+        let lost = match &agent.wanted {
+            Some(wanted) => wanted.content.policy.clone(),
+            None => {
+                let settled = self.settled_objects.policy_for(id, &agent.labels, None);
+                settled.map(str::to_owned)
+            }
+        };
+        lost.map(Due::Loss)
     }
 
     /// Makes a content what an agent is to have, under a version of its own, and offers it.
@@ -577,13 +590,10 @@ impl Fleet {
     }
 }
 
-fn of_targets(
-    objects: &Objects,
-    targets: &Targets,
-    id: &MemberName,
-    labels: &Labels,
-) -> Option<Arc<Content>> {
-    let policy = objects.policy_for(id, labels).map(str::to_owned);
+fn of_targets(objects: &Objects, targets: &Targets, id: &MemberName, agent: &Agent) -> Option<Arc<Content>> {
+    let policy = objects
+        .policy_for(id, &agent.labels, agent.policy())
+        .map(str::to_owned);
     targets.get(&policy).cloned()
 }
 

@@ -141,26 +141,60 @@ impl Objects {
             .unwrap_or_default()
     }
 
-    /// Name of the policy that an agent gets: the one of the highest priority that matches it. When two are equal, which
-    /// [`Self::equals`] tells, the first by name.
+    /// Name of the policy that an agent gets: the one of the highest priority that matches it. When several are equal, which
+    /// [`Self::tied`] tells, `has`, the one that it has, or, when that is none of them, the first by name: what a host says of
+    /// itself takes no policy from it.
     #[must_use]
-    pub fn policy_for(&self, agent: &MemberName, labels: &Labels) -> Option<&str> {
+    pub fn policy_for(&self, agent: &MemberName, labels: &Labels, has: Option<&str>) -> Option<&str> {
         self.policies
             .iter()
             .filter(|(_, kept)| kept.parsed.selector.matches(agent, labels))
             // The last of equal ones is taken: seen from the end it is the first by name.
             .rev()
-            .max_by_key(|(_, kept)| kept.sent.priority)
+            .max_by_key(|(name, kept)| (kept.sent.priority, Some(name.as_str()) == has))
             .map(|(name, _)| name.as_str())
     }
 
-    /// Refuses policies of one priority that match the same agent, for each agent given.
+    /// Policies of one priority that all match an agent, none of a higher one doing so, by name; empty: there is one, or none.
+    #[must_use]
+    pub fn tied(&self, agent: &MemberName, labels: &Labels) -> Vec<String> {
+        let matching = || {
+            let all = self.policies.iter();
+            all.filter(move |(_, kept)| kept.parsed.selector.matches(agent, labels))
+        };
+        let highest = matching().map(|(_, kept)| kept.sent.priority).max();
+        let tied: Vec<String> = matching()
+            .filter(|(_, kept)| Some(kept.sent.priority) == highest)
+            .map(|(name, _)| name.clone())
+            .collect();
+        if tied.len() > 1 { tied } else { Vec::new() }
+    }
+
+    /// Whether any two policies have one priority.
+    #[must_use]
+    pub fn has_rivals(&self) -> bool {
+        let priorities: BTreeSet<u32> = self.policies.values().map(|kept| kept.sent.priority).collect();
+        priorities.len() < self.policies.len()
+    }
+
+    /// Whether two policies have one priority, and both match an agent.
+    fn both_match(&self, one: &str, other: &str, agent: &MemberName, labels: &Labels) -> bool {
+        let (Some(one), Some(other)) = (self.policies.get(one), self.policies.get(other)) else {
+            return false;
+        };
+        let matches = |kept: &Kept| kept.parsed.selector.matches(agent, labels);
+        one.sent.priority == other.sent.priority && matches(one) && matches(other)
+    }
+
+    /// Refuses policies of one priority that match the same agent, for each agent given, unless they did so in `before`: that is
+    /// no fault of this request, and must not stand in its way.
     ///
     /// # Errors
     ///
     /// One mistake a pair of policies, with an agent that both match. `objects`: the request, to tell their places.
     pub fn check_agents<'a>(
         &self,
+        before: &Self,
         objects: &[Object],
         agents: impl Iterator<Item = (&'a MemberName, &'a Labels)>,
     ) -> Result<(), ChangeMistakes> {
@@ -182,6 +216,7 @@ impl Objects {
                     }
                     match first {
                         None => first = Some(*name),
+                        Some(first) if before.both_match(first, name, agent, labels) => {}
                         Some(first) => {
                             pairs.entry((first, *name)).or_insert(agent);
                         }
@@ -217,7 +252,7 @@ impl Objects {
                     && may_meet(&kept.parsed.selector, &with.parsed.selector)
                 {
                     odd.push(format!(
-                        "policies {name} and {other} have the priority {}: an agent that comes to match both gets {name}",
+                        "policies {name} and {other} have the priority {}: an agent that comes to match both keeps the one that it has, or gets {name}",
                         kept.sent.priority
                     ));
                 }
@@ -312,7 +347,13 @@ impl Objects {
         if !there {
             let why = format!("is the name of no {}", name.kind.to_lowercase());
             let path = format!("removed[{n}].name");
-            check.refuse(None, &path, Some(name.name.clone()), why, "leave it out");
+            check.refuse(
+                None,
+                &path,
+                Some(name.name.clone()),
+                why,
+                "leave it out, or name one that there is",
+            );
         }
     }
 

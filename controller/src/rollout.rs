@@ -5,12 +5,15 @@
 //! how it stands. Reads no clock, does no IO, knows no versions: whoever drives it makes offers of its word.
 //!
 //! Life: running (offers of a wave are out) → soaking (all of them answered, their health is watched) → the next wave, or
-//! done. What fails goes back: rolling back → rolled back. A wave needs one ack; agents that are not connected when their
-//! wave begins are away, no failures, and get the change when they come.
+//! done. What fails goes back: rolling back → rolled back. The first wave needs one ack; agents that are not connected when
+//! their wave begins are away, no failures, and get the change when they come. A later wave of which nobody comes for a soak is
+//! passed over, and when nobody is there of all that are left, it is done: it ends although hosts are switched off for good.
+//! Agents that join belong to the last wave.
 //!
 //! Invariants: an agent is admitted only when its wave has begun, and none is while it goes back or has gone back; a wave
-//! begins only when the one before was watched for a whole soak by a controller that did not restart meanwhile; the
-//! [`Head`] and the [`Member`]s are the whole state, the rest is found again after a restart. Source: design section 6.
+//! begins only when the one before was watched for a whole soak by a controller that did not restart meanwhile, or had nobody
+//! to be watched for as long; the [`Head`] and the [`Member`]s are the whole state, the rest is found again after a restart.
+//! Source: design section 6.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -52,8 +55,11 @@ pub struct Head {
     pub id: u64,
     /// Revision of the objects that it brings.
     pub revision: u64,
-    /// Name of the policy whose terms it follows.
+    /// Name of the policy whose terms it follows: the one that its agents get, or lose.
     pub policy: String,
+    /// Its agents lose the policy, and get none.
+    #[serde(default)]
+    pub loss: bool,
     /// Its terms.
     pub terms: Terms,
     /// Waves that have begun.
@@ -215,6 +221,7 @@ impl Rollout {
             id,
             revision,
             policy: of.name.as_ref().map(ToString::to_string).unwrap_or_default(),
+            loss: false,
             terms: Terms::from(&of.rollout),
             wave: 0,
             waves,
@@ -235,6 +242,13 @@ impl Rollout {
             members: rollout.members.keys().cloned().collect(),
         };
         rollout
+    }
+
+    /// The same, for agents that lose the policy, and get none.
+    #[must_use]
+    pub fn of_loss(mut self) -> Self {
+        self.head.loss = true;
+        self
     }
 
     /// The rollout that was written down. Nobody is connected; a soak begins anew.
@@ -344,20 +358,21 @@ impl Rollout {
         }
     }
 
-    /// An agent that was not there when the rollout began: it belongs to the wave under way, or, when it is done, has the
-    /// change at once.
+    /// An agent that was not there when the rollout began: it belongs to the last wave, so that what nobody has proven does not
+    /// come to it first; or, when it is done, has the change at once.
     pub fn joined(&mut self, agent: &str, windows: &HealthWindows, now: Moment) {
         let open = self.goes_on() || self.head.state == State::Done;
         if !open || self.members.contains_key(agent) {
             return;
         }
         self.head.waves = self.head.waves.max(1);
-        let wave = self.head.wave.max(1);
+        let wave = self.head.waves;
         self.acked.resize(self.head.waves as usize + 1, 0);
         self.members.insert(agent.to_owned(), Member::waiting(wave));
         self.changed.head = true;
         self.changed.members.insert(agent.to_owned());
-        if self.head.wave > 0 && self.head.state != State::Paused {
+        let due = self.head.wave == wave && self.head.state != State::Paused;
+        if due || self.head.state == State::Done {
             self.admit(agent, windows, now);
         }
         self.dirty = true;
@@ -545,10 +560,7 @@ impl Rollout {
         let empty =
             self.acked[wave as usize] == 0 && !self.members.values().any(|member| member.wave == wave);
         if self.acked[wave as usize] == 0 && !empty {
-            self.say(format!(
-                "no agent of wave {wave} is there; the wave goes on when one has come"
-            ));
-            return false;
+            return self.pass_over(windows, now);
         }
         let soaked = match self.head.state {
             _ if empty || self.head.terms.soak_ms == 0 => true,
@@ -566,6 +578,44 @@ impl Rollout {
         if wave < self.head.waves {
             self.begin_wave(windows, now);
             return true;
+        }
+        self.enter(State::Done);
+        self.head.ended = Some(now);
+        false
+    }
+
+    /// Nobody of the wave under way is there. Whether another wave has begun.
+    fn pass_over(&mut self, windows: &HealthWindows, now: Moment) -> bool {
+        let wave = self.head.wave;
+        if self.acked.iter().all(|&acks| acks == 0) {
+            self.say(format!(
+                "no agent of wave {wave} is there; the wave goes on when one has come"
+            ));
+            return false;
+        }
+        let later =
+            |agent: &String, member: &Member| member.part == Part::Waiting && self.connected.contains(agent);
+        let others = self.members.iter().any(|(agent, member)| later(agent, member));
+        let from = self.soak_from().max(self.patience);
+        let until = match others {
+            true => Moment(from.0.saturating_add(self.head.terms.soak_ms)),
+            false => self.patience,
+        };
+        if now < until {
+            self.say(format!(
+                "no agent of wave {wave} is there; the next wave begins when one has come, or when none has for a soak"
+            ));
+            return false;
+        }
+        self.say(String::new());
+        if others {
+            self.begin_wave(windows, now);
+            return true;
+        }
+        let rest = (self.members.iter()).filter(|(_, member)| member.part == Part::Waiting);
+        let rest: Vec<String> = rest.map(|(agent, _)| agent.clone()).collect();
+        for agent in rest {
+            self.set(&agent, |member| member.part = Part::Away);
         }
         self.enter(State::Done);
         self.head.ended = Some(now);

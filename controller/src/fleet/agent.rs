@@ -130,6 +130,11 @@ impl Agent {
         line.open.take()
     }
 
+    /// Name of the policy that it is to have.
+    pub(super) fn policy(&self) -> Option<&str> {
+        self.wanted.as_ref()?.content.policy.as_deref()
+    }
+
     /// The highest place that it holds, held or is to have.
     pub(super) fn highest(&self) -> (u64, u64) {
         let wanted = self.wanted.as_ref().map(|wanted| wanted.mark.place());

@@ -7,7 +7,7 @@ use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet::{AgentChange, ApplyResponse, Object, ObjectName, Rollout, Steering};
 use prost::Message;
 
-use super::rollouts::Steered;
+use super::rollouts::{Due, Steered};
 use super::row::RevisionRow;
 use super::{Fleet, Now, of_targets, targets};
 use crate::policy::{ChangeMistakes, Objects};
@@ -60,11 +60,23 @@ pub enum ChangeRefused {
         expected: u64,
     },
     /// It is not kept, or never was.
-    #[error("there is no revision {0}")]
+    #[error("there is no revision {0}; see agentctl history")]
     NoRevision(u64),
     /// It is not kept, or never was.
-    #[error("there is no rollout {0}")]
+    #[error("there is no rollout {0}; see agentctl rollout list")]
     NoRollout(u64),
+    /// None was made.
+    #[error("there is no revision yet; agentctl deploy makes the first one")]
+    NoRevisionYet,
+    /// None was before.
+    #[error("there is nothing before revision {0} to go back to; name a revision: see agentctl history")]
+    NothingBefore(u64),
+    /// None has begun.
+    #[error("there is no rollout yet; the first change that reaches an agent begins one")]
+    NoRolloutYet,
+    /// All have ended, or go back.
+    #[error("no rollout goes on; see agentctl rollout list")]
+    NoneGoesOn,
     /// It has ended.
     #[error("rollout {0} has ended")]
     Ended(u64),
@@ -137,7 +149,7 @@ impl Fleet {
         self.adopt(draft, &to.objects, change.dry_run, now)
     }
 
-    /// Pauses, resumes or aborts a rollout; an aborted one takes its revision back.
+    /// Pauses, resumes or aborts a rollout; an aborted one takes its revision back. `id` 0: the newest that goes on.
     ///
     /// # Errors
     ///
@@ -149,6 +161,12 @@ impl Fleet {
         by: &str,
         now: Now,
     ) -> Result<Rollout, ChangeRefused> {
+        let id = match (id, self.rollouts.newest_going()) {
+            (0, Some(newest)) => newest,
+            (0, None) if self.newest_rollout().is_none() => return Err(ChangeRefused::NoRolloutYet),
+            (0, None) => return Err(ChangeRefused::NoneGoesOn),
+            (id, _) => id,
+        };
         match self.rollouts.steer(id, steering, by, now) {
             Some(Steered::Done(steered)) => steered?,
             Some(Steered::Nothing) => return Err(ChangeRefused::NoSteering),
@@ -171,7 +189,11 @@ impl Fleet {
         let live = self.agents.iter().filter(|(_, agent)| !agent.revoked);
         draft
             .objects
-            .check_agents(request, live.map(|(id, agent)| (id, &agent.labels)))
+            .check_agents(
+                &self.objects,
+                request,
+                live.map(|(id, agent)| (id, &agent.labels)),
+            )
             .map_err(ChangeRefused::Mistakes)?;
         let mut response = ApplyResponse {
             revision: self.meta.revision,
@@ -180,6 +202,7 @@ impl Fleet {
             rollout: 0,
             rollouts: Vec::new(),
             warnings: draft.objects.oddities(),
+            rollback_to: draft.rollback_to,
         };
         response.warnings.extend(self.idle_policies(&draft.objects));
         if response.changes.is_empty() {
@@ -217,11 +240,11 @@ impl Fleet {
         self.settle_all(now);
     }
 
-    /// `groups`: agents whose assignment changes, by the policy that they get; each makes a rollout. `None`: at once.
+    /// `groups`: agents whose assignment changes, by the policy that they get or lose; each makes a rollout. `None`: at once.
     fn make_revision(
         &mut self,
         draft: Draft,
-        groups: Option<BTreeMap<String, BTreeSet<MemberName>>>,
+        groups: Option<BTreeMap<Due, BTreeSet<MemberName>>>,
         now: Now,
     ) -> Vec<u64> {
         self.rollouts.supersede(groups.is_none(), now);
@@ -251,19 +274,28 @@ impl Fleet {
         self.traceparent = Arc::from(draft.traceparent.as_str());
         self.meta.traceparent = draft.traceparent;
         self.targets = targets(&draft.objects, number, &mut self.contents, &mut self.batch);
-        self.objects = draft.objects;
+        let before = std::mem::replace(&mut self.objects, draft.objects);
         self.meta_dirty = true;
-        self.rollouts.handle_soak(self.objects.longest_soak());
+        let soak = self.objects.longest_soak().max(before.longest_soak());
+        self.rollouts.handle_soak(soak);
         let mut ids = Vec::new();
-        for (name, population) in groups.unwrap_or_default() {
-            let Some(policy) = self.objects.policy(&name) else {
+        for (due, population) in groups.unwrap_or_default() {
+            let (policy, loss) = match &due {
+                Due::Policy(name) => (self.objects.policy(name), false),
+                // What it asked for while it was in force; a rollout that goes on may have brought it, or not yet replaced it.
+                Due::Loss(name) => {
+                    let kept = before.policy(name).or_else(|| self.settled_objects.policy(name));
+                    (kept.or_else(|| self.objects.policy(name)), true)
+                }
+            };
+            let Some(policy) = policy else {
                 continue;
             };
             let live = |id: &MemberName| self.agents.get(id).is_some_and(|agent| agent.line.is_some());
             let agents = population.iter().map(|id| (id.to_string(), live(id))).collect();
             self.numbers.rollout = self.numbers.rollout.saturating_add(1);
             let id = self.numbers.rollout;
-            self.rollouts.begin(id, number, policy, agents, now);
+            self.rollouts.begin(id, number, (policy, loss), agents, now);
             ids.push(id);
         }
         if ids.is_empty() {
@@ -281,23 +313,23 @@ impl Fleet {
         }
     }
 
-    /// Agents whose assignment a set of objects changes; and those that get a policy, by its name.
-    fn difference(&self, after: &Objects) -> (Vec<AgentChange>, BTreeMap<String, BTreeSet<MemberName>>) {
+    /// Agents whose assignment a set of objects changes; and those that get or lose a policy, by that.
+    fn difference(&self, after: &Objects) -> (Vec<AgentChange>, BTreeMap<Due, BTreeSet<MemberName>>) {
         // The number of the revision does not matter: contents are compared by what they ask.
         let mut contents = self.contents.clone();
         let new = targets(after, 0, &mut contents, &mut crate::store::Batch::default());
         let mut changes = Vec::new();
-        let mut groups = BTreeMap::<String, BTreeSet<MemberName>>::new();
+        let mut groups = BTreeMap::<Due, BTreeSet<MemberName>>::new();
         for (id, agent) in self.agents.iter().filter(|(_, agent)| !agent.revoked) {
-            let Some(next) = of_targets(after, &new, id, &agent.labels) else {
+            let Some(next) = of_targets(after, &new, id, agent) else {
                 continue;
             };
             let before = agent.wanted.as_ref().map(|wanted| &wanted.content);
             if before.is_some_and(|before| before.sameness == next.sameness) {
                 continue;
             }
-            if let Some(policy) = &next.policy {
-                groups.entry(policy.clone()).or_default().insert(id.clone());
+            if let Some(due) = self.due(id, agent, &next) {
+                groups.entry(due).or_default().insert(id.clone());
             }
             changes.push(AgentChange {
                 agent: id.to_string(),
@@ -315,7 +347,7 @@ impl Fleet {
     fn idle_policies(&self, objects: &Objects) -> Vec<String> {
         let live = self.agents.iter().filter(|(_, agent)| !agent.revoked);
         let used: BTreeSet<&str> = live
-            .filter_map(|(id, agent)| objects.policy_for(id, &agent.labels))
+            .filter_map(|(id, agent)| objects.policy_for(id, &agent.labels, agent.policy()))
             .collect();
         objects
             .policies()

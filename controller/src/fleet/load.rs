@@ -174,7 +174,11 @@ impl Fleet {
         };
         drop(kept);
         fleet.rollouts.touch();
-        let soak = fleet.objects.longest_soak();
+        // A policy that is being taken away is among the settled ones alone.
+        let soak = fleet
+            .objects
+            .longest_soak()
+            .max(fleet.settled_objects.longest_soak());
         fleet.rollouts.handle_soak(soak);
         let ids: Vec<MemberName> = fleet.agents.keys().cloned().collect();
         for id in &ids {

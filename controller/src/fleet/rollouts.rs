@@ -1,7 +1,8 @@
 //! The rollouts that go on: the fleet's side of [`crate::rollout`].
 //!
 //! Tells rollouts what agents do, gives agents what they are admitted to, keeps rows. A change makes one rollout for each
-//! policy whose agents get something else; when one of them goes back, the revision goes back, and with it the others.
+//! policy whose agents get something else, and one for each that agents lose without getting another ([`Due`]); when one of
+//! them goes back, the revision goes back, and with it the others.
 //! Invariants: the rollouts that hold agents back are of the revision of record; what is told of a rollout is on the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,27 @@ pub(super) struct Rollouts {
     began: Option<(Moment, u64)>,
 }
 
+/// What a rollout brings.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Due {
+    /// A policy of this name.
+    Policy(String),
+    /// Nothing, in place of a policy of this name.
+    Loss(String),
+}
+
+impl Due {
+    /// Whether it is this rollout, of this revision, that brings it.
+    fn is_brought_by(&self, run: &Rollout, revision: u64) -> bool {
+        let head = run.head();
+        let (policy, loss) = match self {
+            Self::Policy(policy) => (policy, false),
+            Self::Loss(policy) => (policy, true),
+        };
+        head.revision == revision && head.policy == *policy && head.loss == loss
+    }
+}
+
 /// Key of an agent's part.
 fn member_key(id: u64, agent: &str) -> Vec<u8> {
     [&id.to_be_bytes()[..], agent.as_bytes()].concat()
@@ -60,16 +82,16 @@ impl Rollouts {
         self.runs.insert(rollout.head().id, rollout);
     }
 
-    /// Whether an agent whose policy is to be this one must keep what it has.
-    pub(super) fn holds_back(&self, agent: &MemberName, policy: Option<&str>, revision: u64) -> bool {
-        let run = policy.and_then(|policy| self.run_of(policy, revision));
+    /// Whether an agent to which this is due must keep what it has.
+    pub(super) fn holds_back(&self, agent: &MemberName, due: &Due, revision: u64) -> bool {
+        let run = self.runs.values().find(|run| due.is_brought_by(run, revision));
         run.is_some_and(|run| !run.admitted(agent.as_str()))
     }
 
-    fn run_of(&self, policy: &str, revision: u64) -> Option<&Rollout> {
-        self.runs
-            .values()
-            .find(|run| run.head().revision == revision && run.head().policy == policy)
+    /// The newest that goes on.
+    pub(super) fn newest_going(&self) -> Option<u64> {
+        let going = self.runs.values().filter(|run| run.goes_on());
+        going.map(|run| run.head().id).max()
     }
 
     /// This moment. Goes on from the first one as time does, also when the clock is set: a soak is neither cut nor drawn out.
@@ -106,12 +128,12 @@ impl Rollouts {
         self.touched = true;
     }
 
-    /// An agent that is to get a policy, and does not belong to the rollout that brings it, joins it.
-    pub(super) fn handle_due(&mut self, agent: &MemberName, policy: &str, revision: u64, now: Now) {
+    /// An agent that does not belong to the rollout that brings what it is to get joins it.
+    pub(super) fn handle_due(&mut self, agent: &MemberName, due: &Due, revision: u64, now: Now) {
         let now = self.moment(now);
         let Self { runs, windows, .. } = self;
         for run in runs.values_mut() {
-            if run.head().revision == revision && run.head().policy == policy {
+            if due.is_brought_by(run, revision) {
                 run.joined(agent.as_str(), windows, now);
             }
         }
@@ -123,17 +145,18 @@ impl Rollouts {
         self.windows.set_soak(ms);
     }
 
-    /// A rollout begins.
+    /// A rollout begins, on the terms of this policy; whether its agents lose it.
     pub(super) fn begin(
         &mut self,
         id: u64,
         revision: u64,
-        policy: &Policy,
+        (policy, loss): (&Policy, bool),
         agents: Vec<(String, bool)>,
         now: Now,
     ) {
         let now = self.moment(now);
         let run = Rollout::new(id, revision, policy, agents, now);
+        let run = if loss { run.of_loss() } else { run };
         self.runs.insert(id, run);
         self.touched = true;
     }

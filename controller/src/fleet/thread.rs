@@ -267,7 +267,7 @@ impl FleetHandle {
             .await
     }
 
-    /// Makes a revision with the objects of an earlier one; 0: the one before the newest.
+    /// Makes a revision with the objects of an earlier one; 0: what [`Fleet::revision_before`] tells.
     ///
     /// # Errors
     ///
@@ -277,7 +277,7 @@ impl FleetHandle {
             .await
     }
 
-    /// Pauses, resumes or aborts a rollout.
+    /// Pauses, resumes or aborts a rollout; 0: the newest that goes on.
     ///
     /// # Errors
     ///
@@ -586,7 +586,11 @@ impl Driver {
 
     fn roll_back(&mut self, to: u64, change: Change, now: Now) -> Result<ApplyResponse, FleetError> {
         let to = match to {
-            0 => self.fleet.revision_before(&*self.store).map_err(failed)?,
+            0 => match self.fleet.revision_before(&*self.store).map_err(failed)? {
+                0 if self.fleet.revision() == 0 => return Err(ChangeRefused::NoRevisionYet.into()),
+                0 => return Err(ChangeRefused::NothingBefore(self.fleet.revision()).into()),
+                before => before,
+            },
             to => to,
         };
         let row = load::revision(&*self.store, to).map_err(failed)?;
@@ -608,7 +612,7 @@ impl Driver {
 
     fn watch(&mut self, id: u64) -> Result<Watched, FleetError> {
         let id = match id {
-            0 => self.fleet.newest_rollout().ok_or(ChangeRefused::NoRollout(0))?,
+            0 => self.fleet.newest_rollout().ok_or(ChangeRefused::NoRolloutYet)?,
             id => id,
         };
         if let Some(watcher) = self.watchers.get(&id) {

@@ -12,6 +12,7 @@ use flowtilla_proto::wire::session::EndReason;
 use super::agent::Agent;
 use super::load::{self, LoadError};
 use super::rollouts::event;
+use super::row::RevisionRow;
 use super::{Fleet, SessionId};
 use crate::policy::Objects;
 use crate::store::Store;
@@ -31,6 +32,10 @@ pub struct Standing {
     pub converged: u32,
     /// Agents that refused what they are to have.
     pub nacked: u32,
+    /// Agents, connected or not, that have not what they are to have.
+    pub behind: u32,
+    /// Agents that several policies of one priority choose.
+    pub tied: u32,
     /// Agents by how they are known, those with a void identity too.
     pub by_state: BTreeMap<AgentState, u32>,
     /// Rollouts that are kept, by how they stand.
@@ -103,6 +108,7 @@ impl Fleet {
             source_id: self.sources.of(id).map_or(0, |id| id.number()),
             revision_held: agent.in_force.as_ref().map_or(0, |content| content.revision),
             revision_wanted: wanted.map_or(0, |wanted| wanted.content.revision),
+            tied: self.objects.tied(id, &agent.labels),
         }
     }
 
@@ -128,10 +134,21 @@ impl Fleet {
             connected: number(connected().count()),
             converged: number(connected().filter(|agent| agent.converged()).count()),
             nacked: number(live().filter(|agent| agent.refusal().is_some()).count()),
+            behind: number(live().filter(|agent| !agent.converged()).count()),
+            tied: number(self.tied()),
             by_state,
             rollouts,
             rollout: self.rollouts(1).pop(),
         }
+    }
+
+    fn tied(&self) -> usize {
+        if !self.objects.has_rivals() {
+            return 0;
+        }
+        let live = self.agents.iter().filter(|(_, agent)| !agent.revoked);
+        live.filter(|(id, agent)| !self.objects.tied(id, &agent.labels).is_empty())
+            .count()
     }
 
     /// Rollouts, the newest first.
@@ -160,14 +177,17 @@ impl Fleet {
         self.rollouts.take_told()
     }
 
-    /// The revision before that of record; 0: there is none.
+    /// The revision before that of record; 0: there is none. When that of record is a roll-back, the one that it went back to:
+    /// what was taken back, by the controller itself or by hand, is not brought again.
     ///
     /// # Errors
     ///
     /// [`LoadError`].
     pub fn revision_before(&self, store: &dyn Store) -> Result<u64, LoadError> {
         let row = load::revision(store, self.meta.revision)?;
-        Ok(row.map_or(0, |row| row.before))
+        // What nobody made, the controller took back, and be it to no objects at all.
+        let back = |row: &RevisionRow| row.rollback_to != 0 || row.by.is_empty();
+        Ok(row.map_or(0, |row| if back(&row) { row.rollback_to } else { row.before }))
     }
 
     /// Revisions, the newest first.

@@ -271,7 +271,13 @@ impl Fleet for Service {
             ),
             Some(What::Token(text)) => {
                 let id = TokenId::parse(&text).ok_or_else(|| {
-                    Status::invalid_argument("token: is no token's id; write its 16 hex digits")
+                    let mistake = flowtilla_proto::mistake::Mistake {
+                        path: "token".to_owned(),
+                        value: Some(text),
+                        why: "is no token's id".to_owned(),
+                        remedy: "write its 16 hex digits, as token list shows them".to_owned(),
+                    };
+                    Status::invalid_argument(mistake.to_string())
                 })?;
                 (Revocation::Token(id), None)
             }
@@ -335,6 +341,8 @@ impl Fleet for Service {
             connected: standing.connected,
             converged: standing.converged,
             nacked: standing.nacked,
+            behind: standing.behind,
+            tied: standing.tied,
             roots: roots.iter().map(root).collect(),
             rollout: standing.rollout,
             caller: caller.to_string(),
@@ -422,11 +430,18 @@ fn status(error: FleetError) -> Status {
             Status::with_details(Code::InvalidArgument, text, details.into())
         }
         FleetError::Refused(ChangeRefused::NoSteering) => Status::invalid_argument(text),
-        FleetError::Refused(ChangeRefused::NoRevision(_) | ChangeRefused::NoRollout(_)) => {
-            Status::not_found(text)
-        }
         FleetError::Refused(
-            ChangeRefused::Newer { .. } | ChangeRefused::Ended(_) | ChangeRefused::Steer(_),
+            ChangeRefused::NoRevision(_)
+            | ChangeRefused::NoRollout(_)
+            | ChangeRefused::NoRevisionYet
+            | ChangeRefused::NothingBefore(_)
+            | ChangeRefused::NoRolloutYet,
+        ) => Status::not_found(text),
+        FleetError::Refused(
+            ChangeRefused::Newer { .. }
+            | ChangeRefused::Ended(_)
+            | ChangeRefused::NoneGoesOn
+            | ChangeRefused::Steer(_),
         ) => Status::failed_precondition(text),
         FleetError::Unwelcome(Unwelcome::Revoked) => Status::permission_denied(text),
         FleetError::Unwelcome(Unwelcome::Full) => Status::resource_exhausted(text),

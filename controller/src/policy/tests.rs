@@ -93,15 +93,30 @@ fn equal_priorities_are_refused_where_both_choose_an_agent() {
     ];
     let all = set(&cross);
     assert_eq!(all.oddities().len(), 1, "{:?}", all.oddities());
+    let before = Objects::default();
     let agent = name("a");
     let both = labels(&[("zone", "eu"), ("role", "db")]);
     let one = labels(&[("zone", "eu"), ("role", "web")]);
-    assert_eq!(all.check_agents(&cross, [(&agent, &one)].into_iter()), Ok(()));
+    assert_eq!(
+        all.check_agents(&before, &cross, [(&agent, &one)].into_iter()),
+        Ok(())
+    );
     let refused = all
-        .check_agents(&cross, [(&agent, &both)].into_iter())
+        .check_agents(&before, &cross, [(&agent, &both)].into_iter())
         .expect_err("refused");
     assert_eq!(refused.0[0].object, Some(1));
     assert!(refused.0[0].mistake.why.contains("policy p"), "{refused:?}");
+    // One that matches both already is no fault of what is asked.
+    assert_eq!(all.check_agents(&all, &[], [(&agent, &both)].into_iter()), Ok(()));
+    assert_eq!(all.tied(&agent, &both), ["p", "q"]);
+    assert_eq!((all.tied(&agent, &one), all.has_rivals()), (Vec::new(), true));
+    assert_eq!(all.policy_for(&agent, &both, None), Some("p"));
+    assert_eq!(
+        all.policy_for(&agent, &both, Some("q")),
+        Some("q"),
+        "it keeps what it has"
+    );
+    assert_eq!(all.policy_for(&agent, &both, Some("x")), Some("p"));
     let apart = set(&[
         object(policy("p", 5, &[("zone", "eu")], &[])),
         object(policy("q", 5, &[("zone", "us")], &[])),
@@ -119,10 +134,10 @@ fn the_highest_priority_that_matches_applies() {
         object(named),
     ]);
     let eu = labels(&[("zone", "eu")]);
-    assert_eq!(all.policy_for(&name("a"), &eu), Some("named"));
-    assert_eq!(all.policy_for(&name("b"), &eu), Some("eu"));
-    assert_eq!(all.policy_for(&name("a"), &labels(&[])), Some("all"));
-    assert_eq!(Objects::default().policy_for(&name("a"), &eu), None);
+    assert_eq!(all.policy_for(&name("a"), &eu, Some("eu")), Some("named"));
+    assert_eq!(all.policy_for(&name("b"), &eu, None), Some("eu"));
+    assert_eq!(all.policy_for(&name("a"), &labels(&[]), None), Some("all"));
+    assert_eq!(Objects::default().policy_for(&name("a"), &eu, None), None);
 }
 
 #[test]

@@ -368,9 +368,15 @@ impl World {
         );
         let admitted = self.agents.keys().filter(|id| self.rollout.admitted(id)).count();
         let joined = self.agents.values().filter(|agent| agent.joined).count();
-        let allowed = (head.wave as usize)
-            .checked_sub(1)
-            .map_or(0, |wave| self.sizes[wave]);
+        let allowed = match head.state {
+            // Those that are away when nobody else is there get it when they come.
+            State::Done => self.agents.len(),
+            _ => (head.wave as usize)
+                .checked_sub(1)
+                .map_or(0, |wave| self.sizes[wave]),
+        };
+        // Those that join are of the last wave.
+        let joined = if head.wave == head.waves { joined } else { 0 };
         assert!(
             admitted <= allowed + joined,
             "seed {seed} at {at}: never more changed than the waves so far allow: {admitted} of {allowed}"

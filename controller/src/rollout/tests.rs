@@ -5,6 +5,8 @@ use flowtilla_proto::wire;
 use super::host::{Host, Load};
 use super::*;
 
+mod away;
+
 const BEAT_MS: u64 = 5_000;
 const SOAK_MS: u64 = 60_000;
 
@@ -246,6 +248,32 @@ fn a_nack_takes_all_back() {
 }
 
 #[test]
+fn what_went_back_counts_who_refused_and_has_nothing_open() {
+    let mut fleet = Fleet::new(10, &["3", "100%"], SOAK_MS);
+    fleet.drive();
+    let refuser = fleet.of_wave(1);
+    fleet.rollout.nacked(&refuser, Content::Change, "no", fleet.now);
+    let open = |fleet: &Fleet| {
+        let view = fleet.rollout.view();
+        (view.acked, view.nacked, view.pending, view.offline)
+    };
+    assert_eq!(open(&fleet), (0, 1, 2, 0), "two of the wave are to go back");
+    let other = (fleet.rollout.members().iter())
+        .find(|(agent, member)| member.wave == 1 && **agent != refuser)
+        .map(|(agent, _)| agent.clone())
+        .expect("a wave of three");
+    fleet.rollout.disconnected(&other, false);
+    fleet.answer();
+    fleet.run(1_000);
+    assert_eq!(fleet.state(), State::RolledBack);
+    assert_eq!(
+        open(&fleet),
+        (0, 1, 0, 1),
+        "the second wave never had it, one gets back what it had when it comes"
+    );
+}
+
+#[test]
 fn a_second_nack_is_named_too() {
     let mut fleet = Fleet::new(4, &[], 0);
     fleet.drive();
@@ -440,88 +468,6 @@ fn a_first_policy_is_not_compared_with_an_agent_that_captured_nothing() {
 }
 
 #[test]
-fn agents_that_are_away_are_no_failures_and_get_it_when_they_come() {
-    let mut fleet = Fleet::with_offline(6, &[1, 2, 3], &["5", "100%"], SOAK_MS);
-    fleet.answer();
-    assert_eq!(fleet.rollout.view().offline, 2);
-    fleet.run(SOAK_MS + 1_000);
-    assert_eq!(fleet.wave(), 2);
-    let away = fleet.of_wave(2);
-    fleet.run(10 * SOAK_MS);
-    assert!(matches!(fleet.state(), State::Running), "a wave needs one ack");
-    assert_eq!(
-        fleet.rollout.waits_for(),
-        "no agent of wave 2 is there; the wave goes on when one has come"
-    );
-    assert!(fleet.rollout.admitted(&away));
-    let n: usize = away[1..].parse().expect("a number");
-    fleet.connect(n);
-    fleet.run(SOAK_MS + 10_000);
-    assert_eq!(fleet.state(), State::Done);
-    let late: Vec<usize> = (1..4).filter(|&other| other != n).collect();
-    for n in late {
-        fleet.connect(n);
-        assert!(
-            matches!(fleet.part(&id(n)), Part::Acked { .. }),
-            "after the end, too"
-        );
-    }
-}
-
-#[test]
-fn agents_that_are_away_do_not_hold_up_those_that_are_there() {
-    let mut fleet = Fleet::with_offline(10, &[0, 1, 2, 3, 4, 5, 6, 7, 8], &["1", "100%"], SOAK_MS);
-    fleet.answer();
-    assert_eq!(
-        fleet.part(&id(9)),
-        Part::Acked { at: fleet.now },
-        "the one that is there goes first"
-    );
-}
-
-#[test]
-fn agents_that_join_belong_to_the_wave_under_way() {
-    let mut fleet = Fleet::new(10, &["1", "100%"], SOAK_MS);
-    fleet.answer();
-    fleet
-        .hosts
-        .insert("new".into(), (Host::default(), Load::default()));
-    fleet.rollout.joined("new", &fleet.windows, fleet.now);
-    assert_eq!(fleet.part("new"), Part::Away);
-    fleet.rollout.connected("new", &fleet.windows, fleet.now);
-    fleet.answer();
-    assert!(fleet.rollout.admitted("new"));
-    assert_eq!((fleet.rollout.members()["new"].wave, fleet.changed()), (1, 2));
-    fleet.run(2 * SOAK_MS + 5_000);
-    assert_eq!(fleet.state(), State::Done);
-    fleet.rollout.joined("newer", &fleet.windows, fleet.now);
-    assert!(fleet.rollout.admitted("newer"), "after the end at once");
-    fleet.rollout.nacked("newer", Content::Change, "no", fleet.now);
-    assert_eq!(
-        (fleet.part("newer"), fleet.state()),
-        (Part::Nacked, State::Done),
-        "it is too late to go back"
-    );
-}
-
-#[test]
-fn agents_that_are_removed_hold_up_nothing() {
-    let mut fleet = Fleet::new(3, &["1", "100%"], SOAK_MS);
-    fleet.drive();
-    let canary = fleet.of_wave(1);
-    fleet.hosts.remove(&canary);
-    fleet.rollout.removed(&canary);
-    fleet.run(1_000);
-    assert_eq!(fleet.wave(), 2, "an empty wave is left out");
-    for n in 0..3 {
-        fleet.hosts.remove(&id(n));
-        fleet.rollout.removed(&id(n));
-    }
-    fleet.run(1_000);
-    assert_eq!(fleet.state(), State::Done);
-}
-
-#[test]
 fn a_pause_holds_it_and_the_soak_begins_anew_afterwards() {
     let mut fleet = Fleet::new(10, &["1", "100%"], SOAK_MS);
     fleet.answer();
@@ -535,10 +481,9 @@ fn a_pause_holds_it_and_the_soak_begins_anew_afterwards() {
     assert!(!fleet.rollout.admitted("new"));
     fleet.rollout.resume(fleet.now).expect("it is paused");
     fleet.run(SOAK_MS - 1_000);
-    assert_eq!(fleet.wave(), 1);
-    assert!(fleet.rollout.admitted("new"));
+    assert_eq!((fleet.wave(), fleet.rollout.admitted("new")), (1, false));
     fleet.run(2_000);
-    assert_eq!(fleet.wave(), 2);
+    assert_eq!((fleet.wave(), fleet.rollout.admitted("new")), (2, true));
 }
 
 #[test]

@@ -26,10 +26,18 @@ impl Rollout {
             waits_for: self.waits_for.clone(),
             ..wire::Rollout::default()
         };
+        let back = matches!(head.state, State::RollingBack { .. } | State::RolledBack);
         for member in self.members.values() {
             match member.part {
                 Part::Acked { .. } => view.acked += 1,
                 Part::Nacked => view.nacked += 1,
+                // It is told to go back because it refused, and goes on to be the one that did.
+                Part::TakingBack | Part::TakenBack if !member.reason.is_empty() => view.nacked += 1,
+                // Nothing is to come any more.
+                Part::Waiting if back => {}
+                Part::Waiting | Part::Offered { .. } if head.ended.is_some() => {}
+                // It gets back what it had when it comes.
+                Part::TakingBack if head.ended.is_some() => view.offline += 1,
                 Part::Waiting | Part::Offered { .. } | Part::TakingBack => view.pending += 1,
                 Part::Away => view.offline += 1,
                 Part::TakenBack => {}

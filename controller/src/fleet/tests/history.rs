@@ -324,7 +324,7 @@ impl World {
         let record = self.fleet.objects_of_record();
         let objects = Objects::from_wire(&record.objects).expect("objects");
         for actor in &self.actors {
-            let policy = objects.policy_for(&actor.id, &actor.labels);
+            let policy = objects.policy_for(&actor.id, &actor.labels, None);
             let wanted = Content::new(&objects.assignment(policy, 0)).sameness;
             let agent = &self.fleet.agents[&actor.id];
             assert!(

@@ -3,6 +3,7 @@
 use flowtilla_proto::wire::fleet::{RolloutState, Steering};
 
 use super::*;
+use crate::store::Store;
 
 const AGENTS: u64 = 3;
 
@@ -211,12 +212,218 @@ fn a_newer_change_goes_back_to_the_last_one_that_everybody_had() {
 }
 
 #[test]
-fn a_policy_that_is_taken_away_is_gone_at_once() {
+fn a_policy_that_is_taken_away_leaves_its_agents_wave_by_wave() {
     let mut scene = Scene::new();
-    let applied = scene.fleet.apply(change(vec![], &["p"]), at(9)).expect("applied");
-    assert_eq!((applied.rollouts.len(), applied.agents.len()), (0, 3));
-    assert_eq!(scene.turn(), [1, 2, 3]);
-    for offer in scene.offers.values() {
-        assert_eq!(offer.content.policy, None);
+    scene.ms += 1;
+    let applied = scene.fleet.apply(change(vec![], &["p"]), at(scene.ms));
+    let applied = applied.expect("applied");
+    assert_eq!((applied.rollouts.len(), applied.agents.len()), (1, 3));
+    let first = scene.turn();
+    assert_eq!(first.len(), 1, "the terms of what is lost count");
+    assert_eq!(scene.offers[&SessionId(first[0])].content.policy, None);
+    assert!(scene.turn().is_empty());
+    scene.ack(&first);
+    let rest = scene.turn();
+    assert_eq!(rest.len(), 2);
+    scene.ack(&rest);
+    scene.turn();
+    assert_eq!(scene.states(), [(applied.rollout, RolloutState::Done)]);
+    assert!(scene.offers.values().all(|offer| offer.content.policy.is_none()));
+    assert_eq!(scene.fleet.standing().converged, 3);
+}
+
+#[test]
+fn a_selector_that_chooses_nobody_is_taken_back_when_the_first_agent_refuses() {
+    let mut scene = Scene::new();
+    let Some(object::Kind::Policy(mut typo)) = in_waves("p", 10).kind else {
+        panic!("a policy");
+    };
+    typo.selector = policy("p", 0, &[("zone", "no-such")], &[]).selector;
+    let ids = scene.apply(vec![object(typo)]);
+    let first = scene.turn();
+    assert_eq!((ids.len(), first.len()), (1, 1));
+    scene.nack(first[0]);
+    let back = scene.turn();
+    assert_eq!(back, first, "nobody else has lost it");
+    scene.ack(&back);
+    scene.turn();
+    assert_eq!(scene.states()[0].1, RolloutState::RolledBack);
+    assert_eq!(scene.fleet.objects_of_record().objects, [in_waves("p", 10)]);
+    assert_eq!(scene.fleet.standing().converged, 3);
+}
+
+#[test]
+fn what_is_lost_in_waves_is_so_over_a_restart() {
+    let store = memory::Memory::default();
+    let mut scene = Scene::new();
+    let applied = scene.fleet.apply(change(vec![], &["p"]), at(scene.ms));
+    applied.expect("applied");
+    let first = scene.turn()[0];
+    store.commit(scene.fleet.take_batch()).expect("memory");
+    scene.fleet = Fleet::load(&store, at(scene.ms)).expect("what was kept");
+    for (id, agent) in &scene.fleet.agents {
+        let lost = id.as_str() == format!("a{first}");
+        assert_eq!(agent.policy().is_none(), lost, "{id}");
     }
+}
+
+#[test]
+fn who_comes_while_a_change_is_on_its_way_has_what_is_proven_until_the_last_wave() {
+    let mut scene = Scene::new();
+    let before = scene.offers[&SessionId(1)].content.clone();
+    scene.apply(vec![in_waves("p", 5)]);
+    let first = scene.turn();
+    let opened = scene.fleet.handle_open(
+        &name("a4"),
+        &labels(&[]),
+        hello(4, None),
+        SessionId(4),
+        at(scene.ms),
+    );
+    opened.expect("welcome");
+    assert_eq!(scene.turn(), [4]);
+    assert_eq!(scene.offers[&SessionId(4)].content, before);
+    scene.ack(&[4]);
+    assert!(scene.turn().is_empty());
+    scene.ack(&first);
+    let rest = scene.turn();
+    assert!(rest.len() == 3 && rest.contains(&4), "{rest:?}");
+    assert_ne!(scene.offers[&SessionId(4)].content, before);
+}
+
+#[test]
+fn without_a_number_the_newest_rollout_that_goes_on_is_steered() {
+    let mut scene = Scene::new();
+    let steer = |scene: &mut Scene, steering| {
+        let steered = scene.fleet.steer(0, steering, "admin", at(scene.ms));
+        steered.map(|rollout| (rollout.id, rollout.state()))
+    };
+    assert_eq!(
+        steer(&mut scene, Steering::Abort),
+        Err(ChangeRefused::NoRolloutYet)
+    );
+    let id = scene.apply(vec![in_waves("p", 5)])[0];
+    scene.turn();
+    assert_eq!(steer(&mut scene, Steering::Pause), Ok((id, RolloutState::Paused)));
+    assert_eq!(
+        steer(&mut scene, Steering::Resume),
+        Ok((id, RolloutState::Running))
+    );
+    assert_eq!(
+        steer(&mut scene, Steering::Abort),
+        Ok((id, RolloutState::RollingBack))
+    );
+    assert_eq!(steer(&mut scene, Steering::Abort), Err(ChangeRefused::NoneGoesOn));
+}
+
+#[test]
+fn what_was_taken_back_is_not_what_a_roll_back_goes_to() {
+    let store = memory::Memory::default();
+    let mut scene = Scene::new();
+    scene.apply(vec![in_waves("p", 5)]);
+    let first = scene.turn();
+    scene.nack(first[0]);
+    let back = scene.turn();
+    scene.ack(&back);
+    scene.turn();
+    let before = |scene: &mut Scene| {
+        store.commit(scene.fleet.take_batch()).expect("memory");
+        scene.fleet.revision_before(&store).expect("memory")
+    };
+    assert_eq!((before(&mut scene), scene.fleet.revision()), (1, 3), "2 was bad");
+    let row = crate::fleet::load::revision(&store, 1)
+        .expect("memory")
+        .expect("it is kept");
+    let rolled = scene.fleet.roll_back(&row, change(vec![], &[]), at(scene.ms));
+    let rolled = rolled.expect("no harm");
+    assert_eq!((rolled.revision, rolled.rollback_to), (3, 1), "nothing changes");
+    scene.apply(vec![in_waves("p", 7)]);
+    assert_eq!(before(&mut scene), 3);
+    // The first one that there ever was, refused: before it there was nothing.
+    let mut scene = Scene {
+        fleet: empty(),
+        offers: BTreeMap::new(),
+        ms: 1,
+    };
+    let opened = scene.fleet.handle_open(
+        &name("a1"),
+        &labels(&[]),
+        hello(1, None),
+        SessionId(1),
+        at(scene.ms),
+    );
+    opened.expect("welcome");
+    scene.turn();
+    scene.ack(&[1]);
+    scene.apply(vec![in_waves("p", 5)]);
+    scene.turn();
+    scene.nack(1);
+    scene.turn();
+    assert_eq!((before(&mut scene), scene.fleet.revision()), (0, 2));
+}
+
+#[test]
+fn what_a_host_says_of_itself_takes_no_policy_from_it_and_blocks_nobody() {
+    let mut scene = Scene::new();
+    let web = || object(policy("web", 5, &[("role", "web")], &[]));
+    let prod = || object(policy("prod", 5, &[("env", "prod")], &[]));
+    let open = |scene: &mut Scene, session: u64, env: &[(&str, &str)]| {
+        let sent = say::Hello {
+            labels: labels(env).as_map().clone(),
+            ..hello_wire(9)
+        };
+        let hello = Hello::parse(from_agent(say::from_agent::Body::Hello(sent))).expect("a hello");
+        let opened = scene.fleet.handle_open(
+            &name("a9"),
+            &labels(&[("role", "web")]),
+            hello,
+            SessionId(session),
+            at(scene.ms),
+        );
+        opened.expect("welcome");
+    };
+    open(&mut scene, 9, &[]);
+    scene.apply(vec![web(), prod()]);
+    scene.turn();
+    assert_eq!(scene.fleet.agents[&name("a9")].policy(), Some("web"));
+    open(&mut scene, 10, &[("env", "prod")]);
+    scene.turn();
+    assert_eq!(
+        scene.fleet.agents[&name("a9")].policy(),
+        Some("web"),
+        "it keeps what it has"
+    );
+    let told = scene.fleet.agents(&wire::fleet::AgentsRequest::default());
+    let tied: Vec<_> = told.iter().filter(|agent| !agent.tied.is_empty()).collect();
+    assert_eq!(tied.len(), 1);
+    assert_eq!(
+        (tied[0].id.as_str(), &tied[0].tied[..]),
+        ("a9", &["prod".to_owned(), "web".to_owned()][..])
+    );
+    assert_eq!(scene.fleet.standing().tied, 1);
+    // Others go on with their work; what makes it worse is refused.
+    scene.apply(vec![collector("other")]);
+    scene.apply(vec![in_waves("p", 7)]);
+    let worse = object(policy("worse", 5, &[("role", "web"), ("env", "prod")], &[]));
+    let refused = scene.fleet.apply(change(vec![worse], &[]), at(scene.ms));
+    assert!(matches!(refused, Err(ChangeRefused::Mistakes(_))), "{refused:?}");
+}
+
+#[test]
+fn who_is_away_with_something_else_than_it_is_to_have_is_counted() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.fleet.standing().behind, 0);
+    scene.fleet.handle_closed(SessionId(1), at(scene.ms));
+    assert_eq!(scene.fleet.standing().behind, 0, "it has what it is to have");
+    scene.apply(vec![in_waves("p", 5)]);
+    let first = scene.turn();
+    scene.ack(&first);
+    let rest = scene.turn();
+    scene.ack(&rest);
+    scene.turn();
+    let standing = scene.fleet.standing();
+    assert_eq!(
+        (standing.connected, standing.converged, standing.behind),
+        (2, 2, 1)
+    );
 }
