@@ -73,7 +73,7 @@ pub(crate) enum Command {
     /// Looks at a change on its way, and steers it.
     #[command(subcommand)]
     Rollout(RolloutCommand),
-    /// Shows how the controller and its fleet do. Exit code 1: an agent has not what it is to have.
+    /// Shows how the controller and its fleet do. Exit code 1: an agent has not what it is to have, or none is connected.
     Status(StatusArgs),
     /// Makes an identity or a token void.
     Revoke(RevokeArgs),
@@ -145,11 +145,17 @@ fn sentence(error: &clap::Error) -> String {
         _ => None,
     };
     // `--max-flows <N>`, `--wait[=<TIME>]`: the flag alone.
-    let flag = text(ContextKind::InvalidArg)
-        .map(|arg| arg.split(" <").next().unwrap_or_default().to_owned())
-        .map(|arg| arg.split("[=").next().unwrap_or_default().to_owned())
-        .map(|arg| arg.trim_matches(['<', '>']).to_owned())
-        .unwrap_or_default();
+    let alone = |arg: &String| {
+        let name = arg.split(" <").next().unwrap_or_default();
+        let name = name.split("[=").next().unwrap_or_default();
+        name.trim_matches(['<', '>']).to_owned()
+    };
+    let flags: Vec<String> = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(arg)) => vec![alone(arg)],
+        Some(ContextValue::Strings(args)) => args.iter().map(alone).collect(),
+        _ => Vec::new(),
+    };
+    let flag = flags.join(", ");
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
     match error.kind() {
         ErrorKind::UnknownArgument => match text(ContextKind::SuggestedArg) {
@@ -177,6 +183,7 @@ fn sentence(error: &clap::Error) -> String {
         ErrorKind::ArgumentConflict => {
             format!("{flag}: is given twice, or does not go with another flag; see --help")
         }
+        ErrorKind::MissingRequiredArgument if flags.len() > 1 => format!("{flag}: are missing; see --help"),
         ErrorKind::MissingRequiredArgument => format!("{flag}: is missing; see --help"),
         _ => {
             let text = error.to_string();
@@ -296,6 +303,8 @@ mod tests {
                 "--output: \"xml\" is not known; write one of text, json",
             ),
             (&["buffer", "inspect"], "DIR: is missing; see --help"),
+            (&["describe"], "KIND, NAME: are missing; see --help"),
+            (&["describe", "agent"], "NAME: is missing; see --help"),
             (
                 &["buffer", "verify", "x", "y"],
                 "y: is no flag of this command; see --help",

@@ -3,7 +3,7 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | it did what was asked; `up` and `tap` also when they were told to end (Ctrl-C, SIGTERM, `--duration`); `deploy`, `delete` and `rollback` with `--wait`, `rollout watch`: every agent in reach acked, and stayed well |
-//! | 1 | it failed: the message says at what and what to do; `deploy`: something failed with a host (the others and the objects are done all the same); `loss`: something is lost; `buffer`: something is damaged; `diff`: there is a difference; `status`: an agent has not what it is to have; `--wait` and `rollout watch`: an agent refused, a gate failed, it was taken back or superseded, or the time is over |
+//! | 1 | it failed: the message says at what and what to do; `deploy`: something failed with a host (the others and the objects are done all the same); `loss`: something is lost; `buffer`: something is damaged; `diff`: there is a difference; `status`: an agent, connected or not, has not what it is to have, or none of them is connected; `--wait` and `rollout watch`: an agent refused, a gate failed, it was taken back or superseded, or the time is over |
 //! | 2 | flags, values or files are wrong, no such context, or DIR holds no spool that can be read; nothing was touched |
 //! | 130 | told to end before it was done, or not to go on: `deploy`, `loss`, `buffer`, `--wait`, `rollout watch`; a second time before everything was in order: `up` |
 
@@ -73,7 +73,8 @@ pub(crate) fn report(error: &anyhow::Error) -> Exit {
         let _ = writeln!(std::io::stderr(), "{files}"); // That nobody may read it is no failure.
         return Exit::Usage;
     }
-    say(format_args!("{error:#}"));
+    // A line for each thing that is wrong: what came from elsewhere has no line ends left.
+    format!("{error:#}").lines().for_each(say);
     match error.downcast_ref::<Failed>().and_then(|failed| failed.code) {
         Some(Code::InvalidArgument) => Exit::Usage,
         _ => Exit::Failed,

@@ -6,6 +6,7 @@
 //! agent       id, state "new" | "connected" | "offline" | "awaitingApproval" | "revoked", labels {}, lastSeen, enrolled,
 //!             svidNotAfter, host, version, kernel, operatingSystem, scope, addresses [], sourceId, policy,
 //!             revisionHeld, revisionWanted, converged: it has what it is to have
+//!             tied []: policies of one priority that all choose it; it keeps the one of them that it has
 //!             refusal {section, path, reason}: of what it is to have
 //!             effective {programs [], refused [{program, reason, without}], collectors []}
 //!             health {uptimeMs, capturing, observedOctets, observedPackets, records, flows, drops {place: number},
@@ -15,9 +16,9 @@
 //!               peers [{peer, spokenRecords, spokenOctets, heldRecords, heldOctets}]}
 //! token       id, operator, labels {}, made, expires, usedBy, state "unused" | "used" | "expired" | "revoked"
 //! revision    revision, made, by, message, rollbackTo, state, changes [{kind, name, change}]
-//! rollout     id, revision, policy, state, wave, waves, began, ended, soakUntil, acked, nacked, pending, offline,
+//! rollout     id, revision, policy, state, wave, waves, began, ended, soakUntil, waitsFor, acked, nacked, pending, offline,
 //!             failures [{gate, agents [], value, baseline, bound, message}]
-//! status      version, trustDomain, started, revision, epoch, agents, connected, converged, nacked,
+//! status      version, trustDomain, started, revision, epoch, agents, connected, converged, nacked, behind, tied,
 //!             roots [{id, notAfter, signs}], rollout, caller, callerNotAfter
 //! ```
 //!
@@ -111,6 +112,9 @@ pub(crate) fn token_state(token: &Token, now: WallTime) -> &'static str {
 pub(crate) fn condition(agent: &Agent) -> String {
     if let Some(nack) = &agent.nack {
         return format!("refused: {}", nack.reason);
+    }
+    if !agent.tied.is_empty() {
+        return format!("tied: {} have one priority", agent.tied.join(", "));
     }
     let Some(health) = &agent.health else {
         return "-".to_owned();
@@ -257,6 +261,7 @@ pub(crate) fn agent(agent: &Agent) -> Plain {
         .number("revisionHeld", agent.revision_held)
         .number("revisionWanted", agent.revision_wanted)
         .flag("converged", converged(agent))
+        .texts("tied", &agent.tied)
         .part("refusal", nack)
         .part("effective", effective)
         .part("health", agent.health.as_ref().map(health))
@@ -389,6 +394,7 @@ pub(crate) fn rollout(rollout: &Rollout) -> Plain {
         .time("began", rollout.began_ms)
         .time("ended", rollout.ended_ms)
         .time("soakUntil", rollout.soak_until_ms)
+        .text("waitsFor", &rollout.waits_for)
         .number("acked", rollout.acked)
         .number("nacked", rollout.nacked)
         .number("pending", rollout.pending)
@@ -424,6 +430,8 @@ pub(crate) fn status(status: &StatusResponse) -> Plain {
         .number("connected", status.connected)
         .number("converged", status.converged)
         .number("nacked", status.nacked)
+        .number("behind", status.behind)
+        .number("tied", status.tied)
         .part("roots", Some(roots(&status.roots)))
         .part("rollout", status.rollout.as_ref().map(rollout))
         .text("caller", &status.caller)

@@ -1,4 +1,4 @@
-//! Why a call failed, in one sentence with the remedy.
+//! Why a call failed, in one sentence with the remedy; of several mistakes in a request, a line each.
 //!
 //! In TLS 1.3 a controller that refuses the caller's SVID shows it at the first call only; the TLS library's error is then among
 //! the causes of the status.
@@ -91,7 +91,8 @@ impl Failed {
                 remedy(refusal.reason())
             ),
             None => match status.code() {
-                Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition => message,
+                Code::InvalidArgument => complaint(status.message(), &mistakes),
+                Code::NotFound | Code::FailedPrecondition => message,
                 Code::PermissionDenied | Code::Unauthenticated => {
                     format!("the controller does not allow it: {message}; log in as an operator")
                 }
@@ -134,6 +135,24 @@ impl Failed {
             sentence,
         }
     }
+}
+
+/// What is wrong with a request, a line each. Some refusals are nothing but their mistakes, which are told once.
+fn complaint(message: &str, mistakes: &[Mistake]) -> String {
+    let mut lines: Vec<String> = message.lines().map(harmless).collect();
+    for told in mistakes {
+        let mistake = flowtilla_proto::mistake::Mistake {
+            path: told.path.clone(),
+            value: told.value.clone(),
+            why: told.why.clone(),
+            remedy: told.remedy.clone(),
+        };
+        let text = harmless(&mistake.to_string());
+        if !lines.contains(&text) {
+            lines.push(format!("  {text}"));
+        }
+    }
+    lines.join("\n")
 }
 
 fn remedy(reason: Reason) -> &'static str {

@@ -21,7 +21,7 @@ use tracing::{Span, instrument};
 use super::{diff, print, watch};
 use crate::client::explain::Failed;
 use crate::client::{Client, Reach};
-use crate::document::{Documents, files, name_of};
+use crate::document::{Documents, Text, files, name_of};
 use crate::exit::{Exit, FilesError, UsageError, say};
 use crate::hosts::{self, HostArgs};
 use crate::output::{harmless, word};
@@ -55,7 +55,7 @@ pub(crate) struct DeployArgs {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RollbackArgs {
-    /// Revision whose objects come back [default: the one before the newest].
+    /// Revision whose objects come back [default: the one before the newest; after a roll-back, the one that it went back to].
     #[arg(value_name = "REVISION", default_value_t = 0, hide_default_value = true)]
     pub(crate) revision: u64,
     /// Shows what would change for whom, and changes nothing.
@@ -172,7 +172,11 @@ pub(crate) async fn prepare(
     let (documents, complaints) = Documents::read(&texts);
     let mut lines: Vec<String> = complaints.iter().map(ToString::to_string).collect();
     if lines.is_empty() && documents.list.is_empty() {
-        lines.push("-f: there is no document in it; write one, such as agentctl schema describes".to_owned());
+        let empty = |text: &Text| {
+            let name = harmless(&text.name);
+            format!("-f: {name:?}: there is no document in it; write one, such as agentctl schema describes")
+        };
+        lines.extend(texts.iter().map(empty));
     }
     let asked = async {
         let client = Client::reach(reach).await?;
@@ -291,11 +295,16 @@ pub(crate) fn told(answer: &ApplyResponse, dry_run: bool) -> String {
         (n, 0) => format!("{n} agent(s) get something else"),
         (n, offline) => format!("{n} agent(s) get something else, {offline} of them when they are back"),
     };
-    let verb = if dry_run { "would be" } else { "is" };
-    text += &format!(
-        "revision {} {verb} the newest: {objects}; {agents}\n",
-        answer.revision
-    );
+    if answer.rollback_to > 0 {
+        text += &format!("back to the objects of revision {}\n", answer.rollback_to);
+    }
+    let newest = match (dry_run, answer.changes.is_empty()) {
+        // The controller tells the revision that there is.
+        (true, false) => format!("a revision after {} would be made", answer.revision),
+        (true, true) => format!("revision {} would stay the newest", answer.revision),
+        (false, _) => format!("revision {} is the newest", answer.revision),
+    };
+    text += &format!("{newest}: {objects}; {agents}\n");
     if dry_run {
         text += "dry run: nothing was changed\n";
         return text;

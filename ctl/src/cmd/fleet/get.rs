@@ -401,7 +401,8 @@ pub(crate) fn revisions(list: &[Revision], output: Output, now: WallTime) -> Str
 
 fn rollouts(list: &[Rollout], output: Output, now: WallTime) -> String {
     let row = |rollout: &Rollout| {
-        let why = rollout.failures.first().map_or("", |failure| &failure.message);
+        let failed = rollout.failures.first().map(|failure| failure.message.as_str());
+        let why = failed.unwrap_or(&rollout.waits_for);
         vec![
             rollout.id.to_string(),
             rollout.revision.to_string(),

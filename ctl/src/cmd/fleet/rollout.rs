@@ -36,7 +36,7 @@ pub(crate) struct ListArgs {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct NumberArgs {
-    /// Number of the rollout [default: the newest].
+    /// Number of the rollout [default: the newest that goes on].
     #[arg(value_name = "ROLLOUT", default_value_t = 0, hide_default_value = true)]
     pub(crate) rollout: u64,
     #[command(flatten)]

@@ -1,4 +1,5 @@
-//! `agentctl status`: how the controller and its fleet do. Exit code 0 when every connected agent has what it is to have.
+//! `agentctl status`: how the controller and its fleet do. Exit code 0 when every agent has what it is to have, and one of them at
+//! least is there to say so.
 //!
 //! `-o json`: the shape `status` in [`crate::view`].
 
@@ -39,8 +40,14 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<Exit> {
         Brief::Json => json(&view::status(&status)),
     };
     print(&text)?;
-    let well = status.nacked == 0 && status.converged == status.connected;
-    Ok(if well { Exit::Done } else { Exit::Failed })
+    Ok(if well(&status) { Exit::Done } else { Exit::Failed })
+}
+
+/// Whether every agent has what it is to have. Of a fleet of which nobody is connected it is not known.
+pub(crate) fn well(status: &StatusResponse) -> bool {
+    let heard = status.agents == 0 || status.connected > 0;
+    // An older controller counts those that are connected alone.
+    heard && status.behind == 0 && status.nacked == 0 && status.converged == status.connected
 }
 
 /// Lines for people.
@@ -79,6 +86,23 @@ pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
             ),
         ],
     ];
+    // Of those connected they are in the row above.
+    let away = (status.behind).saturating_sub(status.connected.saturating_sub(status.converged));
+    if away > 0 {
+        rows.push([
+            "of those offline".to_owned(),
+            format!("{away} have not what they are to have, and get it when they are back"),
+        ]);
+    }
+    if status.tied > 0 {
+        rows.push([
+            "tied".to_owned(),
+            format!(
+                "{}: several policies of one priority choose them; see agentctl agents",
+                status.tied
+            ),
+        ]);
+    }
     if let Some(rollout) = &status.rollout {
         let policy = match rollout.policy.is_empty() {
             true => String::new(),
@@ -101,6 +125,9 @@ pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
                 .iter()
                 .map(|failure| ["".to_owned(), harmless(&failure.message)]),
         );
+        if !rollout.waits_for.is_empty() {
+            rows.push(["".to_owned(), format!("waits: {}", harmless(&rollout.waits_for))]);
+        }
     }
     for root in &status.roots {
         let signs = if root.signs {

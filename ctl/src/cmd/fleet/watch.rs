@@ -43,6 +43,8 @@ struct Seen {
     parts: BTreeMap<String, RolloutPart>,
     /// How many failures were told.
     failures: usize,
+    /// What it waits for, as it was told.
+    waits_for: String,
     rollout: Rollout,
 }
 
@@ -57,6 +59,7 @@ impl Picture {
             wave: 0,
             parts: BTreeMap::new(),
             failures: 0,
+            waits_for: String::new(),
             rollout: Rollout::default(),
         });
         let mut lines = Vec::new();
@@ -77,6 +80,12 @@ impl Picture {
         let failures = rollout.failures.iter().skip(seen.failures);
         lines.extend(failures.map(|failure| format!("  {}", harmless(&failure.message))));
         seen.failures = seen.failures.max(rollout.failures.len());
+        if seen.waits_for != rollout.waits_for {
+            seen.waits_for.clone_from(&rollout.waits_for);
+            if !rollout.waits_for.is_empty() {
+                lines.push(format!("  waits: {}", harmless(&rollout.waits_for)));
+            }
+        }
         for agent in &event.agents {
             let before = seen.parts.insert(agent.agent.clone(), agent.part());
             if before == Some(agent.part()) {

@@ -188,6 +188,52 @@ fn a_rollout_is_told_once_as_it_goes() {
     assert_eq!(picture.outcome(2), None, "another one goes on");
 }
 
+#[test]
+fn what_a_rollout_waits_for_is_told_once() {
+    let mut picture = Picture::default();
+    let mut waits = rollout(RolloutState::Running, 2, &[]);
+    let why = "no agent of wave 2 is there; the wave goes on when one has come";
+    why.clone_into(&mut waits.rollout.as_mut().expect("there").waits_for);
+    let first = picture.take(waits.clone());
+    assert_eq!(
+        first,
+        [
+            "rollout 3 of web: running, wave 2 of 2",
+            &format!("  waits: {why}")
+        ]
+    );
+    assert!(picture.take(waits.clone()).is_empty());
+    let list = List::Rollouts(waits.rollout.iter().cloned().collect());
+    assert!(list.text(Output::Wide, NOW).contains(why));
+    assert!(
+        list.text(Output::Json, NOW)
+            .contains(&format!("\"waitsFor\":\"{why}\""))
+    );
+    let status = StatusResponse {
+        rollout: waits.rollout.clone(),
+        ..StatusResponse::default()
+    };
+    assert!(status::text(&status, NOW).contains(&format!("waits: {why}\n")));
+    waits.rollout.as_mut().expect("there").waits_for.clear();
+    assert!(picture.take(waits).is_empty());
+}
+
+#[tokio::test]
+async fn an_empty_file_is_named() {
+    let (_controller, desk) = logged_in().await;
+    let file = desk.file("empty.yaml", "# nothing\n");
+    let error = deploy::run(deploying(&desk, vec![file.clone()]))
+        .await
+        .expect_err("refused");
+    assert_eq!(
+        lines_of(&error),
+        [format!(
+            "-f: {:?}: there is no document in it; write one, such as agentctl schema describes",
+            file.display().to_string()
+        )]
+    );
+}
+
 #[tokio::test]
 async fn wait_ends_with_what_became_of_the_rollout() {
     let (controller, desk) = logged_in().await;

@@ -266,6 +266,8 @@ fn status_and_loss_are_pinned() {
         connected: 3,
         converged: 1,
         nacked: 1,
+        behind: 3,
+        tied: 1,
         roots: vec![Root {
             id: "0123456789abcdef".repeat(4),
             not_after_ms: ms(Duration::ZERO) + 86_400_000,
@@ -275,6 +277,25 @@ fn status_and_loss_are_pinned() {
         caller: "spiffe://fleet.example/operator/ann".to_owned(),
         caller_not_after_ms: ms(Duration::ZERO) + 3_600_000,
     };
+    assert!(!status::well(&status));
+    let well = StatusResponse {
+        agents: 2,
+        connected: 1,
+        converged: 1,
+        ..StatusResponse::default()
+    };
+    assert!(status::well(&well), "one is away, and has what it is to have");
+    assert!(!status::well(&StatusResponse {
+        behind: 1,
+        ..well.clone()
+    }));
+    let nobody = StatusResponse {
+        connected: 0,
+        converged: 0,
+        ..well
+    };
+    assert!(!status::well(&nobody), "nobody is there who could tell");
+    assert!(status::well(&StatusResponse::default()), "an empty fleet is well");
     let mut agents = agents();
     agents[1].health.as_mut().expect("there").peers = vec![told::PeerSums {
         peer: "web-3-00ff00".to_owned(),
@@ -347,10 +368,16 @@ fn what_changes_for_whom_is_pinned() {
         revision: 9,
         ..ApplyResponse::default()
     };
+    let back = ApplyResponse {
+        rollback_to: 7,
+        ..nothing.clone()
+    };
     let text = [
         deploy::told(&answer, false),
         deploy::told(&answer, true),
         deploy::told(&nothing, false),
+        deploy::told(&nothing, true),
+        deploy::told(&back, false),
         diff::difference(&before, &after, true),
     ];
     assert_pinned("deploy.txt", &text.join("--\n"));

@@ -141,6 +141,97 @@ async fn what_only_the_controller_can_know_is_told_at_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_there_is_not_yet_is_told_as_that() {
+    let (controller, desk) = logged_in().await;
+    let client = Client::reach(&desk.reach()).await.expect("let in");
+    let rollback = || {
+        deploy::rollback(deploy::RollbackArgs {
+            revision: 0,
+            dry_run: false,
+            follow: Follow::default(),
+            reach: desk.reach(),
+        })
+    };
+    let said = |result: anyhow::Result<Exit>| result.expect_err("there is none").to_string();
+    assert_eq!(
+        said(rollback().await),
+        "there is no revision yet; agentctl deploy makes the first one"
+    );
+    let none = "there is no rollout yet; the first change that reaches an agent begins one";
+    assert_eq!(said(watch::watch(&client, &[0], None).await), none);
+    for command in [
+        rollout::RolloutCommand::Abort,
+        rollout::RolloutCommand::Pause,
+        rollout::RolloutCommand::Resume,
+    ] {
+        let args = rollout::NumberArgs {
+            rollout: 0,
+            reach: desk.reach(),
+        };
+        assert_eq!(said(rollout::run(command(args)).await), none);
+    }
+    let fleet = desk.file("fleet.yaml", FLEET);
+    deploy::run(deploying(&desk, vec![fleet])).await.expect("taken");
+    assert_eq!(
+        said(rollback().await),
+        "there is nothing before revision 1 to go back to; name a revision: see agentctl history"
+    );
+    controller.stop().await.expect("it ends");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_mistake_that_the_controller_finds_has_a_line() {
+    let (controller, desk) = logged_in().await;
+    let fleet = desk.file("fleet.yaml", FLEET);
+    deploy::run(deploying(&desk, vec![fleet])).await.expect("taken");
+    let delete = |what, name: &str| {
+        delete::run(delete::DeleteArgs {
+            what,
+            name: name.to_owned(),
+            dry_run: false,
+            follow: Follow::default(),
+            reach: desk.reach(),
+        })
+    };
+    let nope = delete(delete::What::Policy, "nope").await;
+    assert_eq!(
+        nope.expect_err("there is none").to_string(),
+        "1 of the objects cannot be taken\n  removed[0].name: \"nope\" is the name of no policy; leave it out, or name one \
+         that there is"
+    );
+    let used = delete(delete::What::Collector, "main").await;
+    assert_eq!(
+        used.expect_err("it is in use").to_string(),
+        "1 of the objects cannot be taken\n  removed[0].name: \"main\" is a collector that policy web names; take it out of \
+         the policy in the same request, or leave it"
+    );
+    let client = Client::reach(&desk.reach()).await.expect("let in");
+    let labels = [
+        ("-a".to_owned(), "b".to_owned()),
+        ("c".to_owned(), "-d".to_owned()),
+    ];
+    let order = CreateTokenRequest {
+        labels: labels.into(),
+        ..CreateTokenRequest::default()
+    };
+    let refused = client.ask(client.fleet().create_token(order)).await;
+    let refused = refused.expect_err("they are no labels").to_string();
+    assert_eq!(refused.lines().count(), 2, "{refused}");
+    assert!(!refused.contains("\\n"), "{refused}");
+    let revoke = admit::RevokeArgs {
+        what: admit::Void::Token,
+        name: "nope".to_owned(),
+        reach: desk.reach(),
+    };
+    let refused = admit::revoke(revoke).await.expect_err("it is none").to_string();
+    assert!(
+        refused.starts_with("token: \"nope\" is no token's id; "),
+        "{refused}"
+    );
+    controller.stop().await.expect("it ends");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_lets_in_once_and_a_revoked_operator_is_out() {
     let (controller, desk) = logged_in().await;
     let address = controller.address().to_string();

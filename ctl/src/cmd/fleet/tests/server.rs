@@ -313,6 +313,7 @@ impl Fleet for Scripted {
 
     async fn steer(&self, request: Request<SteerRequest>) -> Answer<Rollout> {
         self.operator(&request)?;
+        // What 0 stands for is the controller's to know: see `real`.
         let mut rollout = Rollout {
             id: request.get_ref().rollout,
             ..Rollout::default()
