@@ -5,7 +5,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, ExitStatus, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -128,6 +129,7 @@ pub struct Controller {
     process: Option<Process>,
     address: SocketAddr,
     flags: Vec<String>,
+    state: PathBuf,
     folder: TempDir,
 }
 
@@ -146,8 +148,19 @@ impl Controller {
     /// When a program is not built or refuses.
     pub fn start_with(flags: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
+        Self::start_in(folder.path().join("state"), folder, flags)
+    }
+
+    /// The same, with its state on a disk of its own. What the operator keeps is elsewhere.
+    ///
+    /// # Errors
+    /// When a program is not built or refuses.
+    pub fn start_on(disk: &Path) -> Result<Self> {
+        Self::start_in(disk.join("state"), tempfile::tempdir()?, NO_METRICS)
+    }
+
+    fn start_in(state: PathBuf, folder: TempDir, flags: &[&str]) -> Result<Self> {
         let token = folder.path().join("admin.token");
-        let state = folder.path().join("state");
         crate::process::run(
             Command::new(binary("flowtilla-controller")?)
                 .args(["init", "--domain", "fleet.test", "--state"])
@@ -159,6 +172,7 @@ impl Controller {
             process: None,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             flags: owned(flags),
+            state,
             folder,
         };
         controller.come_back()?;
@@ -178,7 +192,7 @@ impl Controller {
         command
             .arg("run")
             .arg("--state")
-            .arg(self.folder.path().join("state"))
+            .arg(&self.state)
             .args(["--listen", &self.address.to_string()])
             .args(&self.flags);
         let mut process = Process::start(command)?;
@@ -201,6 +215,32 @@ impl Controller {
         process.signal(Signal::SIGKILL)?;
         process.wait_end(PATIENCE)?;
         Ok(())
+    }
+
+    /// Waits until it has ended by itself: how, and what it said.
+    ///
+    /// # Errors
+    /// When it does not end, or had gone before.
+    pub fn wait_end(&mut self, deadline: Duration) -> Result<(ExitStatus, String)> {
+        let process = self.process.as_mut().context("the controller has gone")?;
+        let status = process.wait_end(deadline)?;
+        let words = process.err().all().join("\n");
+        self.process = None;
+        Ok((status, words))
+    }
+
+    /// Whether it runs.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn is_running(&mut self) -> Result<bool> {
+        self.process.as_mut().map_or(Ok(false), Process::is_running)
+    }
+
+    /// Its state directory.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
     }
 
     /// Its process id.

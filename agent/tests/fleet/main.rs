@@ -125,6 +125,7 @@ async fn start_with(
         labels: labels(),
         boot: BootId([3; 16]),
         scope: String::new(),
+        instance: 1,
     };
     let vitals = Vitals {
         health: Box::new(|| wire::Health {

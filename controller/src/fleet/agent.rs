@@ -12,6 +12,7 @@ use super::SessionId;
 use super::content::{Content, Contents};
 use super::heard::{Hello, Mark};
 use super::row::AgentRow;
+use super::turns::Turns;
 
 /// One agent.
 pub(super) struct Agent {
@@ -41,6 +42,8 @@ pub(super) struct Agent {
     pub(super) health: Option<Box<wire::Health>>,
     /// Its stream.
     pub(super) line: Option<Line>,
+    /// Who has spoken as this agent.
+    pub(super) turns: Turns,
 }
 
 /// What an agent is to have.
@@ -94,6 +97,7 @@ impl Agent {
             nack: None,
             health: None,
             line: None,
+            turns: Turns::default(),
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Standing {
     pub converged: u32,
     /// Agents that refused what they are to have.
     pub nacked: u32,
+    /// Agents whose identity two processes use in turns.
+    pub conflicts: u32,
     /// Agents by how they are known, those with a void identity too.
     pub by_state: BTreeMap<AgentState, u32>,
     /// Rollouts that are kept, by how they stand.
@@ -103,6 +105,7 @@ impl Fleet {
             source_id: self.sources.of(id).map_or(0, |id| id.number()),
             revision_held: agent.in_force.as_ref().map_or(0, |content| content.revision),
             revision_wanted: wanted.map_or(0, |wanted| wanted.content.revision),
+            conflict: agent.turns.conflict.clone(),
         }
     }
 
@@ -128,6 +131,7 @@ impl Fleet {
             connected: number(connected().count()),
             converged: number(connected().filter(|agent| agent.converged()).count()),
             nacked: number(live().filter(|agent| agent.refusal().is_some()).count()),
+            conflicts: number(live().filter(|agent| !agent.turns.conflict.is_empty()).count()),
             by_state,
             rollouts,
             rollout: self.rollouts(1).pop(),

@@ -335,6 +335,7 @@ impl Fleet for Service {
             connected: standing.connected,
             converged: standing.converged,
             nacked: standing.nacked,
+            conflicts: standing.conflicts,
             roots: roots.iter().map(root).collect(),
             rollout: standing.rollout,
             caller: caller.to_string(),

@@ -104,6 +104,13 @@ impl Connections {
         self.lock().cuts.values().any(|(of, _)| of.as_ref() == Some(id))
     }
 
+    /// Identities that have one.
+    #[must_use]
+    pub fn identities(&self) -> BTreeSet<SpiffeId> {
+        let inner = self.lock();
+        inner.cuts.values().filter_map(|(of, _)| of.clone()).collect()
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
