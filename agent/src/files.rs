@@ -21,7 +21,9 @@ pub(crate) fn replace(path: &Path, octets: &[u8]) -> io::Result<()> {
 
 /// Makes a directory for this user alone, and its parents, unless it is there. The parent of each that was made is synced.
 pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    let missing = path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.is_dir());
+    let missing = path
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !path.is_dir());
     let missing: Vec<&Path> = missing.collect();
     if missing.is_empty() {
         return Ok(());

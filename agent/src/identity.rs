@@ -32,10 +32,12 @@ use rustls::{ClientConfig, SignatureScheme};
 use crate::clock;
 
 pub use self::ask::{ANSWER_WAIT, AskError, Asked, enrol, recover, renew};
-pub(crate) use self::ask::{chain, explain_connect, explain_status, is_expired, is_refused, is_stranger, shown};
+pub(crate) use self::ask::{
+    chain, explain_connect, explain_status, is_expired, is_refused, is_stranger, shown,
+};
 pub use self::files::FileError;
-pub(crate) use self::settle::{EnrolError, NewToken, TOKEN_LOOK, is_enrolled};
 pub use self::settle::{Asker, SettleError, Token, settle};
+pub(crate) use self::settle::{EnrolError, NewToken, TOKEN_LOOK, is_enrolled};
 
 mod ask;
 mod files;

@@ -131,7 +131,9 @@ pub enum Unwelcome {
     #[error("the agent's identity was revoked")]
     Revoked,
     /// There are [`AGENTS_MAX`] agents.
-    #[error("the fleet has {AGENTS_MAX} agents, which is the most that a controller keeps: revoke those of hosts that are gone")]
+    #[error(
+        "the fleet has {AGENTS_MAX} agents, which is the most that a controller keeps: revoke those of hosts that are gone"
+    )]
     Full,
 }
 

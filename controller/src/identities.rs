@@ -390,7 +390,10 @@ impl Identities {
         row.approved = false;
         row.serials.push(issued.serial.clone());
         while row.serials.len() > SERIALS_KEPT {
-            let oldest = row.serials.iter().position(|serial| Some(serial.as_slice()) != shown);
+            let oldest = row
+                .serials
+                .iter()
+                .position(|serial| Some(serial.as_slice()) != shown);
             row.serials.remove(oldest.unwrap_or(0));
         }
         Ok(issued)

@@ -131,7 +131,9 @@ pub enum RunError {
         source: io::Error,
     },
     /// The store is of no use any more.
-    #[error("{0}; what was answered is on the disk: see what stands in the way, then start the controller again")]
+    #[error(
+        "{0}; what was answered is on the disk: see what stands in the way, then start the controller again"
+    )]
     Store(String),
     /// A part of it ended.
     #[error("{0} ended")]
@@ -527,7 +529,9 @@ async fn watch_store(store: Arc<SledStore>, stop: CancellationToken) -> Result<&
         }
         if let Some(waited) = store.at_work().filter(|waited| *waited >= STORE_WAIT_MAX) {
             let waited = waited.as_secs();
-            return Err(RunError::Store(format!("the store has not answered for {waited} s")));
+            return Err(RunError::Store(format!(
+                "the store has not answered for {waited} s"
+            )));
         }
     }
 }

@@ -5,6 +5,7 @@
 //! cuts, else a tenth.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -57,7 +58,10 @@ impl Askers {
     }
 
     fn answered(&self) -> Answered {
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.answered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn note(&self, note: impl FnOnce(&mut Answered)) {
@@ -93,7 +97,9 @@ impl Askers {
             seed: 7,
             clock: WallClock::system(),
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let stop = CancellationToken::new();
         let settled = runtime.block_on(async {
             let given = Token::Given(token);
@@ -110,7 +116,11 @@ impl Askers {
     fn deploy(&self, controller: &Controller) -> Result<()> {
         let flows = 1_000 + self.numbers.fetch_add(1, Ordering::Relaxed);
         let output = controller.deploy(&policy(flows), &[])?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         self.note(|answered| answered.revision += 1);
         Ok(())
     }
@@ -129,9 +139,7 @@ impl Askers {
 }
 
 fn policy(flows: u64) -> String {
-    format!(
-        "apiVersion: flowtilla/v1\nkind: Policy\nmetadata:\n  name: all\nspec:\n  capture:\n    maxFlows: {flows}\n"
-    )
+    format!("apiVersion: flowtilla/v1\nkind: Policy\nname: all\ncapture: {{maxFlows: {flows}}}\n")
 }
 
 /// Opens the state and sees that all that was answered is there.
@@ -140,13 +148,19 @@ fn check(state: &std::path::Path, answered: &Answered) -> Result<()> {
     runtime.block_on(async {
         let opened = setup::open(state, RENEW_GRACE_DEFAULT)?;
         let identities = Arc::clone(&opened.identities);
-        let controller = run::Controller::start_on(opened, Options::new(state.to_owned(), Vec::new())).await?;
+        let controller = run::Controller::start_on(
+            opened,
+            Options::new(state.to_owned(), vec![(Ipv4Addr::LOCALHOST, 0).into()]),
+        )
+        .await?;
         let kept: BTreeSet<TokenId> = identities.tokens().iter().map(|token| token.id).collect();
         let lost: Vec<_> = answered.tokens.difference(&kept).collect();
         ensure!(lost.is_empty(), "tokens {lost:?} were answered and are gone");
         let agents = identities.agents();
         for id in &answered.enrolled {
-            let known = agents.iter().find(|(name, _)| id.ends_with(&format!("/agent/{name}")));
+            let known = agents
+                .iter()
+                .find(|(name, _)| id.ends_with(&format!("/agent/{name}")));
             let (_, record) = known.with_context(|| format!("{id} was enrolled and is gone"))?;
             ensure!(
                 record.revoked.is_some() || !answered.revoked.contains(id),
@@ -219,14 +233,23 @@ fn full_disk_is_told_and_used_again_when_there_is_room() -> Result<()> {
     askers.token(&controller)?;
     askers.deploy(&controller)?;
     disk.fill(0)?;
-    let refused = askers.token(&controller).err().context("a token on a full disk")?;
+    let refused = askers
+        .token(&controller)
+        .err()
+        .context("a token on a full disk")?;
     let said = format!("{refused:#}");
     ensure!(said.contains("disk is full"), "{said}");
-    let refused = askers.operators_token(&controller).err().context("a token on a full disk")?;
+    let refused = askers
+        .operators_token(&controller)
+        .err()
+        .context("a token on a full disk")?;
     let said = format!("{refused:#}");
     ensure!(said.contains("are free on its disk"), "{said}");
-    let refused = askers.deploy(&controller).err().context("a revision on a full disk")?;
-    ensure!(refused.to_string().contains("store"), "{refused}");
+    let refused = askers
+        .deploy(&controller)
+        .err()
+        .context("a revision on a full disk")?;
+    ensure!(refused.to_string().contains("disk is full"), "{refused}");
     ensure!(controller.is_running()?, "a full disk is no reason to end");
     // What is known is told: reading needs no room.
     controller.must(&["get", "policies"])?;
@@ -240,7 +263,10 @@ fn full_disk_is_told_and_used_again_when_there_is_room() -> Result<()> {
 /// A controller whose disk is of no use any more ends, and says what to do; the next start says what stands in the way.
 fn ends_on(disk: &Disk, controller: &mut Controller) -> Result<()> {
     let askers = Askers::new();
-    let refused = askers.operators_token(controller).err().context("a token on a disk that takes nothing")?;
+    let refused = askers
+        .operators_token(controller)
+        .err()
+        .context("a token on a disk that takes nothing")?;
     println!("refused: {refused:#}");
     let (status, words) = controller.wait_end(PATIENCE)?;
     ensure!(status.code() == Some(1), "{status}: {words}");
@@ -310,13 +336,18 @@ fn fails(access: Access, one_in: u32) -> Result<()> {
     disk.fail(access, one_in);
     let mut refused = None;
     for _ in 0..20 {
-        let outcome = askers.token(&controller).and_then(|()| askers.deploy(&controller));
+        let outcome = askers
+            .token(&controller)
+            .and_then(|()| askers.deploy(&controller));
         if let Err(error) = outcome {
             refused = Some(format!("{error:#}"));
             break;
         }
     }
-    println!("one in {one_in} of {access:?}: {} failed; {refused:?}", disk.failed());
+    println!(
+        "one in {one_in} of {access:?}: {} failed; {refused:?}",
+        disk.failed()
+    );
     if refused.is_some() {
         let (status, words) = controller.wait_end(STORE_WAIT_MAX + PATIENCE)?;
         ensure!(status.code() == Some(1), "{status}: {words}");
@@ -341,7 +372,11 @@ fn fails(access: Access, one_in: u32) -> Result<()> {
     controller.come_back()?;
     controller.must(&["status"]).or_else(|error| {
         // Exit code 1 means that an agent is not there; the controller has answered.
-        if error.to_string().contains("revision") { Ok(String::new()) } else { Err(error) }
+        if error.to_string().contains("revision") {
+            Ok(String::new())
+        } else {
+            Err(error)
+        }
     })?;
     askers.token(&controller)?;
     askers.deploy(&controller)?;

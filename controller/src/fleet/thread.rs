@@ -29,7 +29,7 @@ use super::offers::{Counts, Offers};
 use super::view::Standing;
 use super::{Change, ChangeRefused, Fleet, Now, SessionId, Speech, Unwelcome};
 use crate::identities::IdentityRecord;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Most commands that wait; further senders wait too.
 ///
@@ -62,6 +62,9 @@ pub enum FleetError {
     /// The store has failed; nothing of it is in force.
     #[error("the controller's store has failed; see its log")]
     Store,
+    /// There is no room for the change; nothing of it is in force.
+    #[error("the controller's disk is full: it takes no change until there is room; see its log")]
+    Full,
     /// The controller stops, or waits for its store to work again.
     #[error("the controller does not answer: it is stopping, or its store has failed")]
     Stopping,
@@ -359,7 +362,7 @@ impl FleetHandle {
 }
 
 /// Answers that wait for the batch to be on the disk.
-type Held = Box<dyn FnOnce(bool) + Send>;
+type Held = Box<dyn FnOnce(Option<FleetError>) + Send>;
 
 struct Watcher {
     sender: watch::Sender<Arc<RolloutEvent>>,
@@ -444,11 +447,15 @@ impl Driver {
                 tracing::error!(%error, failures, "the store has failed: the fleet is read again");
             }
             self.failures += 1;
+            let full = matches!(error, StoreError::Full { .. });
+            for reply in self.replies.drain(..) {
+                reply(Some(if full { FleetError::Full } else { FleetError::Store }));
+            }
             return false;
         }
         self.failures = 0;
         for reply in self.replies.drain(..) {
-            reply(true);
+            reply(None);
         }
         while let Some((session, mut speech)) = self.fleet.poll_speech() {
             let last = matches!(speech, Speech::Ended(..));
@@ -469,9 +476,6 @@ impl Driver {
 
     /// Reads the fleet again. Who asks meanwhile gets no answer; a stop is heard.
     async fn reload(&mut self, queue: &mut mpsc::Receiver<Command>) {
-        for reply in self.replies.drain(..) {
-            reply(false);
-        }
         self.end_all(EndReason::Stopping, "the controller's store has failed");
         self.watchers.clear();
         loop {
@@ -505,9 +509,9 @@ impl Driver {
 
     /// Answers when the batch is on the disk; a refusal at once with it.
     fn answer<T: Send + 'static>(&mut self, reply: Reply<T>, result: Result<T, FleetError>) {
-        self.replies.push(Box::new(move |kept| {
+        self.replies.push(Box::new(move |failed| {
             // Whoever asked may have gone.
-            let _ = reply.send(if kept { result } else { Err(FleetError::Store) });
+            let _ = reply.send(failed.map_or(result, Err));
         }));
     }
 

@@ -106,7 +106,11 @@ mod tests {
         assert!(!turns.handle_hello(&hello(b"a"), 0));
         assert!(!turns.handle_hello(&hello(b"bb"), 1));
         assert!(turns.handle_hello(&hello(b"a"), 2));
-        assert!(turns.conflict.contains("at host2 and at host1"), "{}", turns.conflict);
+        assert!(
+            turns.conflict.contains("at host2 and at host1"),
+            "{}",
+            turns.conflict
+        );
         assert!(turns.handle_hello(&hello(b"bb"), 3));
         turns.handle_timeout(TOLD_FOR_MS);
         assert_ne!(turns.conflict, "");

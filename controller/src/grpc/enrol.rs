@@ -187,7 +187,9 @@ pub fn status(error: &IdentityError) -> Status {
         IdentityError::Precondition(why) => Status::failed_precondition(why),
         IdentityError::Store(full @ StoreError::Full { .. }) => {
             tracing::error!(error = %full, "an identity could not be given");
-            Status::unavailable("the controller's disk is full, it takes no change until there is room: see its log")
+            Status::unavailable(
+                "the controller's disk is full, it takes no change until there is room: see its log",
+            )
         }
         IdentityError::Ca(_) | IdentityError::Store(_) => {
             tracing::error!(error = %Chain(error), "an identity could not be given");

@@ -431,7 +431,7 @@ fn status(error: FleetError) -> Status {
         ) => Status::failed_precondition(text),
         FleetError::Unwelcome(Unwelcome::Revoked) => Status::permission_denied(text),
         FleetError::Unwelcome(Unwelcome::Full) => Status::resource_exhausted(text),
-        FleetError::Store | FleetError::Stopping => Status::unavailable(text),
+        FleetError::Store | FleetError::Full | FleetError::Stopping => Status::unavailable(text),
     }
 }
 

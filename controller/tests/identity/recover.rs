@@ -2,9 +2,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flowtilla_controller::enrolment::RENEW_GRACE_DEFAULT;
+use flowtilla_controller::fleet::thread::Known;
 use flowtilla_controller::identities::{IdentityError, Revocation};
 use flowtilla_controller::identity::ca::SVID_LIFE;
-use flowtilla_controller::fleet::thread::Known;
 use flowtilla_proto::wire::enrol::Reason;
 use flowtilla_proto::wire::fleet::AgentsRequest;
 
@@ -144,7 +144,10 @@ async fn what_is_void_for_good_is_forgotten_and_stays_out() {
     let parts = scene.controller.parts();
     let revoke = |id| {
         let now = scene.clock.now();
-        scene.identities().revoke(&Revocation::Identity(id), now).expect("revoked");
+        scene
+            .identities()
+            .revoke(&Revocation::Identity(id), now)
+            .expect("revoked");
     };
     let forget = || scene.identities().forget(scene.clock.now()).expect("a store");
     revoke(member.id.clone());
@@ -162,7 +165,10 @@ async fn what_is_void_for_good_is_forgotten_and_stays_out() {
     assert_eq!(agents.len(), 1, "{agents:?}");
     assert_eq!(agents[0].id, other.id.name.to_string());
     assert!(scene.identities().identity(&member.id).is_none());
-    assert!(scene.identities().identity(&other.id).is_some(), "it was not revoked");
+    assert!(
+        scene.identities().identity(&other.id).is_some(),
+        "it was not revoked"
+    );
     let refused = scene.recover(&member.chain[0], member.same_pair()).await;
     assert_eq!(reason(refused), Reason::NotAllowed);
     revoke(other.id);

@@ -111,11 +111,20 @@ async fn agents_keep_what_is_in_force_without_a_controller_and_come_back_as_who_
         let news = host.until("back", 2 * WAIT, |news| news.connected).await?;
         ensure!(in_force(&news), "{news:?}");
     }
-    ensure!(setting.key_of("first")? == key, "it has run out, and came back with its key");
-    ensure!(setting.controller.parts().identities.agents().len() == 2, "nobody enrolled anew");
+    ensure!(
+        setting.key_of("first")? == key,
+        "it has run out, and came back with its key"
+    );
+    ensure!(
+        setting.controller.parts().identities.agents().len() == 2,
+        "nobody enrolled anew"
+    );
     wait_for(async || Ok(setting.connected().await? == (2, 2))).await?;
     for host in [&first, &second] {
-        ensure!(host.remembers.applied() == [revision], "nothing was applied twice");
+        ensure!(
+            host.remembers.applied() == [revision],
+            "nothing was applied twice"
+        );
     }
 
     // Longer than the grace: both wait for an operator, each for itself.
@@ -123,7 +132,9 @@ async fn agents_keep_what_is_in_force_without_a_controller_and_come_back_as_who_
     gone.pass(24 * HOUR + RENEW_GRACE_DEFAULT + HOUR);
     let setting = gone.come_back().await?;
     let awaits = |news: &flowtilla_agent::session::News| {
-        news.why.as_ref().is_some_and(|why| why.contains("agentctl approve"))
+        news.why
+            .as_ref()
+            .is_some_and(|why| why.contains("agentctl approve"))
     };
     for host in [&mut first, &mut second] {
         let news = host.until("it waits for an operator", 2 * WAIT, awaits).await?;
@@ -138,7 +149,10 @@ async fn agents_keep_what_is_in_force_without_a_controller_and_come_back_as_who_
         wait_for(async || Ok(setting.connected().await? == (host, host))).await?;
     }
     for host in [first, second] {
-        ensure!(host.remembers.applied() == [revision], "nothing was applied twice");
+        ensure!(
+            host.remembers.applied() == [revision],
+            "nothing was applied twice"
+        );
         host.stop().await?;
     }
     setting.controller.stop().await?;
@@ -157,7 +171,10 @@ async fn a_stream_ends_when_its_svid_runs_out_and_the_agent_recovers_it() -> Res
     let news = host.until("the end of the stream", WAIT, ended).await?;
     let why = news.why.unwrap_or_default();
     // The latter: it has tried again since, by a clock that is a day behind.
-    ensure!(why.contains("has run out") || why.contains("check the clocks"), "{why}");
+    ensure!(
+        why.contains("has run out") || why.contains("check the clocks"),
+        "{why}"
+    );
     setting.asker.clock.advance(25 * HOUR);
     let back = |news: &flowtilla_agent::session::News| news.connected && news.renewals >= 1;
     host.until("back", 2 * WAIT, back).await?;
@@ -170,7 +187,10 @@ async fn a_copied_identity_is_told_to_the_operator_and_the_copies_give_way() -> 
     let token = Token::Given(setting.token().await?);
     let mut original = setting.host("original", Some(token), 1).await;
     original.until("welcomed", WAIT, |news| news.connected).await?;
-    let (from, to) = (setting.folder.path().join("original"), setting.folder.path().join("copy"));
+    let (from, to) = (
+        setting.folder.path().join("original"),
+        setting.folder.path().join("copy"),
+    );
     integration::process::run(std::process::Command::new("cp").arg("-a").args([&from, &to]))?;
     let mut copy = setting.host("copy", None, 2).await;
     copy.until("welcomed", WAIT, |news| news.connected).await?;
@@ -182,7 +202,12 @@ async fn a_copied_identity_is_told_to_the_operator_and_the_copies_give_way() -> 
     original.until("the original is told", 4 * WAIT, told).await?;
     let standing = setting.controller.parts().fleet.standing().await?;
     ensure!(standing.conflicts == 1, "{standing:?}");
-    let agents = setting.controller.parts().fleet.agents(Default::default()).await?;
+    let agents = setting
+        .controller
+        .parts()
+        .fleet
+        .agents(Default::default())
+        .await?;
     ensure!(agents.agents[0].conflict.contains("at host-"), "{agents:?}");
     copy.stop().await?;
     original.stop().await

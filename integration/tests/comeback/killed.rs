@@ -86,7 +86,10 @@ struct Agent {
 impl Agent {
     fn start(state: &Path, setting: &Setting) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["--exact", "killed::child_that_enrols_and_renews_until_it_is_killed"])
+            .args([
+                "--exact",
+                "killed::child_that_enrols_and_renews_until_it_is_killed",
+            ])
             .args(["--ignored", "--nocapture"])
             .env(STATE, state)
             .env(CONTROLLER, setting.controller.address().to_string())
@@ -162,7 +165,10 @@ async fn an_agent_that_is_killed_while_it_enrols_and_renews_is_the_same_at_the_e
         let state = setting.folder.path().join(format!("agent-{cycle}"));
         let settled = setting.settle_at(place(&state), None).await?.with_context(what)?;
         let used = setting.controller.parts().identities.tokens();
-        let used = used.into_iter().find(|facts| facts.id == token.id).with_context(what)?;
+        let used = used
+            .into_iter()
+            .find(|facts| facts.id == token.id)
+            .with_context(what)?;
         ensure!(used.used_by == settled.identity().id().to_string(), "{}", what());
         let next = setting.renew(&settled).await?.with_context(what)?;
         ensure!(next.id() == settled.identity().id());
@@ -183,7 +189,9 @@ fn kill_all(setting: &Setting, tokens: &[JoinToken], seed: u64) -> Result<(BTree
         let identities = &setting.controller.parts().identities;
         let used = || {
             let tokens = identities.tokens();
-            tokens.iter().any(|facts| facts.id == token.id && !facts.used_by.is_empty())
+            tokens
+                .iter()
+                .any(|facts| facts.id == token.id && !facts.used_by.is_empty())
         };
         for _ in 0..random.u32(1..=3) {
             let aim = STEPS[random.usize(..STEPS.len())];
@@ -195,7 +203,10 @@ fn kill_all(setting: &Setting, tokens: &[JoinToken], seed: u64) -> Result<(BTree
                 aim => seen(&state, used) >= aim,
             };
             while !is_there() {
-                ensure!(began.elapsed() < WAIT, "seed {seed}, cycle {cycle}: it does not come to {aim:?}");
+                ensure!(
+                    began.elapsed() < WAIT,
+                    "seed {seed}, cycle {cycle}: it does not come to {aim:?}"
+                );
             }
             agent.child.kill()?;
             agent.child.wait()?;
@@ -214,7 +225,9 @@ fn kill_all(setting: &Setting, tokens: &[JoinToken], seed: u64) -> Result<(BTree
             kills += 1;
         }
         let agent = Agent::start(&state, setting)?;
-        agent.renews(1).with_context(|| format!("seed {seed}, cycle {cycle}: the last start"))?;
+        agent
+            .renews(1)
+            .with_context(|| format!("seed {seed}, cycle {cycle}: the last start"))?;
     }
     Ok((left, kills))
 }

@@ -299,7 +299,9 @@ fn copies_that_replace_each_other_come_less_and_less() {
     for seed in 0..16 {
         let mut sessions = [1, 2].map(|n| Session::new(None, None, seed * 2 + n, KernelTime(0)));
         let (mut now, mut turns) = (KernelTime(0), Vec::new());
-        let mut at = sessions.each_ref().map(|session| session.poll_connect().expect("a time"));
+        let mut at = sessions
+            .each_ref()
+            .map(|session| session.poll_connect().expect("a time"));
         let mut live: Option<usize> = None;
         while now < KernelTime(6 * 3_600 * S) {
             let next = match live {
@@ -321,7 +323,11 @@ fn copies_that_replace_each_other_come_less_and_less() {
             turns.iter().filter(within).count()
         };
         for later in 1..6 {
-            assert!(hour(later) <= 60, "seed {seed}: {} turns in hour {later}", hour(later));
+            assert!(
+                hour(later) <= 60,
+                "seed {seed}: {} turns in hour {later}",
+                hour(later)
+            );
         }
     }
 }

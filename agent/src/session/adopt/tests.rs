@@ -190,7 +190,11 @@ async fn what_a_source_id_has_stopped_is_put_in_force_again_or_told() {
         drop(jobs);
         let told = reports.recv().await;
         adopter.await.expect("no panic");
-        assert_eq!(matches!(told, Some(Report::NotInForce)), !refuses.is_empty(), "{told:?}");
+        assert_eq!(
+            matches!(told, Some(Report::NotInForce)),
+            !refuses.is_empty(),
+            "{told:?}"
+        );
         let now = *in_force.lock().expect("nobody panicked");
         assert_eq!(now, refuses.is_empty().then_some(1));
     }
