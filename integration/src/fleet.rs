@@ -26,7 +26,8 @@ const LISTENS: &str = "the controller listens";
 /// Many of each run at once on one machine, and nobody asks them.
 const NO_METRICS: &[&str] = &["--metrics", "off"];
 
-/// Hosts that are joined by a switch. Host `n` has the address `10.78.0.(n + 1)`.
+/// Hosts that are joined by a switch. Host `n` has the addresses `10.78.0.(n + 1)` and, for traffic that is to be told
+/// from the rest by its addresses, `10.79.0.(n + 1)`.
 #[derive(Debug)]
 pub struct Hub {
     /// The hosts.
@@ -62,16 +63,10 @@ impl Hub {
                 ],
             )?;
             host.offload_off(INTERFACE)?;
-            host.run(
-                "ip",
-                &[
-                    "addr",
-                    "add",
-                    &format!("{}/24", Self::address(n)),
-                    "dev",
-                    INTERFACE,
-                ],
-            )?;
+            for address in [Self::address(n), Self::second_address(n)] {
+                let address = format!("{address}/24");
+                host.run("ip", &["addr", "add", &address, "dev", INTERFACE])?;
+            }
             host.run("ip", &["link", "set", INTERFACE, "up"])?;
             switch.run("ip", &["link", "set", &port, "master", "switch0", "up"])?;
             hosts.push(host);
@@ -89,12 +84,26 @@ impl Hub {
         IpAddr::V4(Ipv4Addr::new(10, 78, 0, n + 1))
     }
 
+    /// The other address of a host.
+    #[must_use]
+    pub fn second_address(n: u8) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(10, 79, 0, n + 1))
+    }
+
     /// TCP connections from one host to another; `plan` is more of the clients' words.
     ///
     /// # Errors
     /// When the traffic itself fails.
     pub fn tcp(&self, from: u8, to: u8, plan: &[&str]) -> Result<Told> {
-        self.converse(from, to, &["serve", "--style", "thread"], "connect", plan)
+        self.tcp_to(from, to, Self::address(to), plan)
+    }
+
+    /// The same, to an address of the other host, and from the client's in the same network.
+    ///
+    /// # Errors
+    /// When the traffic itself fails.
+    pub fn tcp_to(&self, from: u8, to: u8, at: IpAddr, plan: &[&str]) -> Result<Told> {
+        self.converse(from, (to, at), &["serve", "--style", "thread"], "connect", plan)
     }
 
     /// UDP exchanges from one host with another; `plan` is more of the clients' words.
@@ -102,14 +111,29 @@ impl Hub {
     /// # Errors
     /// When the traffic itself fails.
     pub fn udp(&self, from: u8, to: u8, plan: &[&str]) -> Result<Told> {
-        self.converse(from, to, &["udp-serve"], "udp-exchange", plan)
+        self.udp_to(from, to, Self::address(to), plan)
     }
 
-    fn converse(&self, from: u8, to: u8, serve: &[&str], command: &str, plan: &[&str]) -> Result<Told> {
-        let listen = SocketAddr::new(Self::address(to), 0).to_string();
+    /// The same, to an address of the other host, and from the client's in the same network.
+    ///
+    /// # Errors
+    /// When the traffic itself fails.
+    pub fn udp_to(&self, from: u8, to: u8, at: IpAddr, plan: &[&str]) -> Result<Told> {
+        self.converse(from, (to, at), &["udp-serve"], "udp-exchange", plan)
+    }
+
+    fn converse(
+        &self,
+        from: u8,
+        (to, at): (u8, IpAddr),
+        serve: &[&str],
+        command: &str,
+        plan: &[&str],
+    ) -> Result<Told> {
+        let listen = SocketAddr::new(at, 0).to_string();
         let server = &self.hosts[usize::from(to)];
         let (server, ready) = Helper::serve(server, &[serve, &["--listen", &listen]].concat())?;
-        let at = SocketAddr::new(Self::address(to), ready.address.port()).to_string();
+        let at = SocketAddr::new(at, ready.address.port()).to_string();
         let plan = [&[command, "--to", &at], plan].concat();
         let clients = &self.hosts[usize::from(from)];
         let clients = traffic::run(clients, crate::scene::TRAFFIC_WITHIN, &plan)?;
