@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::netns::NetNs;
+use crate::netns::{Handle, NetNs};
 use crate::process::{Lines, Process, built_folder};
 use crate::product;
 use crate::scene::Told;
@@ -154,6 +154,8 @@ pub struct Controller {
     address: SocketAddr,
     flags: Vec<String>,
     state: PathBuf,
+    /// Where it and its operator live; `None`: on this machine.
+    place: Option<Handle>,
     folder: TempDir,
 }
 
@@ -172,18 +174,36 @@ impl Controller {
     /// When a program is not built or refuses.
     pub fn start_with(flags: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        Self::start_in(folder.path().join("state"), folder, flags)
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self::start_at(None, here, folder.path().join("state"), folder, flags)
+    }
+
+    /// The same, on another host, where it listens at an address; its operator is there, too.
+    ///
+    /// # Errors
+    /// When a program is not built or refuses.
+    pub fn start_on(host: &NetNs, address: IpAddr) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let state = folder.path().join("state");
+        Self::start_at(Some(host.handle()), address, state, folder, NO_METRICS)
     }
 
     /// The same, with its state on a disk of its own. What the operator keeps is elsewhere.
     ///
     /// # Errors
     /// When a program is not built or refuses.
-    pub fn start_on(disk: &Path) -> Result<Self> {
-        Self::start_in(disk.join("state"), tempfile::tempdir()?, NO_METRICS)
+    pub fn start_on_disk(disk: &Path) -> Result<Self> {
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self::start_at(None, here, disk.join("state"), tempfile::tempdir()?, NO_METRICS)
     }
 
-    fn start_in(state: PathBuf, folder: TempDir, flags: &[&str]) -> Result<Self> {
+    fn start_at(
+        place: Option<Handle>,
+        address: IpAddr,
+        state: PathBuf,
+        folder: TempDir,
+        flags: &[&str],
+    ) -> Result<Self> {
         let token = folder.path().join("admin.token");
         crate::process::run(
             Command::new(binary("flowtilla-controller")?)
@@ -194,9 +214,10 @@ impl Controller {
         )?;
         let mut controller = Self {
             process: None,
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            address: SocketAddr::new(address, 0),
             flags: owned(flags),
             state,
+            place,
             folder,
         };
         controller.come_back()?;
@@ -212,7 +233,7 @@ impl Controller {
     /// When it does not come up.
     pub fn come_back(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "the controller has not gone");
-        let mut command = Command::new(binary("flowtilla-controller")?);
+        let mut command = self.command(&binary("flowtilla-controller")?);
         command
             .arg("run")
             .arg("--state")
@@ -310,12 +331,27 @@ impl Controller {
     /// # Errors
     /// When it is not built.
     pub fn ctl(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = product::command()?;
+        Ok(self.ctl_command(arguments)?.output()?)
+    }
+
+    /// What [`Self::ctl`] runs.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn ctl_command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.command(&product::binary()?);
         command.args(arguments).env(
             "FLOWTILLA_CONFIG",
             self.folder.path().join("operator/config.yaml"),
         );
-        Ok(command.output()?)
+        Ok(command)
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        match &self.place {
+            Some(place) => place.command(program),
+            None => Command::new(program),
+        }
     }
 
     /// Runs `agentctl` as the operator; its standard output.
