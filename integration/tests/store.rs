@@ -148,7 +148,7 @@ fn check(state: &std::path::Path, answered: &Answered) -> Result<()> {
     runtime.block_on(async {
         let opened = setup::open(state, RENEW_GRACE_DEFAULT)?;
         let identities = Arc::clone(&opened.identities);
-        let controller = run::Controller::start_on_disk(
+        let controller = run::Controller::start_on(
             opened,
             Options::new(state.to_owned(), vec![(Ipv4Addr::LOCALHOST, 0).into()]),
         )
