@@ -139,7 +139,7 @@ impl Fleet {
             let member = wire::Member {
                 agent: id.to_string(),
                 addresses,
-                partial: content.partial,
+                partial: content.partial || agent.silent,
                 stream: self.members.run.wrapping_add(line.session.0),
             };
             for group in &content.groups {
@@ -200,7 +200,7 @@ impl Fleet {
     }
 }
 
-fn octets(address: &IpAddr) -> Vec<u8> {
+pub(super) fn octets(address: &IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),

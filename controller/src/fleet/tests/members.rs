@@ -156,3 +156,78 @@ fn above_its_bound_a_list_is_off_and_says_so() {
         assert!(list.off && list.members.is_empty(), "{list:?}");
     }
 }
+
+/// Agent `n` tells its sums with others: which, octets that it left to it, and octets that it told of those left to itself.
+fn sums(scene: &mut Scene, n: u64, with: &[(u64, u64, u64)]) {
+    let peers = with
+        .iter()
+        .map(|&(other, held_octets, spoken_octets)| say::PeerSums {
+            peer: format!("a{other}"),
+            held_octets,
+            spoken_octets,
+            ..say::PeerSums::default()
+        });
+    let health = say::Health {
+        peers: peers.collect(),
+        ..say::Health::default()
+    };
+    let heartbeat = Heard::Heartbeat {
+        held: None,
+        health: Some(Box::new(health)),
+        addresses: None,
+    };
+    scene
+        .fleet
+        .handle_heard(SessionId(n), heartbeat, at(scene.now_ms));
+}
+
+fn partial(fleet: &mut Fleet) -> BTreeMap<String, bool> {
+    let said = drain(fleet);
+    let lists = said.iter().filter_map(|(_, speech)| match speech {
+        Speech::Members(list) => Some(list),
+        _ => None,
+    });
+    let members = lists.flat_map(|list| &list.members);
+    members
+        .map(|member| (member.agent.clone(), member.partial))
+        .collect()
+}
+
+#[test]
+fn who_does_not_tell_what_is_left_to_it_is_not_relied_upon() {
+    let mut scene = Scene::new(one_policy());
+    scene.join(1, &["10.0.0.1"]);
+    scene.join(2, &["10.0.0.2"]);
+    scene.join(3, &["10.0.0.3"]);
+    scene.after(FROZEN_MS + COALESCE_MS);
+    // 1 leaves as much to 2 as to 3; only 3 tells it.
+    for n in 0..12 {
+        scene.now_ms += HEARTBEAT_MS;
+        sums(&mut scene, 2, &[]);
+        sums(&mut scene, 3, &[(1, 0, n * 20_000)]);
+        sums(&mut scene, 1, &[(2, n * 20_000, 0), (3, n * 20_000, 0)]);
+    }
+    scene.fleet.handle_timeout(at(scene.now_ms));
+    let untold = untold(&scene.fleet);
+    assert!(untold[1] > 0 && untold[0] == 0 && untold[2] == 0, "{untold:?}");
+    let wanted = [("a1", false), ("a2", true), ("a3", false)].map(|(agent, is)| (agent.to_owned(), is));
+    assert_eq!(partial(&mut scene.fleet), BTreeMap::from(wanted));
+    // With other addresses it is another matter.
+    let heartbeat = Heard::Heartbeat {
+        held: None,
+        health: None,
+        addresses: Some(vec!["10.0.0.4".parse().expect("an address")]),
+    };
+    scene
+        .fleet
+        .handle_heard(SessionId(2), heartbeat, at(scene.now_ms));
+    scene.now_ms += COALESCE_MS;
+    scene.fleet.handle_timeout(at(scene.now_ms));
+    assert!(!partial(&mut scene.fleet)["a2"]);
+}
+
+/// Of all agents, in their order.
+fn untold(fleet: &Fleet) -> Vec<u64> {
+    let agents = fleet.agents(&wire::fleet::AgentsRequest::default());
+    agents.iter().map(|agent| agent.untold_octets).collect()
+}
