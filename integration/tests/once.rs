@@ -211,7 +211,7 @@ impl Made {
             (PICKY, (SAMPLED, kept + 2), Expected::Whole),
             (PICKY, (SAMPLED, out + 3), Expected::WholeOrNothing),
         ] {
-            let told = hub.tcp_to(from, to, &plan)?;
+            let told = hub.tcp_to(from, to.0, at(to), &plan)?;
             self.add(((from, to.0), 6, told), expected)?;
         }
         for (from, to, expected) in [
@@ -219,7 +219,7 @@ impl Made {
             (SAMPLED, (calm, kept + 3), Expected::Whole),
             (OUTSIDE, (PICKY, out + 5), Expected::Nothing),
         ] {
-            let told = hub.udp_to(from, to, &exchanges)?;
+            let told = hub.udp_to(from, to.0, at(to), &exchanges)?;
             self.add(((from, to.0), 17, told), expected)?;
         }
         for (from, to, expected) in [
@@ -227,7 +227,7 @@ impl Made {
             (SAMPLED, (calm, kept + 5), Expected::Whole),
             (OUTSIDE, (SAMPLED, kept + 6), Expected::WholeOrNothing),
         ] {
-            let told = hub.tcp_to(from, to, &many)?;
+            let told = hub.tcp_to(from, to.0, at(to), &many)?;
             self.add(((from, to.0), 6, told), expected)?;
         }
         Ok(())
@@ -237,12 +237,12 @@ impl Made {
     fn equal_ports(&mut self, hub: &Hub) -> Result<Vec<Key>> {
         let mut keys = Vec::new();
         for (from, to, port) in [(CALM[0], CALM[1], 5060), (CALM[1], CALM[0], 5061)] {
-            let at = SocketAddr::new(Hub::address(from), port).to_string();
-            let told = hub.tcp_to(from, (to, port), &["--from", &at, "--reply", "3000"])?;
+            let own = at((from, port)).to_string();
+            let told = hub.tcp_to(from, to, at((to, port)), &["--from", &own, "--reply", "3000"])?;
             keys.extend(self.add(((from, to), 6, told), Expected::Whole)?);
-            let told = hub.udp_to(from, (to, port), &["--from", &at, "--exchanges", "20"])?;
+            let told = hub.udp_to(from, to, at((to, port)), &["--from", &own, "--exchanges", "20"])?;
             keys.extend(self.add(((from, to), 17, told), Expected::Whole)?);
-            let end = |host| SocketAddr::new(Hub::address(host), port);
+            let end = |host| at((host, port));
             ensure!(
                 keys.contains(&key(end(from), end(to), 17)),
                 "{keys:?} have no equal ports"
@@ -386,6 +386,10 @@ impl Long {
             background: hub.held_tcp(from, to, plan)?,
         })
     }
+}
+
+fn at((host, port): (u8, u16)) -> SocketAddr {
+    SocketAddr::new(Hub::address(host), port)
 }
 
 fn stop(flows: Vec<Long>) -> Result<Vec<Traffic>> {

@@ -9,7 +9,8 @@ use crate::scene::{Background, Told};
 use crate::traffic::{Helper, Ready};
 use crate::world::{Alone, INTERFACE};
 
-/// Hosts that are joined by a switch. Host `n` has the address `10.78.0.(n + 1)`.
+/// Hosts that are joined by a switch. Host `n` has the addresses `10.78.0.(n + 1)` and, for traffic that is to be told
+/// from the rest by its addresses, `10.79.0.(n + 1)`.
 #[derive(Debug)]
 pub struct Hub {
     /// The hosts.
@@ -45,16 +46,10 @@ impl Hub {
                 ],
             )?;
             host.offload_off(INTERFACE)?;
-            host.run(
-                "ip",
-                &[
-                    "addr",
-                    "add",
-                    &format!("{}/24", Self::address(n)),
-                    "dev",
-                    INTERFACE,
-                ],
-            )?;
+            for address in [Self::address(n), Self::second_address(n)] {
+                let address = format!("{address}/24");
+                host.run("ip", &["addr", "add", &address, "dev", INTERFACE])?;
+            }
             host.run("ip", &["link", "set", INTERFACE, "up"])?;
             switch.run("ip", &["link", "set", &port, "master", "switch0", "up"])?;
             hosts.push(host);
@@ -72,12 +67,18 @@ impl Hub {
         IpAddr::V4(Ipv4Addr::new(10, 78, 0, n + 1))
     }
 
+    /// The other address of a host.
+    #[must_use]
+    pub fn second_address(n: u8) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(10, 79, 0, n + 1))
+    }
+
     /// TCP connections from one host to another; `plan` is more of the clients' words.
     ///
     /// # Errors
     /// When the traffic itself fails.
     pub fn tcp(&self, from: u8, to: u8, plan: &[&str]) -> Result<Told> {
-        self.tcp_to(from, (to, 0), plan)
+        self.tcp_to(from, to, SocketAddr::new(Self::address(to), 0), plan)
     }
 
     /// UDP exchanges from one host with another; `plan` is more of the clients' words.
@@ -85,24 +86,24 @@ impl Hub {
     /// # Errors
     /// When the traffic itself fails.
     pub fn udp(&self, from: u8, to: u8, plan: &[&str]) -> Result<Told> {
-        self.udp_to(from, (to, 0), plan)
+        self.udp_to(from, to, SocketAddr::new(Self::address(to), 0), plan)
     }
 
-    /// TCP connections to a server on a port of its own.
+    /// The same, to an address of the other host, and from the client's in the same network; port 0: any.
     ///
     /// # Errors
     /// When the traffic itself fails.
-    pub fn tcp_to(&self, from: u8, (to, port): (u8, u16), plan: &[&str]) -> Result<Told> {
-        let serving = self.serve((to, port), &["serve", "--style", "thread"])?;
+    pub fn tcp_to(&self, from: u8, to: u8, at: SocketAddr, plan: &[&str]) -> Result<Told> {
+        let serving = self.serve(to, at, &["serve", "--style", "thread"])?;
         self.talk(from, serving, "connect", plan)
     }
 
-    /// UDP exchanges with a server on a port of its own.
+    /// The same, to an address of the other host, and from the client's in the same network; port 0: any.
     ///
     /// # Errors
     /// When the traffic itself fails.
-    pub fn udp_to(&self, from: u8, (to, port): (u8, u16), plan: &[&str]) -> Result<Told> {
-        let serving = self.serve((to, port), &["udp-serve"])?;
+    pub fn udp_to(&self, from: u8, to: u8, at: SocketAddr, plan: &[&str]) -> Result<Told> {
+        let serving = self.serve(to, at, &["udp-serve"])?;
         self.talk(from, serving, "udp-exchange", plan)
     }
 
@@ -114,8 +115,8 @@ impl Hub {
     ///
     /// # Errors
     /// When a connection cannot be opened.
-    pub fn long_tcp(&self, from: u8, to: (u8, u16), plan: &[&str]) -> Result<Background> {
-        let serving = self.serve(to, &["echo"])?;
+    pub fn long_tcp(&self, from: u8, (to, port): (u8, u16), plan: &[&str]) -> Result<Background> {
+        let serving = self.serve(to, SocketAddr::new(Self::address(to), port), &["echo"])?;
         Background::start(&self.hosts[usize::from(from)], serving, "steady", plan)?.ready()
     }
 
@@ -123,8 +124,12 @@ impl Hub {
     ///
     /// # Errors
     /// When a connection cannot be opened.
-    pub fn held_tcp(&self, from: u8, to: (u8, u16), plan: &[&str]) -> Result<Background> {
-        let serving = self.serve(to, &["serve", "--style", "thread"])?;
+    pub fn held_tcp(&self, from: u8, (to, port): (u8, u16), plan: &[&str]) -> Result<Background> {
+        let serving = self.serve(
+            to,
+            SocketAddr::new(Self::address(to), port),
+            &["serve", "--style", "thread"],
+        )?;
         let plan = [&["--hold"], plan].concat();
         Background::start(&self.hosts[usize::from(from)], serving, "connect", &plan)?.ready()
     }
@@ -133,17 +138,16 @@ impl Hub {
     ///
     /// # Errors
     /// When a socket cannot be opened.
-    pub fn long_udp(&self, from: u8, to: (u8, u16), plan: &[&str]) -> Result<Background> {
-        let serving = self.serve(to, &["udp-serve"])?;
+    pub fn long_udp(&self, from: u8, (to, port): (u8, u16), plan: &[&str]) -> Result<Background> {
+        let serving = self.serve(to, SocketAddr::new(Self::address(to), port), &["udp-serve"])?;
         let plan = [&["--until-closed"], plan].concat();
         Background::start(&self.hosts[usize::from(from)], serving, "udp-exchange", &plan)?.ready()
     }
 
-    fn serve(&self, (to, port): (u8, u16), command: &[&str]) -> Result<(Helper, Ready, String)> {
-        let listen = SocketAddr::new(Self::address(to), port).to_string();
-        let host = &self.hosts[usize::from(to)];
+    fn serve(&self, to: u8, at: SocketAddr, command: &[&str]) -> Result<(Helper, Ready, String)> {
+        let (host, listen) = (&self.hosts[usize::from(to)], at.to_string());
         let (server, ready) = Helper::serve(host, &[command, &["--listen", &listen]].concat())?;
-        let at = SocketAddr::new(Self::address(to), ready.address.port()).to_string();
+        let at = SocketAddr::new(at.ip(), ready.address.port()).to_string();
         Ok((server, ready, at))
     }
 }
