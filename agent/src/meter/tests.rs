@@ -153,6 +153,7 @@ fn another_agent_is_answered_and_asked_and_its_records_wait_for_the_list_to_sett
         addresses: vec![address(last)],
         partial: false,
         stream: 1,
+        since: 1,
     };
     let members = session::Members {
         collector: "main".to_owned(),
