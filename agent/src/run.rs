@@ -325,7 +325,8 @@ impl Agent {
     /// From here on collectors know it by this id. Exporters are made anew, and go on from their cursors.
     ///
     /// # Errors
-    /// [`StartError::Spool`], [`StartError::MeterGone`].
+    /// [`StartError::Spool`], [`StartError::MeterGone`]: the id is used, and some exporters have stopped; the next plan starts
+    /// them.
     pub async fn use_source_id(&mut self, id: SourceId) -> Result<(), StartError> {
         if id == self.source_id {
             return Ok(());
@@ -334,11 +335,15 @@ impl Agent {
         self.announcements
             .send_modify(|all| all.event.source_id = id.number());
         let running: Vec<Exporting> = self.in_force.collectors().cloned().collect();
+        let mut outcome = Ok(());
         for exporting in running {
             self.stop_collector(&exporting.name).await;
-            self.start_collector(&exporting).await?;
+            if let Err(error) = self.start_collector(&exporting).await {
+                self.in_force.apply(&Step::StopCollector(exporting.name));
+                outcome = Err(error);
+            }
         }
-        Ok(())
+        outcome
     }
 
     async fn execute(&mut self, step: &Step) -> Result<(), StartError> {

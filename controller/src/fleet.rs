@@ -28,6 +28,7 @@ use self::questions::Questions;
 use self::rollouts::Rollouts;
 use self::row::{META_KEY, MetaRow};
 use self::source::SourceIds;
+use self::turns::place;
 use crate::policy::Objects;
 use crate::store::counter::Counter;
 use crate::store::{Batch, Table};
@@ -49,6 +50,7 @@ pub mod row;
 mod silent;
 mod source;
 pub mod thread;
+mod turns;
 pub mod view;
 
 /// Most agents of a fleet.
@@ -73,6 +75,9 @@ pub const SILENCE_MS: u64 = 6 * HEARTBEAT_MS;
 /// A content is some kibibytes. Half of it looks through all agents more often; double it, and a script that deploys each
 /// second keeps 120 of them.
 const FORGET_EVERY_MS: u64 = 60_000;
+
+/// One line of log for so many turns that two copies of an agent take, after the first.
+const TURNS_LOG_EACH: u64 = 100;
 
 /// A moment, on two clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,7 +132,9 @@ pub enum Unwelcome {
     #[error("the agent's identity was revoked")]
     Revoked,
     /// There are [`AGENTS_MAX`] agents.
-    #[error("the fleet has {AGENTS_MAX} agents, which is the most that a controller keeps")]
+    #[error(
+        "the fleet has {AGENTS_MAX} agents, which is the most that a controller keeps: revoke those of hosts that are gone"
+    )]
     Full,
 }
 
@@ -203,6 +210,25 @@ impl Fleet {
         connected
     }
 
+    /// Forgets agents whose identity is void and not kept any more. Their source ids stay given.
+    pub fn forget_void(&mut self, is_gone: impl Fn(&MemberName) -> bool) {
+        let gone = |(id, agent): (&MemberName, &Agent)| {
+            (agent.revoked && agent.line.is_none() && is_gone(id)).then(|| id.clone())
+        };
+        let gone: Vec<MemberName> = self.agents.iter().filter_map(gone).collect();
+        for id in gone {
+            self.agents.remove(&id);
+            self.dirty.remove(&id);
+            self.batch.remove(Table::Agents, id.as_str());
+        }
+    }
+
+    /// An agent's SVID has run out: its stream ends, and it recovers the SVID before it comes back.
+    pub fn handle_expired(&mut self, id: &MemberName) {
+        let text = "the agent's SVID has run out and was not renewed: recover it".to_owned();
+        self.end(id, EndReason::Expired, text);
+    }
+
     /// An agent has opened a stream and said hello. `labels`: those of its enrolment.
     ///
     /// # Errors
@@ -221,8 +247,7 @@ impl Fleet {
             None if self.agents.len() >= AGENTS_MAX => return Err(Unwelcome::Full),
             _ => {}
         }
-        let text = "the same agent has connected once more".to_owned();
-        self.end(id, EndReason::Replaced, text);
+        self.replace(id, &hello, now);
         let (source_id, given) = self.sources.allot(id, hello.source_id, &mut self.numbers.source);
         if given {
             let key = source_id.number().to_be_bytes();
@@ -379,6 +404,9 @@ impl Fleet {
         self.speech.extend(answers);
         self.update_members(now);
         if now.run_ms >= self.forget_at_ms {
+            for agent in self.agents.values_mut() {
+                agent.turns.handle_timeout(now.wall_ms);
+            }
             self.forget_at_ms = now.run_ms.saturating_add(FORGET_EVERY_MS);
             for digest in self.contents.forget_unused() {
                 self.batch.remove(Table::Contents, digest);
@@ -421,6 +449,21 @@ impl Fleet {
     /// The next thing to say.
     pub fn poll_speech(&mut self) -> Option<(SessionId, Speech)> {
         self.speech.pop_front()
+    }
+
+    /// Another stream of an agent begins: the former one ends. Two processes that take turns are told from one that comes back.
+    fn replace(&mut self, id: &MemberName, hello: &Hello, now: Now) {
+        let mut text = format!("the same agent has connected once more, from {}", place(hello));
+        if let Some(agent) = self.agents.get_mut(id)
+            && agent.turns.handle_hello(hello, now.wall_ms)
+        {
+            let (turns, conflict) = (agent.turns.taken, agent.turns.conflict.clone());
+            if turns % TURNS_LOG_EACH == 1 {
+                tracing::warn!(agent = %id, turns, conflict, "one identity, two agents");
+            }
+            text = conflict;
+        }
+        self.end(id, EndReason::Replaced, text);
     }
 
     /// Ends an agent's stream, if it has one. The stream's own end changes nothing more.

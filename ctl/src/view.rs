@@ -110,6 +110,9 @@ pub(crate) fn token_state(token: &Token, now: WallTime) -> &'static str {
 
 /// In one word and, when there is something to say, why.
 pub(crate) fn condition(agent: &Agent) -> String {
+    if !agent.conflict.is_empty() {
+        return agent.conflict.clone();
+    }
     if let Some(nack) = &agent.nack {
         return format!("refused: {}", nack.reason);
     }
@@ -259,6 +262,7 @@ pub(crate) fn agent(agent: &Agent) -> Plain {
         .number("revisionWanted", agent.revision_wanted)
         .given("untoldOctets", agent.untold_octets)
         .flag("converged", converged(agent))
+        .text("conflict", &agent.conflict)
         .part("refusal", nack)
         .part("effective", effective)
         .part("health", agent.health.as_ref().map(health))
@@ -426,6 +430,7 @@ pub(crate) fn status(status: &StatusResponse) -> Plain {
         .number("connected", status.connected)
         .number("converged", status.converged)
         .number("nacked", status.nacked)
+        .given("conflicts", status.conflicts)
         .part("roots", Some(roots(&status.roots)))
         .part("rollout", status.rollout.as_ref().map(rollout))
         .text("caller", &status.caller)

@@ -10,7 +10,8 @@ mod whole;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, ExitStatus, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -36,6 +37,7 @@ pub struct Controller {
     process: Option<Process>,
     address: SocketAddr,
     flags: Vec<String>,
+    state: PathBuf,
     /// Where it and its operator live; `None`: on this machine.
     place: Option<Handle>,
     folder: TempDir,
@@ -55,7 +57,9 @@ impl Controller {
     /// # Errors
     /// When a program is not built or refuses.
     pub fn start_with(flags: &[&str]) -> Result<Self> {
-        Self::start_at(None, IpAddr::V4(Ipv4Addr::LOCALHOST), flags)
+        let folder = tempfile::tempdir()?;
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self::start_at(None, here, folder.path().join("state"), folder, flags)
     }
 
     /// The same, on another host, where it listens at an address; its operator is there, too.
@@ -63,13 +67,28 @@ impl Controller {
     /// # Errors
     /// When a program is not built or refuses.
     pub fn start_on(host: &NetNs, address: IpAddr) -> Result<Self> {
-        Self::start_at(Some(host.handle()), address, NO_METRICS)
+        let folder = tempfile::tempdir()?;
+        let state = folder.path().join("state");
+        Self::start_at(Some(host.handle()), address, state, folder, NO_METRICS)
     }
 
-    fn start_at(place: Option<Handle>, address: IpAddr, flags: &[&str]) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
+    /// The same, with its state on a disk of its own. What the operator keeps is elsewhere.
+    ///
+    /// # Errors
+    /// When a program is not built or refuses.
+    pub fn start_on_disk(disk: &Path) -> Result<Self> {
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self::start_at(None, here, disk.join("state"), tempfile::tempdir()?, NO_METRICS)
+    }
+
+    fn start_at(
+        place: Option<Handle>,
+        address: IpAddr,
+        state: PathBuf,
+        folder: TempDir,
+        flags: &[&str],
+    ) -> Result<Self> {
         let token = folder.path().join("admin.token");
-        let state = folder.path().join("state");
         crate::process::run(
             Command::new(binary("flowtilla-controller")?)
                 .args(["init", "--domain", "fleet.test", "--state"])
@@ -81,6 +100,7 @@ impl Controller {
             process: None,
             address: SocketAddr::new(address, 0),
             flags: owned(flags),
+            state,
             place,
             folder,
         };
@@ -101,7 +121,7 @@ impl Controller {
         command
             .arg("run")
             .arg("--state")
-            .arg(self.folder.path().join("state"))
+            .arg(&self.state)
             .args(["--listen", &self.address.to_string()])
             .args(&self.flags);
         let mut process = Process::start(command)?;
@@ -124,6 +144,32 @@ impl Controller {
         process.signal(Signal::SIGKILL)?;
         process.wait_end(PATIENCE)?;
         Ok(())
+    }
+
+    /// Waits until it has ended by itself: how, and what it said.
+    ///
+    /// # Errors
+    /// When it does not end, or had gone before.
+    pub fn wait_end(&mut self, deadline: Duration) -> Result<(ExitStatus, String)> {
+        let process = self.process.as_mut().context("the controller has gone")?;
+        let status = process.wait_end(deadline)?;
+        let words = process.err().all().join("\n");
+        self.process = None;
+        Ok((status, words))
+    }
+
+    /// Whether it runs.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn is_running(&mut self) -> Result<bool> {
+        self.process.as_mut().map_or(Ok(false), Process::is_running)
+    }
+
+    /// Its state directory.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
     }
 
     /// Its process id.

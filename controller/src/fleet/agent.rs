@@ -13,6 +13,7 @@ use super::content::{Content, Contents};
 use super::heard::{Hello, Mark};
 use super::row::AgentRow;
 use super::silent::Left;
+use super::turns::Turns;
 
 /// One agent.
 pub(super) struct Agent {
@@ -48,6 +49,8 @@ pub(super) struct Agent {
     pub(super) untold_octets: u64,
     /// Its stream.
     pub(super) line: Option<Line>,
+    /// Who has spoken as this agent.
+    pub(super) turns: Turns,
 }
 
 /// What an agent is to have.
@@ -104,6 +107,7 @@ impl Agent {
             silent: false,
             untold_octets: 0,
             line: None,
+            turns: Turns::default(),
         }
     }
 

@@ -32,6 +32,8 @@ pub struct Standing {
     pub converged: u32,
     /// Agents that refused what they are to have.
     pub nacked: u32,
+    /// Agents whose identity two processes use in turns.
+    pub conflicts: u32,
     /// Agents by how they are known, those with a void identity too.
     pub by_state: BTreeMap<AgentState, u32>,
     /// Rollouts that are kept, by how they stand.
@@ -108,6 +110,7 @@ impl Fleet {
             revision_held: agent.in_force.as_ref().map_or(0, |content| content.revision),
             revision_wanted: wanted.map_or(0, |wanted| wanted.content.revision),
             untold_octets: agent.untold_octets,
+            conflict: agent.turns.conflict.clone(),
         }
     }
 
@@ -133,6 +136,7 @@ impl Fleet {
             connected: number(connected().count()),
             converged: number(connected().filter(|agent| agent.converged()).count()),
             nacked: number(live().filter(|agent| agent.refusal().is_some()).count()),
+            conflicts: number(live().filter(|agent| !agent.turns.conflict.is_empty()).count()),
             by_state,
             rollouts,
             rollout: self.rollouts(1).pop(),
