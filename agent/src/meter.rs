@@ -524,8 +524,10 @@ impl Meter {
         let (flows, records, coverage) = (self.table.flows() as u64, self.state.records, self.state.coverage);
         let unnamed = waiting as u64;
         let peers = self.peers.sums();
+        let containers = self.naming.container_counts();
         self.status.send_modify(|status| {
             status.peers = peers;
+            status.containers = containers;
             status.flows = flows;
             status.records = records;
             status.unnamed = unnamed;

@@ -3,9 +3,10 @@
 //! An agent may have nothing to do at first, and be told what at any time ([`Agent::apply`]). A step that failed leaves what
 //! the steps before it have made, and the next plan begins there.
 //!
-//! Threads and tasks: the meter (a thread), an exporter a collector and one a socket of container runtimes (a task each), one task that keeps the announcements
-//! and the collectors' part of the status fresh. Stop: the kernel side is detached, all flows end, the meter seals its
-//! last value, exporters drain up to it for the grace period and end, the spool closes, the view's channel closes.
+//! Threads and tasks: the meter (a thread), an exporter a collector and one a socket of container runtimes (a task each),
+//! one task that keeps the announcements and the collectors' part of the status fresh. Stop: the kernel side is detached,
+//! all flows end, the meter seals its last value, exporters drain up to it for the grace period and end, the spool closes,
+//! the view's channel closes.
 
 mod refresh;
 mod state;

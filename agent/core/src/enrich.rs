@@ -35,7 +35,7 @@ pub mod redact;
 pub use account::USER_FRESH;
 use account::{Account, Accounts, Standing};
 pub use ask::{Answer, Ask, ParentFacts, ProcessFacts, Scope};
-use container::{ContainerAsk, ContainerId, ContainerNews, Containers};
+use container::{ContainerAsk, ContainerCounts, ContainerId, ContainerNews, Containers};
 use place::{CgroupPath, Cgroups};
 pub use process::{COMMAND_LINE_OCTETS_MAX, CommandLineMode};
 use process::{Described, Entry, Lineage, Link, Program, Reading};
@@ -225,6 +225,12 @@ impl Naming {
     /// Takes in what a runtime told.
     pub fn learn_container(&mut self, news: ContainerNews) {
         self.containers.learn(news);
+    }
+
+    /// How it stands with names of containers.
+    #[must_use]
+    pub fn container_counts(&self) -> ContainerCounts {
+        self.containers.counts()
     }
 
     /// The next container that nobody has told of. To be passed to the runtimes; no answer is due.

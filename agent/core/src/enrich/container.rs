@@ -190,6 +190,19 @@ pub enum ContainerNews {
     Stands(usize, Teller),
 }
 
+/// How it stands with names of containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContainerCounts {
+    /// Containers whose names are known at this moment, at most [`CONTAINERS_MAX`].
+    pub known: u64,
+    /// Sockets that tell at this moment.
+    pub telling: u64,
+    /// Asks since start.
+    pub asks: u64,
+    /// Containers that others have pushed out since start: asked for again when they are seen.
+    pub evicted: u64,
+}
+
 #[derive(Debug)]
 enum Entry {
     Sought {
@@ -206,6 +219,7 @@ pub(super) struct Containers {
     entries: LruCache<ContainerId, Entry>,
     tellers: Vec<Teller>,
     asks: VecDeque<ContainerAsk>,
+    counts: ContainerCounts,
 }
 
 impl Containers {
@@ -214,6 +228,7 @@ impl Containers {
             entries: LruCache::new(super::at_least_one(CONTAINERS_MAX)),
             tellers: Vec::new(),
             asks: VecDeque::new(),
+            counts: ContainerCounts::default(),
         }
     }
 
@@ -234,7 +249,7 @@ impl Containers {
     pub(super) fn learn(&mut self, news: ContainerNews) {
         match news {
             ContainerNews::Known(facts) => {
-                self.entries.put(facts.id, Entry::Known(facts));
+                self.put(facts.id, Entry::Known(facts));
             }
             ContainerNews::NotMine(id) => {
                 if let Some(Entry::Sought { refusals, .. }) = self.entries.peek_mut(&id) {
@@ -260,22 +275,27 @@ impl Containers {
         if may_tell == 0 && !self.entries.contains(&id) {
             return (None, false);
         }
-        let sought = || Entry::Sought {
-            since: now,
-            asked_at: None,
-            refusals: 0,
-        };
-        match self.entries.get_or_insert_mut(id, sought) {
-            Entry::Known(facts) => (Some(&facts.name), false),
-            Entry::Sought {
+        if !self.entries.contains(&id) {
+            let sought = Entry::Sought {
+                since: now,
+                asked_at: None,
+                refusals: 0,
+            };
+            self.put(id, sought);
+        }
+        match self.entries.get_mut(&id) {
+            None => (None, false),
+            Some(Entry::Known(facts)) => (Some(&facts.name), false),
+            Some(Entry::Sought {
                 since,
                 asked_at,
                 refusals,
-            } => {
+            }) => {
                 let is_due = asked_at.is_none_or(|asked_at| now.since(asked_at) >= ASK_AGAIN);
                 if is_due && may_tell > 0 && self.asks.len() < CONTAINER_ASKS_MAX {
                     *asked_at = Some(now);
                     *refusals = 0;
+                    self.counts.asks += 1;
                     self.asks.push_back(ContainerAsk { id, runtime });
                 }
                 (None, *refusals < may_tell && now.since(*since) < CONTAINER_WAIT)
@@ -298,6 +318,24 @@ impl Containers {
 
     pub(super) fn poll_ask(&mut self) -> Option<ContainerAsk> {
         self.asks.pop_front()
+    }
+
+    pub(super) fn counts(&self) -> ContainerCounts {
+        let tells = |teller: &&Teller| matches!(teller, Teller::Tells(_));
+        let known = |(_, entry): &(&ContainerId, &Entry)| matches!(entry, Entry::Known(_));
+        ContainerCounts {
+            known: self.entries.iter().filter(known).count() as u64,
+            telling: self.tellers.iter().filter(tells).count() as u64,
+            ..self.counts
+        }
+    }
+
+    fn put(&mut self, id: ContainerId, entry: Entry) {
+        if let Some((other, _)) = self.entries.push(id, entry)
+            && other != id
+        {
+            self.counts.evicted += 1;
+        }
     }
 
     /// Sockets that could know a container of this layout.
@@ -471,6 +509,9 @@ mod tests {
         }
         assert_eq!(containers.entries.len(), CONTAINERS_MAX);
         assert_eq!(containers.asks.len(), CONTAINER_ASKS_MAX);
+        let counts = containers.counts();
+        assert_eq!(counts.evicted, 3 * CONTAINERS_MAX as u64);
+        assert_eq!((counts.known, counts.telling), (CONTAINERS_MAX as u64 / 2, 1));
         containers.learn(ContainerNews::Stands(7, Teller::Trying));
         assert_eq!(containers.tellers.len(), 1);
     }
