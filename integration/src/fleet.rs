@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::netns::NetNs;
+use crate::netns::{Handle, NetNs};
 use crate::process::{Lines, Process, built_folder};
 use crate::product;
 use crate::scene::Told;
@@ -152,6 +152,8 @@ pub struct Controller {
     process: Option<Process>,
     address: SocketAddr,
     flags: Vec<String>,
+    /// Where it and its operator live; `None`: on this machine.
+    place: Option<Handle>,
     folder: TempDir,
 }
 
@@ -169,6 +171,18 @@ impl Controller {
     /// # Errors
     /// When a program is not built or refuses.
     pub fn start_with(flags: &[&str]) -> Result<Self> {
+        Self::start_at(None, IpAddr::V4(Ipv4Addr::LOCALHOST), flags)
+    }
+
+    /// The same, on another host, where it listens at an address; its operator is there, too.
+    ///
+    /// # Errors
+    /// When a program is not built or refuses.
+    pub fn start_on(host: &NetNs, address: IpAddr) -> Result<Self> {
+        Self::start_at(Some(host.handle()), address, NO_METRICS)
+    }
+
+    fn start_at(place: Option<Handle>, address: IpAddr, flags: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let token = folder.path().join("admin.token");
         let state = folder.path().join("state");
@@ -181,8 +195,9 @@ impl Controller {
         )?;
         let mut controller = Self {
             process: None,
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            address: SocketAddr::new(address, 0),
             flags: owned(flags),
+            place,
             folder,
         };
         controller.come_back()?;
@@ -198,7 +213,7 @@ impl Controller {
     /// When it does not come up.
     pub fn come_back(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "the controller has not gone");
-        let mut command = Command::new(binary("flowtilla-controller")?);
+        let mut command = self.command(&binary("flowtilla-controller")?);
         command
             .arg("run")
             .arg("--state")
@@ -270,12 +285,27 @@ impl Controller {
     /// # Errors
     /// When it is not built.
     pub fn ctl(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = product::command()?;
+        Ok(self.ctl_command(arguments)?.output()?)
+    }
+
+    /// What [`Self::ctl`] runs.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn ctl_command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.command(&product::binary()?);
         command.args(arguments).env(
             "FLOWTILLA_CONFIG",
             self.folder.path().join("operator/config.yaml"),
         );
-        Ok(command.output()?)
+        Ok(command)
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        match &self.place {
+            Some(place) => place.command(program),
+            None => Command::new(program),
+        }
     }
 
     /// Runs `agentctl` as the operator; its standard output.

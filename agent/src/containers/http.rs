@@ -35,9 +35,15 @@ const BUFFER_OCTETS_MAX: usize = 64 << 10;
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// Nobody listens, or not for us.
+    /// Nobody listens.
     #[error("connecting")]
     Connect(#[source] io::Error),
+    /// The socket is there, and not for us.
+    #[error(
+        "it may not be used by this agent's user; give that write access to it (Docker: SupplementaryGroups=docker in the \
+         agent's unit)"
+    )]
+    Denied,
     /// It hangs, or is very slow.
     #[error("no answer within {} s", REQUEST_WAIT.as_secs())]
     Late,
@@ -141,7 +147,12 @@ pub(super) async fn follow(socket: Arc<PathBuf>, target: String, lines: mpsc::Se
 }
 
 async fn ask(socket: &Path, target: &str) -> Result<Answer, Failure> {
-    let stream = UnixStream::connect(socket).await.map_err(Failure::Connect)?;
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => Failure::Denied,
+            _ => Failure::Connect(error),
+        })?;
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER_OCTETS_MAX)
         .handshake(TokioIo::new(stream))
