@@ -240,7 +240,7 @@ impl Naming {
 
     /// Has the containers of a record that is named later asked for, so that all that wait do so together.
     pub fn foresee_containers(&mut self, record: &FlowRecord, now: KernelTime) {
-        if !self.containers.are_wanted() {
+        if !self.containers.may_be_told() {
             return;
         }
         for owner in [&record.initiator.owner, &record.responder.owner] {

@@ -241,9 +241,9 @@ impl Containers {
         }
     }
 
-    /// Whether anybody is asked at all.
-    pub(super) fn are_wanted(&self) -> bool {
-        !self.tellers.is_empty()
+    /// Whether anybody is there who could tell anything.
+    pub(super) fn may_be_told(&self) -> bool {
+        self.tellers.iter().any(|teller| *teller != Teller::Away)
     }
 
     pub(super) fn learn(&mut self, news: ContainerNews) {
