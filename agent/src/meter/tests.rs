@@ -274,6 +274,7 @@ fn meter() -> Made {
         naming: Naming::new(NamingOptions::default()),
         filter: None,
         lookups: Beside::start(Lookups::open().expect("/proc")).expect("a thread"),
+        containers: None,
         cgroup_root: PathBuf::new(),
         view: Some(view),
         status: watch::Sender::new(AgentStatus::default()),
