@@ -178,7 +178,7 @@ impl Controller {
         command
             .arg("run")
             .arg("--state")
-            .arg(self.folder.path().join("state"))
+            .arg(self.state())
             .args(["--listen", &self.address.to_string()])
             .args(&self.flags);
         let mut process = Process::start(command)?;
@@ -209,6 +209,12 @@ impl Controller {
     /// When it has gone.
     pub fn pid(&self) -> Result<u32> {
         Ok(self.process.as_ref().context("the controller has gone")?.pid())
+    }
+
+    /// Directory of its state.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
     }
 
     /// Where it listens.
