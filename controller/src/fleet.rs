@@ -29,6 +29,7 @@ use self::questions::Questions;
 use self::rollouts::Rollouts;
 use self::row::{HoldingsRow, META_KEY, MetaRow, bucket};
 use self::source::SourceIds;
+use self::turns::place;
 use crate::policy::Objects;
 use crate::store::counter::Counter;
 use crate::store::{Batch, Table};
@@ -47,8 +48,10 @@ pub mod offers;
 mod questions;
 mod rollouts;
 pub mod row;
+mod silent;
 mod source;
 pub mod thread;
+mod turns;
 pub mod view;
 
 /// Most agents of a fleet.
@@ -73,6 +76,9 @@ pub const SILENCE_MS: u64 = 6 * HEARTBEAT_MS;
 /// A content is some kibibytes. Half of it looks through all agents more often; double it, and a script that deploys each
 /// second keeps 120 of them.
 const FORGET_EVERY_MS: u64 = 60_000;
+
+/// One line of log for so many turns that two copies of an agent take, after the first.
+const TURNS_LOG_EACH: u64 = 100;
 
 /// A moment, on two clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,7 +133,9 @@ pub enum Unwelcome {
     #[error("the agent's identity was revoked")]
     Revoked,
     /// There are [`AGENTS_MAX`] agents.
-    #[error("the fleet has {AGENTS_MAX} agents, which is the most that a controller keeps")]
+    #[error(
+        "the fleet has {AGENTS_MAX} agents, which is the most that a controller keeps: revoke those of hosts that are gone"
+    )]
     Full,
 }
 
@@ -209,6 +217,27 @@ impl Fleet {
         connected
     }
 
+    /// Forgets agents whose identity is void and not kept any more. Their source ids stay given.
+    pub fn forget_void(&mut self, is_gone: impl Fn(&MemberName) -> bool) {
+        let gone = |(id, agent): (&MemberName, &Agent)| {
+            (agent.revoked && agent.line.is_none() && is_gone(id)).then(|| id.clone())
+        };
+        let gone: Vec<MemberName> = self.agents.iter().filter_map(gone).collect();
+        for id in gone {
+            self.agents.remove(&id);
+            self.dirty.remove(&id);
+            self.late.remove(&id);
+            self.batch.remove(Table::Agents, id.as_str());
+            self.holdings.insert(bucket(id.as_str()));
+        }
+    }
+
+    /// An agent's SVID has run out: its stream ends, and it recovers the SVID before it comes back.
+    pub fn handle_expired(&mut self, id: &MemberName) {
+        let text = "the agent's SVID has run out and was not renewed: recover it".to_owned();
+        self.end(id, EndReason::Expired, text);
+    }
+
     /// An agent has opened a stream and said hello. `labels`: those of its enrolment.
     ///
     /// # Errors
@@ -227,8 +256,7 @@ impl Fleet {
             None if self.agents.len() >= AGENTS_MAX => return Err(Unwelcome::Full),
             _ => {}
         }
-        let text = "the same agent has connected once more".to_owned();
-        self.end(id, EndReason::Replaced, text);
+        self.replace(id, &hello, now);
         let (source_id, given) = self.sources.allot(id, hello.source_id, &mut self.numbers.source);
         if given {
             let key = source_id.number().to_be_bytes();
@@ -279,9 +307,14 @@ impl Fleet {
                 if let Some(health) = health {
                     self.rollouts.handle_health(&id, &health, now);
                     agent.health = Some(health);
+                    self.compare_told(&id, now);
                 }
+                let Some(agent) = self.agents.get_mut(&id) else {
+                    return;
+                };
                 if let Some(addresses) = addresses.filter(|addresses| *addresses != agent.addresses) {
                     agent.addresses = addresses;
+                    agent.silent = false;
                     self.members.touch();
                 }
                 if let Some(held) = held {
@@ -306,6 +339,42 @@ impl Fleet {
                 self.handle_closed(session, now);
             }
             Heard::Unknown => {}
+        }
+    }
+
+    /// Compares what an agent left to others with what those say that they told.
+    fn compare_told(&mut self, id: &MemberName, now: Now) {
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        let Some(health) = &agent.health else {
+            return;
+        };
+        let mut left = std::mem::take(&mut agent.left);
+        let held = health.peers.iter().filter(|sums| sums.held_octets > 0);
+        let held: BTreeMap<MemberName, u64> = held
+            .filter_map(|sums| Some((MemberName::parse(&sums.peer).ok()?, sums.held_octets)))
+            .collect();
+        left.retain(|other| held.contains_key(other));
+        for (other, held) in held {
+            let Some(teller) = self.agents.get_mut(&other) else {
+                continue;
+            };
+            // One that has not told its sums yet, or has gone, is not relied upon anyway.
+            let (Some(health), true) = (&teller.health, teller.line.is_some()) else {
+                continue;
+            };
+            let told = health.peers.iter().find(|sums| sums.peer == id.as_str());
+            let told = told.map_or(0, |sums| sums.spoken_octets);
+            if let Some(octets) = left.compare(&other, held, told, now.run_ms) {
+                tracing::warn!(agent = %other, left_by = %id, octets, "an agent does not tell the flows that another leaves to it: both tell them from here on");
+                teller.untold_octets = teller.untold_octets.saturating_add(octets);
+                teller.silent = true;
+                self.members.touch();
+            }
+        }
+        if let Some(agent) = self.agents.get_mut(id) {
+            agent.left = left;
         }
     }
 
@@ -346,6 +415,9 @@ impl Fleet {
         self.speech.extend(answers);
         self.update_members(now);
         if now.run_ms >= self.forget_at_ms {
+            for agent in self.agents.values_mut() {
+                agent.turns.handle_timeout(now.wall_ms);
+            }
             self.forget_at_ms = now.run_ms.saturating_add(FORGET_EVERY_MS);
             for digest in self.contents.forget_unused() {
                 self.batch.remove(Table::Contents, digest);
@@ -403,22 +475,39 @@ impl Fleet {
         if due.is_empty() {
             return;
         }
-        let mut rows = BTreeMap::<u8, HoldingsRow>::new();
+        let empty = |bucket| (bucket, HoldingsRow::default());
+        let mut rows: BTreeMap<u8, HoldingsRow> = due.into_iter().map(empty).collect();
         for (id, agent) in &self.agents {
-            let bucket = bucket(id.as_str());
-            if due.contains(&bucket) {
-                let row = rows.entry(bucket).or_default();
+            if let Some(row) = rows.get_mut(&bucket(id.as_str())) {
                 row.agents.push(agent.holding(id.as_str()));
             }
         }
         for (bucket, row) in rows {
-            self.batch.put(Table::Holdings, [bucket], row.encode_to_vec());
+            match row.agents.is_empty() {
+                true => self.batch.remove(Table::Holdings, [bucket]),
+                false => self.batch.put(Table::Holdings, [bucket], row.encode_to_vec()),
+            }
         }
     }
 
     /// The next thing to say.
     pub fn poll_speech(&mut self) -> Option<(SessionId, Speech)> {
         self.speech.pop_front()
+    }
+
+    /// Another stream of an agent begins: the former one ends. Two processes that take turns are told from one that comes back.
+    fn replace(&mut self, id: &MemberName, hello: &Hello, now: Now) {
+        let mut text = format!("the same agent has connected once more, from {}", place(hello));
+        if let Some(agent) = self.agents.get_mut(id)
+            && agent.turns.handle_hello(hello, now.wall_ms)
+        {
+            let (turns, conflict) = (agent.turns.taken, agent.turns.conflict.clone());
+            if turns % TURNS_LOG_EACH == 1 {
+                tracing::warn!(agent = %id, turns, conflict, "one identity, two agents");
+            }
+            text = conflict;
+        }
+        self.end(id, EndReason::Replaced, text);
     }
 
     /// Ends an agent's stream, if it has one. The stream's own end changes nothing more.

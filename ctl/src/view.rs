@@ -6,6 +6,7 @@
 //! agent       id, state "new" | "connected" | "offline" | "awaitingApproval" | "revoked", labels {}, lastSeen, enrolled,
 //!             svidNotAfter, host, version, kernel, operatingSystem, scope, addresses [], sourceId, policy,
 //!             revisionHeld, revisionWanted, converged: it has what it is to have
+//!             untoldOctets: of flows that others left to it and that it did not tell
 //!             refusal {section, path, reason}: of what it is to have
 //!             effective {programs [], refused [{program, reason, without}], collectors []}
 //!             health {uptimeMs, capturing, observedOctets, observedPackets, records, flows, drops {place: number},
@@ -109,6 +110,9 @@ pub(crate) fn token_state(token: &Token, now: WallTime) -> &'static str {
 
 /// In one word and, when there is something to say, why.
 pub(crate) fn condition(agent: &Agent) -> String {
+    if !agent.conflict.is_empty() {
+        return agent.conflict.clone();
+    }
     if let Some(nack) = &agent.nack {
         return format!("refused: {}", nack.reason);
     }
@@ -256,7 +260,9 @@ pub(crate) fn agent(agent: &Agent) -> Plain {
         .text("policy", &agent.policy)
         .number("revisionHeld", agent.revision_held)
         .number("revisionWanted", agent.revision_wanted)
+        .given("untoldOctets", agent.untold_octets)
         .flag("converged", converged(agent))
+        .text("conflict", &agent.conflict)
         .part("refusal", nack)
         .part("effective", effective)
         .part("health", agent.health.as_ref().map(health))
@@ -424,6 +430,7 @@ pub(crate) fn status(status: &StatusResponse) -> Plain {
         .number("connected", status.connected)
         .number("converged", status.converged)
         .number("nacked", status.nacked)
+        .given("conflicts", status.conflicts)
         .part("roots", Some(roots(&status.roots)))
         .part("rollout", status.rollout.as_ref().map(rollout))
         .text("caller", &status.caller)

@@ -1,126 +1,35 @@
 //! A fleet on this machine: hosts on one switch, a controller, an agent a host, and an operator's tool.
 //!
 //! The built programs, run as an operator runs them. Controller, agents and collectors live on this machine's own loopback;
-//! what the agents watch are network namespaces ([`Hub`]).
+//! what the agents watch are network namespaces ([`Hub`]). All of it together is a [`whole::Fleet`](Fleet); what a collector shows
+//! of its flows is in [`shown`].
+
+mod hub;
+pub mod shown;
+mod whole;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, ExitStatus, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::netns::NetNs;
+use crate::netns::{Handle, NetNs};
 use crate::process::{Lines, Process, built_folder};
 use crate::product;
-use crate::scene::Told;
-use crate::traffic::{self, Helper};
 use crate::wait::{self, PATIENCE};
-use crate::world::{Alone, INTERFACE};
+
+pub use hub::Hub;
+pub use whole::{ARRIVED_WITHIN, Fleet, ONCE_WITHIN, Traffic};
 
 /// What the line says by which a controller tells where it listens.
 const LISTENS: &str = "the controller listens";
 /// Many of each run at once on one machine, and nobody asks them.
 const NO_METRICS: &[&str] = &["--metrics", "off"];
-
-/// Hosts that are joined by a switch. Host `n` has the address `10.78.0.(n + 1)`.
-#[derive(Debug)]
-pub struct Hub {
-    /// The hosts.
-    pub hosts: Vec<NetNs>,
-    _switch: NetNs,
-    /// Declared last: released when all hosts are gone.
-    _alone: Alone,
-}
-
-impl Hub {
-    /// Builds so many hosts, once no other world is left.
-    ///
-    /// # Errors
-    /// When not root or a tool is missing: ask [`need::met`](crate::need::met) before.
-    pub fn build(count: u8) -> Result<Self> {
-        let alone = Alone::wait()?;
-        let switch = NetNs::create("switch")?;
-        switch.run("ip", &["link", "add", "switch0", "type", "bridge"])?;
-        switch.run("ip", &["link", "set", "switch0", "up"])?;
-        let mut hosts = Vec::new();
-        for n in 0..count {
-            let host = NetNs::create(&format!("host{n}"))?;
-            let path = switch.path();
-            let name = path
-                .file_name()
-                .context("a namespace has a name")?
-                .to_string_lossy();
-            let port = format!("port{n}");
-            host.run(
-                "ip",
-                &[
-                    "link", "add", INTERFACE, "type", "veth", "peer", "name", &port, "netns", &name,
-                ],
-            )?;
-            host.offload_off(INTERFACE)?;
-            host.run(
-                "ip",
-                &[
-                    "addr",
-                    "add",
-                    &format!("{}/24", Self::address(n)),
-                    "dev",
-                    INTERFACE,
-                ],
-            )?;
-            host.run("ip", &["link", "set", INTERFACE, "up"])?;
-            switch.run("ip", &["link", "set", &port, "master", "switch0", "up"])?;
-            hosts.push(host);
-        }
-        Ok(Self {
-            hosts,
-            _switch: switch,
-            _alone: alone,
-        })
-    }
-
-    /// Address of a host.
-    #[must_use]
-    pub fn address(n: u8) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::new(10, 78, 0, n + 1))
-    }
-
-    /// TCP connections from one host to another; `plan` is more of the clients' words.
-    ///
-    /// # Errors
-    /// When the traffic itself fails.
-    pub fn tcp(&self, from: u8, to: u8, plan: &[&str]) -> Result<Told> {
-        self.converse(from, to, &["serve", "--style", "thread"], "connect", plan)
-    }
-
-    /// UDP exchanges from one host with another; `plan` is more of the clients' words.
-    ///
-    /// # Errors
-    /// When the traffic itself fails.
-    pub fn udp(&self, from: u8, to: u8, plan: &[&str]) -> Result<Told> {
-        self.converse(from, to, &["udp-serve"], "udp-exchange", plan)
-    }
-
-    fn converse(&self, from: u8, to: u8, serve: &[&str], command: &str, plan: &[&str]) -> Result<Told> {
-        let listen = SocketAddr::new(Self::address(to), 0).to_string();
-        let server = &self.hosts[usize::from(to)];
-        let (server, ready) = Helper::serve(server, &[serve, &["--listen", &listen]].concat())?;
-        let at = SocketAddr::new(Self::address(to), ready.address.port()).to_string();
-        let plan = [&[command, "--to", &at], plan].concat();
-        let clients = &self.hosts[usize::from(from)];
-        let clients = traffic::run(clients, crate::scene::TRAFFIC_WITHIN, &plan)?;
-        let servers = server.finish(crate::scene::TRAFFIC_WITHIN)?;
-        Told::new(
-            at.parse()?,
-            ready.pid,
-            traffic::flows(&clients),
-            traffic::flows(&servers),
-        )
-    }
-}
 
 /// A controller with its state, and an operator who is logged in.
 #[derive(Debug)]
@@ -128,6 +37,9 @@ pub struct Controller {
     process: Option<Process>,
     address: SocketAddr,
     flags: Vec<String>,
+    state: PathBuf,
+    /// Where it and its operator live; `None`: on this machine.
+    place: Option<Handle>,
     folder: TempDir,
 }
 
@@ -146,8 +58,37 @@ impl Controller {
     /// When a program is not built or refuses.
     pub fn start_with(flags: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let token = folder.path().join("admin.token");
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self::start_at(None, here, folder.path().join("state"), folder, flags)
+    }
+
+    /// The same, on another host, where it listens at an address; its operator is there, too.
+    ///
+    /// # Errors
+    /// When a program is not built or refuses.
+    pub fn start_on(host: &NetNs, address: IpAddr) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
         let state = folder.path().join("state");
+        Self::start_at(Some(host.handle()), address, state, folder, NO_METRICS)
+    }
+
+    /// The same, with its state on a disk of its own. What the operator keeps is elsewhere.
+    ///
+    /// # Errors
+    /// When a program is not built or refuses.
+    pub fn start_on_disk(disk: &Path) -> Result<Self> {
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self::start_at(None, here, disk.join("state"), tempfile::tempdir()?, NO_METRICS)
+    }
+
+    fn start_at(
+        place: Option<Handle>,
+        address: IpAddr,
+        state: PathBuf,
+        folder: TempDir,
+        flags: &[&str],
+    ) -> Result<Self> {
+        let token = folder.path().join("admin.token");
         crate::process::run(
             Command::new(binary("flowtilla-controller")?)
                 .args(["init", "--domain", "fleet.test", "--state"])
@@ -157,8 +98,10 @@ impl Controller {
         )?;
         let mut controller = Self {
             process: None,
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            address: SocketAddr::new(address, 0),
             flags: owned(flags),
+            state,
+            place,
             folder,
         };
         controller.come_back()?;
@@ -174,11 +117,11 @@ impl Controller {
     /// When it does not come up.
     pub fn come_back(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "the controller has not gone");
-        let mut command = Command::new(binary("flowtilla-controller")?);
+        let mut command = self.command(&binary("flowtilla-controller")?);
         command
             .arg("run")
             .arg("--state")
-            .arg(self.state())
+            .arg(&self.state)
             .args(["--listen", &self.address.to_string()])
             .args(&self.flags);
         let mut process = Process::start(command)?;
@@ -203,18 +146,38 @@ impl Controller {
         Ok(())
     }
 
+    /// Waits until it has ended by itself: how, and what it said.
+    ///
+    /// # Errors
+    /// When it does not end, or had gone before.
+    pub fn wait_end(&mut self, deadline: Duration) -> Result<(ExitStatus, String)> {
+        let process = self.process.as_mut().context("the controller has gone")?;
+        let status = process.wait_end(deadline)?;
+        let words = process.err().all().join("\n");
+        self.process = None;
+        Ok((status, words))
+    }
+
+    /// Whether it runs.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn is_running(&mut self) -> Result<bool> {
+        self.process.as_mut().map_or(Ok(false), Process::is_running)
+    }
+
+    /// Its state directory.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
     /// Its process id.
     ///
     /// # Errors
     /// When it has gone.
     pub fn pid(&self) -> Result<u32> {
         Ok(self.process.as_ref().context("the controller has gone")?.pid())
-    }
-
-    /// Directory of its state.
-    #[must_use]
-    pub fn state(&self) -> PathBuf {
-        self.folder.path().join("state")
     }
 
     /// Where it listens.
@@ -252,12 +215,27 @@ impl Controller {
     /// # Errors
     /// When it is not built.
     pub fn ctl(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = product::command()?;
+        Ok(self.ctl_command(arguments)?.output()?)
+    }
+
+    /// What [`Self::ctl`] runs.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn ctl_command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.command(&product::binary()?);
         command.args(arguments).env(
             "FLOWTILLA_CONFIG",
             self.folder.path().join("operator/config.yaml"),
         );
-        Ok(command.output()?)
+        Ok(command)
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        match &self.place {
+            Some(place) => place.command(program),
+            None => Command::new(program),
+        }
     }
 
     /// Runs `agentctl` as the operator; its standard output.

@@ -244,7 +244,7 @@ impl Swarm {
 
 /// Tokens for agents, of a controller that does not run.
 fn tokens(controller: &Controller, count: usize) -> Result<Vec<JoinToken>> {
-    let opened = setup::open(&controller.state(), RENEW_GRACE_DEFAULT)?;
+    let opened = setup::open(controller.state(), RENEW_GRACE_DEFAULT)?;
     let now = Clock::system().now();
     let make = |_| {
         Ok(opened

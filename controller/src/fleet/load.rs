@@ -130,6 +130,11 @@ impl Fleet {
         let settled_objects = objects(store, meta.settled)?;
         let now_targets = targets(&now_objects, meta.revision, &mut contents, &mut batch);
         let settled = targets(&settled_objects, meta.settled, &mut contents, &mut batch);
+        // What is there need not be written: a fleet that is read on a full disk can answer at least.
+        let there: BTreeSet<&[u8]> = kept.iter().map(|content| &content.digest[..]).collect();
+        batch
+            .0
+            .retain(|(table, key, _)| *table != Table::Contents || !there.contains(&key[..]));
         let mut agents = BTreeMap::new();
         let mut holdings = BTreeMap::new();
         for (_, value) in all(store, Table::Holdings)? {

@@ -335,6 +335,7 @@ impl Fleet for Service {
             connected: standing.connected,
             converged: standing.converged,
             nacked: standing.nacked,
+            conflicts: standing.conflicts,
             roots: roots.iter().map(root).collect(),
             rollout: standing.rollout,
             caller: caller.to_string(),
@@ -430,7 +431,7 @@ fn status(error: FleetError) -> Status {
         ) => Status::failed_precondition(text),
         FleetError::Unwelcome(Unwelcome::Revoked) => Status::permission_denied(text),
         FleetError::Unwelcome(Unwelcome::Full) => Status::resource_exhausted(text),
-        FleetError::Store | FleetError::Stopping => Status::unavailable(text),
+        FleetError::Store | FleetError::Full | FleetError::Stopping => Status::unavailable(text),
     }
 }
 

@@ -1,4 +1,5 @@
-//! `agentctl status`: how the controller and its fleet do. Exit code 0 when every connected agent has what it is to have.
+//! `agentctl status`: how the controller and its fleet do. Exit code 0 when every connected agent has what it is to have,
+//! and no two use one identity.
 //!
 //! `-o json`: the shape `status` in [`crate::view`].
 
@@ -39,7 +40,7 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<Exit> {
         Brief::Json => json(&view::status(&status)),
     };
     print(&text)?;
-    let well = status.nacked == 0 && status.converged == status.connected;
+    let well = status.nacked == 0 && status.conflicts == 0 && status.converged == status.connected;
     Ok(if well { Exit::Done } else { Exit::Failed })
 }
 
@@ -79,6 +80,15 @@ pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
             ),
         ],
     ];
+    if status.conflicts > 0 {
+        rows.push([
+            "copies".to_owned(),
+            format!(
+                "{} identities are used by two agents in turns: see `agentctl agents`",
+                status.conflicts
+            ),
+        ]);
+    }
     if let Some(rollout) = &status.rollout {
         let policy = match rollout.policy.is_empty() {
             true => String::new(),
