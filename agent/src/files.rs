@@ -19,13 +19,17 @@ pub(crate) fn replace(path: &Path, octets: &[u8]) -> io::Result<()> {
     sync_parent(path)
 }
 
-/// Makes a directory for this user alone, and its parents, unless it is there. Its parent is synced.
+/// Makes a directory for this user alone, and its parents, unless it is there. The parent of each that was made is synced.
 pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
+    let missing = path
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !path.is_dir());
+    let missing: Vec<&Path> = missing.collect();
+    if missing.is_empty() {
         return Ok(());
     }
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    sync_parent(path)
+    missing.into_iter().try_for_each(sync_parent)
 }
 
 /// The parent of a plain name is the working directory.

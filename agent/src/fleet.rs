@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::files::{check_owner, make_directory, open_for_writing};
 use crate::held::HeldStore;
-use crate::identity::{self, Asker, SettleError, Token, WallClock};
+use crate::identity::{self, Asker, NewToken, SettleError, Token, WallClock};
 use crate::peers::Joined;
 use crate::run::{self, Agent, StartError};
 use crate::session::{Facts, News, Parts, Ready, Vitals};
@@ -167,6 +167,7 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
             labels: options.labels.clone(),
             boot: host.boot,
             scope: words(&options.scopes),
+            instance: fastrand::u64(..),
         },
         vitals: vitals_of(&agent, started),
         governed: Capturing {
@@ -207,7 +208,25 @@ async fn live(
 ) -> Result<AgentStatus, FleetError> {
     let directory = options.state.as_ref().map(|state| state.join("identity"));
     let tell_why = ready.teller();
-    let settled = identity::settle(directory, options.token.as_ref(), &asker, &stop, &tell_why).await;
+    let token = options.token.as_ref();
+    let new_token = NewToken::of(directory.as_ref(), token, &asker);
+    let ready = ready.with_new_token(new_token.clone());
+    let settled = loop {
+        let settled = identity::settle(directory.clone(), token, &asker, &stop, &tell_why).await;
+        let goes_on = ready.is_in_force() || identity::is_enrolled(directory.as_ref());
+        match (settled, &new_token) {
+            (Err(SettleError::Stopped), _) => break Err(SettleError::Stopped),
+            (Err(error), Some(new_token)) if goes_on => {
+                tracing::error!(error = %identity::chain(&error), "no identity");
+                tell_why(&identity::chain(&error));
+                new_token.tell();
+                if let Err(stopped) = new_token.wait(&stop).await {
+                    break Err(stopped);
+                }
+            }
+            (settled, _) => break settled,
+        }
+    };
     let (capturing, failed) = match settled {
         Ok(credentials) => {
             let run = ready.run(options.controller, Arc::new(credentials), stop);

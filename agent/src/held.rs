@@ -1,9 +1,10 @@
 //! The last good assignment on the disk: what is in force at once at a start, with or without a controller.
 //!
 //! Two files below the agent's state, 0600: `held` is what was put in force last; `held.next` is what is about to be.
-//! Order: `held.next` is written and synced; it is put in force; it is renamed to `held`, the directory synced; then it is
-//! acknowledged. So a crash at any step leaves `held` as the last assignment that worked: one that takes the agent down
-//! is not tried at the next start.
+//! Order: `held.next` is written and synced; it is put in force; the former one gets `held.former` as a second name; `held.next`
+//! is renamed to `held`, the directory synced; then it is acknowledged. So a crash at any step leaves `held` as the last
+//! assignment that worked: one that takes the agent down is not tried at the next start. When the directory cannot be synced
+//! the former one is `held` again, because the new one is refused then.
 //!
 //! Format, version 1; numbers are little-endian:
 //!
@@ -22,7 +23,7 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use flowtilla_agent_core::session::{CONTENT_OCTETS_MAX, Digest, Held, Version};
 
@@ -115,11 +116,32 @@ impl HeldStore {
     /// What was prepared is in force: from here on it is held.
     ///
     /// # Errors
-    /// What the system says.
+    /// What the system says; what was held before is held again then.
     pub fn commit(&self) -> io::Result<()> {
+        self.commit_by(sync_directory)
+    }
+
+    fn commit_by(&self, sync: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
         let Some(directory) = &self.0 else { return Ok(()) };
-        fs::rename(directory.join("held.next"), directory.join("held"))?;
-        sync_directory(directory)
+        let (held, former) = (directory.join("held"), directory.join("held.former"));
+        absent_is_fine(fs::remove_file(&former))?;
+        absent_is_fine(fs::hard_link(&held, &former))?;
+        fs::rename(directory.join("held.next"), &held)?;
+        let Err(error) = sync(directory) else {
+            if let Err(error) = absent_is_fine(fs::remove_file(&former)) {
+                tracing::warn!(path = %former.display(), %error, "it stays, and is not read");
+            }
+            return Ok(());
+        };
+        let undone = match fs::rename(&former, &held) {
+            // There was none before.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_file(&held),
+            undone => undone,
+        };
+        if let Err(error) = undone {
+            tracing::error!(path = %held.display(), %error, "it was refused, and is in force after a restart: the disk takes nothing back");
+        }
+        Err(error)
     }
 
     /// What was prepared could not be put in force.
@@ -132,6 +154,13 @@ impl HeldStore {
             }
             _ => {}
         }
+    }
+}
+
+fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -228,6 +257,28 @@ mod tests {
             fs::metadata(directory.path().join("state").join(name)).map(|m| m.permissions().mode() & 0o777)
         };
         assert_eq!((mode("held").ok(), mode("").ok()), (Some(0o600), Some(0o700)));
+    }
+
+    #[test]
+    fn what_cannot_be_synced_is_not_held_after_a_restart_either() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = HeldStore(Some(directory.path().join("state")));
+        let fails = |_: &Path| Err(io::Error::from_raw_os_error(libc::EIO));
+        store.prepare(&kept(1)).expect("a disk");
+        store.commit_by(fails).expect_err("it cannot be synced");
+        assert_eq!(store.load().expect("readable"), None, "the first one");
+        store.prepare(&kept(1)).expect("a disk");
+        store.commit().expect("a disk");
+        store.prepare(&kept(2)).expect("a disk");
+        store.commit_by(fails).expect_err("it cannot be synced");
+        assert_eq!(store.load().expect("readable"), Some(kept(1)));
+        // Without a second name: a crash before it was removed.
+        fs::write(directory.path().join("state/held.former"), b"left").expect("a disk");
+        store.prepare(&kept(2)).expect("a disk");
+        store.commit().expect("a disk");
+        assert_eq!(store.load().expect("readable"), Some(kept(2)));
+        let left = fs::read_dir(directory.path().join("state")).expect("a directory");
+        assert_eq!(left.count(), 1, "held alone");
     }
 
     #[test]

@@ -32,9 +32,12 @@ use rustls::{ClientConfig, SignatureScheme};
 use crate::clock;
 
 pub use self::ask::{ANSWER_WAIT, AskError, Asked, enrol, recover, renew};
-pub(crate) use self::ask::{chain, explain_connect, explain_status, is_expired, shown};
+pub(crate) use self::ask::{
+    chain, explain_connect, explain_status, is_expired, is_refused, is_stranger, shown,
+};
 pub use self::files::FileError;
 pub use self::settle::{Asker, SettleError, Token, settle};
+pub(crate) use self::settle::{EnrolError, NewToken, TOKEN_LOOK, is_enrolled};
 
 mod ask;
 mod files;
@@ -236,8 +239,8 @@ pub struct Credentials {
     current: Arc<Current>,
     place: files::Place,
     clock: WallClock,
-    /// One change at a time.
-    changing: Mutex<()>,
+    /// One change at a time. Within: an SVID that was given and that the disk did not take.
+    changing: Mutex<Option<Identity>>,
 }
 
 /// What a handshake shows.
@@ -281,16 +284,43 @@ impl Credentials {
     /// Keeps the next SVID, then uses it. Blocks on the disk.
     ///
     /// # Errors
-    /// [`FileError`]: the former one counts, here and on the disk; among them [`IdentityError::Other`].
+    /// [`FileError`]: the former one counts, here and on the disk; among them [`IdentityError::Other`]. What the disk did not
+    /// take is there for [`Self::unkept`].
     pub fn renewed(&self, next: Identity) -> Result<(), FileError> {
-        let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unkept = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        *unkept = None;
         let known = self.identity();
         if next.id != known.id {
             return Err(self.damaged(IdentityError::Other(Box::new(next.id))));
         }
+        if let Err(error) = self.place.store(&next, &mut |_| Ok(())) {
+            *unkept = Some(next);
+            return Err(error);
+        }
+        self.current.0.store(Arc::new(next));
+        Ok(())
+    }
+
+    /// Keeps an identity in the place of this one, of the same agent or of another, then uses it. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`FileError`]: the former one counts.
+    pub(crate) fn enrolled_anew(&self, next: Identity) -> Result<(), FileError> {
+        let mut unkept = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        *unkept = None;
         self.place.store(&next, &mut |_| Ok(()))?;
         self.current.0.store(Arc::new(next));
         Ok(())
+    }
+
+    /// The SVID that was given last and that the disk did not take, once: it is kept before another one is asked for.
+    ///
+    /// A controller gives an identity back for the newest few SVIDs only. A full disk at which each try asked for one more
+    /// would leave this agent with an SVID before those.
+    pub(crate) fn unkept(&self) -> Option<Identity> {
+        let mut unkept = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = unkept.take()?;
+        (!next.validity.is_over(self.clock.now())).then_some(next)
     }
 
     /// Keeps other roots (DER), then believes them. Blocks on the disk.
@@ -298,7 +328,8 @@ impl Credentials {
     /// # Errors
     /// [`FileError`]: the former ones count.
     pub fn roots_changed(&self, roots: Vec<Vec<u8>>) -> Result<(), FileError> {
-        let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unkept = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        *unkept = None; // It has the former roots.
         let bundle: Vec<_> = roots.into_iter().map(CertificateDer::from).collect();
         let known = self.identity();
         if known.bundle == bundle {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flowtilla_agent_core::session::{
-    Assignment, Done, EndReason, Fault, Held, Incoming, Outgoing, Renewal, Session,
+    Assignment, EndReason, Fault, Held, Incoming, Outgoing, Renewal, Session,
 };
 use flowtilla_agent_core::time::{KernelTime, WallTime};
 use flowtilla_grpc::channel::{self, Address};
@@ -35,13 +35,13 @@ use tracing::Span;
 
 use crate::clock;
 use crate::held::{HeldError, HeldStore};
-use crate::identity::{self, AskError, Asked, Credentials, FileError};
+use crate::identity::{self, AskError, Asked, Credentials, EnrolError, FileError, NewToken, TOKEN_LOOK};
 use crate::peers::{FleetIn, FleetOut, Joined};
 
 pub use self::adopt::Governed;
 pub use self::say::{ADDRESSES_MAX, Facts, Vitals};
 
-use self::adopt::{Adopter, Job};
+use self::adopt::{Adopter, Job, Report};
 use self::say::Speaker;
 
 mod adopt;
@@ -109,6 +109,7 @@ pub struct Ready<G> {
     peers: Option<Joined>,
     effective: Option<wire::Effective>,
     news: watch::Sender<News>,
+    new_token: Option<NewToken>,
     seed: u64,
 }
 
@@ -150,8 +151,16 @@ impl<G: Governed> Ready<G> {
             peers: parts.peers,
             effective,
             news,
+            new_token: None,
             seed: parts.seed,
         }
+    }
+
+    /// Looks for a new token when the controller will have none of this agent.
+    #[must_use]
+    pub(crate) fn with_new_token(mut self, new_token: Option<NewToken>) -> Self {
+        self.new_token = new_token;
+        self
     }
 
     /// How it stands.
@@ -180,10 +189,10 @@ impl<G: Governed> Ready<G> {
     /// Talks to the controller until it is told to stop, and gives back what assignments were applied to.
     pub async fn run(self, controller: Address, credentials: Arc<Credentials>, stop: CancellationToken) -> G {
         let (jobs, to_do) = mpsc::channel(1);
-        let (done_to, done) = mpsc::channel(1);
+        let (report, reports) = mpsc::channel(1);
         let held = self.adopter.held.as_ref().map(|(held, _)| *held);
         let renewal = Renewal::new(credentials.identity().validity(), self.seed ^ 0x5eed);
-        let adopter = tokio::spawn(self.adopter.run(to_do, done_to));
+        let adopter = tokio::spawn(self.adopter.run(to_do, report));
         let mut driver = Driver {
             controller,
             credentials,
@@ -191,13 +200,15 @@ impl<G: Governed> Ready<G> {
             renewal,
             renewing: None,
             jobs,
-            done,
+            reports,
             speaker: self.speaker,
             peers: self.peers,
             news: self.news,
             judging: Span::none(),
             source_id: None,
             expired: false,
+            new_token: self.new_token,
+            refused: false,
             crowded: false,
             stop,
         };
@@ -218,6 +229,8 @@ struct StreamEnd {
     reason: Option<EndReason>,
     /// The controller says that the SVID has run out.
     expired: bool,
+    /// The same connection has the same end for ever.
+    refused: bool,
 }
 
 struct Driver {
@@ -227,7 +240,7 @@ struct Driver {
     renewal: Renewal,
     renewing: Option<JoinHandle<Result<(), RenewError>>>,
     jobs: mpsc::Sender<Job>,
-    done: mpsc::Receiver<Done>,
+    reports: mpsc::Receiver<Report>,
     speaker: Speaker,
     peers: Option<Joined>,
     news: watch::Sender<News>,
@@ -237,6 +250,10 @@ struct Driver {
     source_id: Option<SourceId>,
     /// The controller has said that the SVID has run out.
     expired: bool,
+    /// Where a new token may come from.
+    new_token: Option<NewToken>,
+    /// The controller will have none of this agent: only a new token helps.
+    refused: bool,
     /// What is to be done waits until the adopter takes the job before it.
     crowded: bool,
     stop: CancellationToken,
@@ -257,15 +274,33 @@ impl Driver {
     /// Waits until a connection is due, and lives through it.
     async fn connect_when_due(&mut self) -> Result<(), Stopped> {
         let at = self.core.poll_connect().unwrap_or_default();
-        self.attend(sleep(at.since(clock::kernel_now()))).await?;
+        let wait = at.since(clock::kernel_now());
+        if let Some(new_token) = self.new_token.clone().filter(|_| self.refused) {
+            if self.enrol_anew(&new_token).await? {
+                return Ok(());
+            }
+            // A look at the file comes before the next try.
+            if wait > TOKEN_LOOK {
+                return self.attend(sleep(TOKEN_LOOK)).await;
+            }
+        }
+        self.attend(sleep(wait)).await?;
         let credentials = Arc::clone(&self.credentials);
         let controller = self.controller.clone();
         let expired = std::mem::take(&mut self.expired);
         let connecting = async move {
             let lived = credentials.identity();
             if expired || lived.validity().is_over(credentials.clock().now()) {
-                let next = identity::recover(&controller, &lived, credentials.clock()).await;
-                let next = next.map_err(|error| lost(&format!("the SVID has run out: {error}")))?;
+                let next = match credentials.unkept() {
+                    Some(next) => next,
+                    None => {
+                        let next = identity::recover(&controller, &lived, credentials.clock()).await;
+                        next.map_err(|error| StreamEnd {
+                            refused: error.asked() == Asked::Never,
+                            ..lost(&format!("the SVID has run out: {error}"))
+                        })?
+                    }
+                };
                 let kept = tokio::task::spawn_blocking(move || credentials.renewed(next)).await;
                 return match kept {
                     Ok(Ok(())) => Ok(None),
@@ -275,7 +310,10 @@ impl Driver {
             }
             let tls = credentials.tls().map_err(|error| lost(&error.to_string()))?;
             let channel = channel::connect(&controller, tls).await;
-            let channel = channel.map_err(|error| lost(&identity::explain_connect(&error)))?;
+            let channel = channel.map_err(|error| StreamEnd {
+                refused: identity::is_stranger(&error),
+                ..lost(&identity::explain_connect(&error))
+            })?;
             let (say, said) = mpsc::channel(OUT_MAX);
             let mut client =
                 SessionClient::new(channel.clone()).max_decoding_message_size(MESSAGE_OCTETS_MAX);
@@ -301,6 +339,38 @@ impl Driver {
         };
         self.handle_end(&end);
         Ok(())
+    }
+
+    /// Enrols with a token that has come since; whether there is another identity.
+    async fn enrol_anew(&mut self, new_token: &NewToken) -> Result<bool, Stopped> {
+        let credentials = Arc::clone(&self.credentials);
+        let new_token = new_token.clone();
+        let enrolling = async move {
+            let Some(secret) = new_token.fresh() else {
+                return Ok(false);
+            };
+            let next = new_token.enrol(&secret).await?;
+            let id = next.id().clone();
+            let kept = tokio::task::spawn_blocking(move || credentials.enrolled_anew(next)).await;
+            kept.map_err(|error| AskError::Unreached(error.to_string()))??;
+            new_token.used(&secret);
+            tracing::info!(%id, "enrolled with the new token");
+            Ok::<_, EnrolError>(true)
+        };
+        let enrolled = match self.attend(enrolling).await? {
+            Ok(enrolled) => enrolled,
+            Err(error) => {
+                tracing::warn!(error = %identity::chain(&error), "the new token gave no identity");
+                false
+            }
+        };
+        if enrolled {
+            self.refused = false;
+            self.renewal
+                .handle_renewed(self.credentials.identity().validity());
+            self.core.handle_enrolled(clock::kernel_now());
+        }
+        Ok(enrolled)
     }
 
     /// One stream, until it ends.
@@ -332,7 +402,7 @@ impl Driver {
                     self.say_goodbye(&say, &mut heard).await;
                     return Err(Stopped);
                 }
-                Some(done) = self.done.recv() => self.core.handle_done(done, clock::kernel_now()),
+                Some(report) = self.reports.recv() => self.handle_report(report),
                 () = room(&self.jobs), if self.crowded => {}
                 () = sleep(timer) => {
                     if !self.core.handle_timeout(clock::kernel_now()) {
@@ -376,11 +446,18 @@ impl Driver {
             let timer = self.timer(clock::kernel_now());
             tokio::select! { biased;
                 () = self.stop.cancelled() => return Err(Stopped),
-                Some(done) = self.done.recv() => self.core.handle_done(done, clock::kernel_now()),
+                Some(report) = self.reports.recv() => self.handle_report(report),
                 () = room(&self.jobs), if self.crowded => {}
                 finished = &mut work => return Ok(finished),
                 () = sleep(timer) => {}
             }
+        }
+    }
+
+    fn handle_report(&mut self, report: Report) {
+        match report {
+            Report::Done(done) => self.core.handle_done(done, clock::kernel_now()),
+            Report::NotInForce => self.core.handle_not_in_force(clock::kernel_now()),
         }
     }
 
@@ -464,7 +541,8 @@ impl Driver {
                 return Some(StreamEnd {
                     why: format!("the controller ended the session: {}", identity::shown(&message)),
                     reason: Some(reason),
-                    expired: false,
+                    expired: reason == EndReason::Expired,
+                    refused: reason == EndReason::Revoked,
                 });
             }
             Ok(Some(Incoming::Offer(_)) | None) => {}
@@ -496,7 +574,10 @@ impl Driver {
         }
         let (channel, credentials) = (channel.clone(), Arc::clone(&self.credentials));
         self.renewing = Some(tokio::spawn(async move {
-            let next = identity::renew(channel).await?;
+            let next = match credentials.unkept() {
+                Some(next) => next,
+                None => identity::renew(channel).await?,
+            };
             let kept = tokio::task::spawn_blocking(move || credentials.renewed(next)).await;
             kept.map_err(|_| RenewError::Task)?.map_err(RenewError::from)
         }));
@@ -546,6 +627,10 @@ impl Driver {
     fn handle_end(&mut self, end: &StreamEnd) {
         self.core.handle_disconnected(end.reason, clock::kernel_now());
         self.expired = end.expired;
+        if let Some(new_token) = self.new_token.as_ref().filter(|_| end.refused && !self.refused) {
+            new_token.tell();
+        }
+        self.refused = end.refused;
         if let Some(renewing) = self.renewing.take() {
             renewing.abort();
         }
@@ -572,12 +657,14 @@ fn lost(why: &str) -> StreamEnd {
         why: why.to_owned(),
         reason: None,
         expired: false,
+        refused: false,
     }
 }
 
 fn refused(status: &tonic::Status) -> StreamEnd {
     StreamEnd {
         expired: identity::is_expired(status),
+        refused: identity::is_refused(status),
         ..lost(&identity::explain_status(status))
     }
 }

@@ -37,8 +37,8 @@ pub const TOKEN_LIFE_MIN: Duration = Duration::from_secs(1);
 pub const LABELS_MAX: usize = 32;
 /// Most octets of a label's key, and of its value.
 pub const LABEL_OCTETS_MAX: usize = 63;
-/// How many of its newest SVIDs an agent may recover with. An answer to a renewal may be lost some times in a row; an
-/// older key than that was left lying about.
+/// How many of its newest SVIDs an agent may recover with, the one that it showed last among them. An answer to a renewal may be
+/// lost some times in a row; an older key than that was left lying about.
 pub(crate) const SERIALS_KEPT: usize = 4;
 
 /// Why an identity is refused. Each is told as one of the API's reasons.

@@ -2,7 +2,8 @@
 //!
 //! In: what agents say ([`Hello`], [`Heard`]), what operators want ([`Change`]), and time. Out: speech for streams
 //! ([`Fleet::poll_speech`]) and rows for the store ([`Fleet::take_batch`]). Whoever drives it writes the rows first and
-//! speaks then ([`thread`]). Does no IO, reads no clock.
+//! speaks then ([`thread`]). What agents say of what they hold may wait for the next [`Fleet::handle_timeout`]: after a crash
+//! they say it again when they come back. Does no IO, reads no clock.
 //!
 //! Invariants:
 //! - What an agent is to have is always the whole assignment of one policy of one revision, named by (epoch, version).
@@ -26,8 +27,9 @@ use self::heard::{Heard, Hello, Mark};
 use self::members::Members;
 use self::questions::Questions;
 use self::rollouts::{Due, Rollouts};
-use self::row::{META_KEY, MetaRow};
+use self::row::{HoldingsRow, META_KEY, MetaRow, bucket};
 use self::source::SourceIds;
+use self::turns::place;
 use crate::policy::Objects;
 use crate::store::counter::Counter;
 use crate::store::{Batch, Table};
@@ -46,8 +48,10 @@ pub mod offers;
 mod questions;
 mod rollouts;
 pub mod row;
+mod silent;
 mod source;
 pub mod thread;
+mod turns;
 pub mod view;
 
 /// Most agents of a fleet.
@@ -72,6 +76,9 @@ pub const SILENCE_MS: u64 = 6 * HEARTBEAT_MS;
 /// A content is some kibibytes. Half of it looks through all agents more often; double it, and a script that deploys each
 /// second keeps 120 of them.
 const FORGET_EVERY_MS: u64 = 60_000;
+
+/// One line of log for so many turns that two copies of an agent take, after the first.
+const TURNS_LOG_EACH: u64 = 100;
 
 /// A moment, on two clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,7 +133,9 @@ pub enum Unwelcome {
     #[error("the agent's identity was revoked")]
     Revoked,
     /// There are [`AGENTS_MAX`] agents.
-    #[error("the fleet has {AGENTS_MAX} agents, which is the most that a controller keeps")]
+    #[error(
+        "the fleet has {AGENTS_MAX} agents, which is the most that a controller keeps: revoke those of hosts that are gone"
+    )]
     Full,
 }
 
@@ -150,7 +159,13 @@ pub struct Fleet {
     members: Members,
     questions: Questions,
     forget_at_ms: u64,
+    /// Agents whose rows are to be written with the next batch.
     dirty: BTreeSet<MemberName>,
+    /// Agents whose rows may wait for the next [`Self::handle_timeout`]: what they said they say again.
+    late: BTreeSet<MemberName>,
+    /// The same for what agents hold, by bucket.
+    holdings: BTreeSet<u8>,
+    holdings_late: BTreeSet<u8>,
     meta_dirty: bool,
     batch: Batch,
     speech: VecDeque<(SessionId, Speech)>,
@@ -202,6 +217,27 @@ impl Fleet {
         connected
     }
 
+    /// Forgets agents whose identity is void and not kept any more. Their source ids stay given.
+    pub fn forget_void(&mut self, is_gone: impl Fn(&MemberName) -> bool) {
+        let gone = |(id, agent): (&MemberName, &Agent)| {
+            (agent.revoked && agent.line.is_none() && is_gone(id)).then(|| id.clone())
+        };
+        let gone: Vec<MemberName> = self.agents.iter().filter_map(gone).collect();
+        for id in gone {
+            self.agents.remove(&id);
+            self.dirty.remove(&id);
+            self.late.remove(&id);
+            self.batch.remove(Table::Agents, id.as_str());
+            self.holdings.insert(bucket(id.as_str()));
+        }
+    }
+
+    /// An agent's SVID has run out: its stream ends, and it recovers the SVID before it comes back.
+    pub fn handle_expired(&mut self, id: &MemberName) {
+        let text = "the agent's SVID has run out and was not renewed: recover it".to_owned();
+        self.end(id, EndReason::Expired, text);
+    }
+
     /// An agent has opened a stream and said hello. `labels`: those of its enrolment.
     ///
     /// # Errors
@@ -220,8 +256,7 @@ impl Fleet {
             None if self.agents.len() >= AGENTS_MAX => return Err(Unwelcome::Full),
             _ => {}
         }
-        let text = "the same agent has connected once more".to_owned();
-        self.end(id, EndReason::Replaced, text);
+        self.replace(id, &hello, now);
         let (source_id, given) = self.sources.allot(id, hello.source_id, &mut self.numbers.source);
         if given {
             let key = source_id.number().to_be_bytes();
@@ -236,6 +271,7 @@ impl Fleet {
         agent.line = Some(Line::new(session, now.run_ms));
         self.sessions.insert(session, id.clone());
         self.dirty.insert(id.clone());
+        self.holdings_late.insert(bucket(id.as_str()));
         let welcome = Speech::Welcome {
             source_id: source_id.number(),
         };
@@ -271,9 +307,14 @@ impl Fleet {
                 if let Some(health) = health {
                     self.rollouts.handle_health(&id, &health, now);
                     agent.health = Some(health);
+                    self.compare_told(&id, now);
                 }
+                let Some(agent) = self.agents.get_mut(&id) else {
+                    return;
+                };
                 if let Some(addresses) = addresses.filter(|addresses| *addresses != agent.addresses) {
                     agent.addresses = addresses;
+                    agent.silent = false;
                     self.members.touch();
                 }
                 if let Some(held) = held {
@@ -301,6 +342,42 @@ impl Fleet {
         }
     }
 
+    /// Compares what an agent left to others with what those say that they told.
+    fn compare_told(&mut self, id: &MemberName, now: Now) {
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        let Some(health) = &agent.health else {
+            return;
+        };
+        let mut left = std::mem::take(&mut agent.left);
+        let held = health.peers.iter().filter(|sums| sums.held_octets > 0);
+        let held: BTreeMap<MemberName, u64> = held
+            .filter_map(|sums| Some((MemberName::parse(&sums.peer).ok()?, sums.held_octets)))
+            .collect();
+        left.retain(|other| held.contains_key(other));
+        for (other, held) in held {
+            let Some(teller) = self.agents.get_mut(&other) else {
+                continue;
+            };
+            // One that has not told its sums yet, or has gone, is not relied upon anyway.
+            let (Some(health), true) = (&teller.health, teller.line.is_some()) else {
+                continue;
+            };
+            let told = health.peers.iter().find(|sums| sums.peer == id.as_str());
+            let told = told.map_or(0, |sums| sums.spoken_octets);
+            if let Some(octets) = left.compare(&other, held, told, now.run_ms) {
+                tracing::warn!(agent = %other, left_by = %id, octets, "an agent does not tell the flows that another leaves to it: both tell them from here on");
+                teller.untold_octets = teller.untold_octets.saturating_add(octets);
+                teller.silent = true;
+                self.members.touch();
+            }
+        }
+        if let Some(agent) = self.agents.get_mut(id) {
+            agent.left = left;
+        }
+    }
+
     /// A stream has ended.
     pub fn handle_closed(&mut self, session: SessionId, now: Now) {
         let Some(id) = self.sessions.remove(&session) else {
@@ -314,12 +391,13 @@ impl Fleet {
         if let Some(agent) = self.agents.get_mut(&id) {
             agent.line = None;
             agent.seen_ms = now.wall_ms;
-            self.dirty.insert(id);
+            self.late.insert(id);
         }
     }
 
     /// Time has passed. To be called at least once a second.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.write_what_waits();
         let silent: Vec<MemberName> = self
             .agents
             .iter()
@@ -337,11 +415,25 @@ impl Fleet {
         self.speech.extend(answers);
         self.update_members(now);
         if now.run_ms >= self.forget_at_ms {
+            for agent in self.agents.values_mut() {
+                agent.turns.handle_timeout(now.wall_ms);
+            }
             self.forget_at_ms = now.run_ms.saturating_add(FORGET_EVERY_MS);
             for digest in self.contents.forget_unused() {
                 self.batch.remove(Table::Contents, digest);
             }
         }
+    }
+
+    /// The last batch is about to be taken: nothing waits for a later one.
+    pub fn handle_stop(&mut self) {
+        self.write_what_waits();
+    }
+
+    fn write_what_waits(&mut self) {
+        self.dirty.append(&mut self.late);
+        self.holdings.append(&mut self.holdings_late);
+        self.rollouts.write_what_waits();
     }
 
     /// Something may have changed what the rollouts wait for. To be called once a turn, before [`Self::take_batch`].
@@ -358,6 +450,8 @@ impl Fleet {
                 self.batch.put(Table::Agents, id.as_str(), agent.to_row());
             }
         }
+        self.put_holdings();
+        self.put_members();
         if std::mem::take(&mut self.meta_dirty) {
             self.batch.put(Table::Meta, META_KEY, self.meta.encode_to_vec());
         }
@@ -376,9 +470,44 @@ impl Fleet {
         std::mem::take(&mut self.batch)
     }
 
+    fn put_holdings(&mut self) {
+        let due = std::mem::take(&mut self.holdings);
+        if due.is_empty() {
+            return;
+        }
+        let empty = |bucket| (bucket, HoldingsRow::default());
+        let mut rows: BTreeMap<u8, HoldingsRow> = due.into_iter().map(empty).collect();
+        for (id, agent) in &self.agents {
+            if let Some(row) = rows.get_mut(&bucket(id.as_str())) {
+                row.agents.push(agent.holding(id.as_str()));
+            }
+        }
+        for (bucket, row) in rows {
+            match row.agents.is_empty() {
+                true => self.batch.remove(Table::Holdings, [bucket]),
+                false => self.batch.put(Table::Holdings, [bucket], row.encode_to_vec()),
+            }
+        }
+    }
+
     /// The next thing to say.
     pub fn poll_speech(&mut self) -> Option<(SessionId, Speech)> {
         self.speech.pop_front()
+    }
+
+    /// Another stream of an agent begins: the former one ends. Two processes that take turns are told from one that comes back.
+    fn replace(&mut self, id: &MemberName, hello: &Hello, now: Now) {
+        let mut text = format!("the same agent has connected once more, from {}", place(hello));
+        if let Some(agent) = self.agents.get_mut(id)
+            && agent.turns.handle_hello(hello, now.wall_ms)
+        {
+            let (turns, conflict) = (agent.turns.taken, agent.turns.conflict.clone());
+            if turns % TURNS_LOG_EACH == 1 {
+                tracing::warn!(agent = %id, turns, conflict, "one identity, two agents");
+            }
+            text = conflict;
+        }
+        self.end(id, EndReason::Replaced, text);
     }
 
     /// Ends an agent's stream, if it has one. The stream's own end changes nothing more.
@@ -420,9 +549,13 @@ impl Fleet {
         }
         agent.hold(open);
         agent.in_force = agent.wanted.as_ref().map(|wanted| Arc::clone(&wanted.content));
-        agent.effective = Some(effective);
-        agent.nack = None;
-        self.dirty.insert(id.clone());
+        // What it is to have is on the disk since before it was offered, and after a restart of this controller the agent says
+        // that it holds it: an ack by itself need not be there at once.
+        self.holdings_late.insert(bucket(id.as_str()));
+        if agent.nack.take().is_some() || agent.effective.as_ref() != Some(&effective) {
+            agent.effective = Some(effective);
+            self.late.insert(id.clone());
+        }
         self.members.touch();
         self.tell_rollouts(id, now);
     }
@@ -453,7 +586,7 @@ impl Fleet {
         }
         agent.hold(held);
         agent.in_force = self.contents.of_digest(&held.digest).cloned();
-        self.dirty.insert(id.clone());
+        self.holdings_late.insert(bucket(id.as_str()));
         self.members.touch();
         self.reconcile(id);
         self.tell_rollouts(id, now);
@@ -539,8 +672,10 @@ impl Fleet {
             content,
             traceparent: Arc::clone(&self.traceparent),
         });
-        agent.nack = None;
-        self.dirty.insert(id.clone());
+        if agent.nack.take().is_some() {
+            self.late.insert(id.clone());
+        }
+        self.holdings.insert(bucket(id.as_str()));
         self.offer(id);
     }
 

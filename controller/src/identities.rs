@@ -38,6 +38,10 @@ pub const TOKEN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const REVOCATIONS_BEHIND_MAX: usize = 256;
 
 const PAGE: usize = 1024;
+/// Most identities that are forgotten at once: one batch of the store.
+const FORGET_MAX: usize = 4_096;
+const TOO_MANY: &str = "there are too many identities: an operator must run `agentctl revoke` for hosts that are gone; what is \
+                        revoked is forgotten when its SVID can count no more";
 /// Octets of a host's name that are kept. Source: RFC 1035 §2.3.4.
 const HOST_NAME_OCTETS_MAX: usize = 253;
 /// Tries to find a name that nobody has, of 16 million for each host name.
@@ -175,7 +179,7 @@ impl Identities {
             }
             TokenVerdict::Fresh => self.newcomer(&token_row, host_name, now)?,
         };
-        let issued = self.sign(&id, &key, &mut row, now)?;
+        let issued = self.sign(&id, &key, &mut row, None, now)?;
         token_row.used_by = id.to_string();
         token_row.used_key_hash = key.hash().to_vec();
         let mut batch = Batch::default();
@@ -190,15 +194,21 @@ impl Identities {
         Ok(self.granted(id, issued))
     }
 
-    /// Gives the next SVID to somebody who has shown a good one. Blocking.
+    /// Gives the next SVID to somebody who has shown a good one, whose serial number is `shown`. Blocking.
     ///
     /// # Errors
     ///
     /// [`IdentityError`].
-    pub fn renew(&self, caller: &SpiffeId, csr: &[u8], now: WallMs) -> Result<Granted, IdentityError> {
+    pub fn renew(
+        &self,
+        caller: &SpiffeId,
+        shown: &[u8],
+        csr: &[u8],
+        now: WallMs,
+    ) -> Result<Granted, IdentityError> {
         let key = PublicKey::of_request(csr).map_err(Refusal::Csr)?;
         let _changing = self.change();
-        self.next(caller, &key, now)
+        self.next(caller, &key, shown, now)
     }
 
     /// Gives the next SVID to somebody whose last one has run out. Blocking.
@@ -212,7 +222,7 @@ impl Identities {
         let _changing = self.change();
         let row = self.row(&facts.id);
         match enrolment::judge_recovery(row.as_deref(), &facts, &key, self.grace, now)? {
-            Recovery::Granted => self.next(&facts.id, &key, now),
+            Recovery::Granted => self.next(&facts.id, &key, &facts.serial, now),
             Recovery::Awaits => {
                 let mut row = row.map(|row| IdentityRow::clone(&row)).unwrap_or_default();
                 if !row.awaiting {
@@ -247,6 +257,12 @@ impl Identities {
             ))),
             false => Ok(()),
         }
+    }
+
+    /// Whether the newest SVID of somebody has run out.
+    #[must_use]
+    pub fn has_run_out(&self, id: &SpiffeId, now: WallMs) -> bool {
+        self.row(id).is_some_and(|row| now.seconds() > row.not_after)
     }
 
     /// All agents, by name.
@@ -310,7 +326,7 @@ impl Identities {
         now: WallMs,
     ) -> Result<(SpiffeId, IdentityRow), IdentityError> {
         if self.read(|view| view.identities.len()) >= IDENTITIES_MAX {
-            return Err(Refusal::Busy("there are too many identities").into());
+            return Err(Refusal::Busy(TOO_MANY).into());
         }
         let mut row = IdentityRow {
             labels: token.labels.clone(),
@@ -341,21 +357,30 @@ impl Identities {
     }
 
     /// The next SVID of somebody who may have it, on the disk.
-    fn next(&self, id: &SpiffeId, key: &PublicKey, now: WallMs) -> Result<Granted, IdentityError> {
+    fn next(
+        &self,
+        id: &SpiffeId,
+        key: &PublicKey,
+        shown: &[u8],
+        now: WallMs,
+    ) -> Result<Granted, IdentityError> {
         let row = self.row(id);
         enrolment::judge_standing(id, row.as_deref())?;
         let mut row = row.map(|row| IdentityRow::clone(&row)).unwrap_or_default();
-        let issued = self.sign(id, key, &mut row, now)?;
+        let issued = self.sign(id, key, &mut row, Some(shown), now)?;
         self.write(id, row)?;
         tracing::debug!(%id, "renewed");
         Ok(self.granted(id.clone(), issued))
     }
 
+    /// `shown`: serial of the SVID that it was asked with. It is in the asker's hands, which nobody knows of a later one: it
+    /// stays among those that an identity is given back for.
     fn sign(
         &self,
         id: &SpiffeId,
         key: &PublicKey,
         row: &mut IdentityRow,
+        shown: Option<&[u8]>,
         now: WallMs,
     ) -> Result<Issued, IdentityError> {
         let issued = self.authority.issue(id, key, now).map_err(IdentityError::Ca)?;
@@ -364,8 +389,13 @@ impl Identities {
         row.awaiting = false;
         row.approved = false;
         row.serials.push(issued.serial.clone());
-        let surplus = row.serials.len().saturating_sub(SERIALS_KEPT);
-        row.serials.drain(..surplus);
+        while row.serials.len() > SERIALS_KEPT {
+            let oldest = row
+                .serials
+                .iter()
+                .position(|serial| Some(serial.as_slice()) != shown);
+            row.serials.remove(oldest.unwrap_or(0));
+        }
         Ok(issued)
     }
 

@@ -1,10 +1,11 @@
 //! All wiring: what a controller is made of, in which order it starts and stops.
 //!
 //! Start: state, TLS, listeners; only then it says that it is there. Run: accept loops ([`accept`]), one gRPC server over the
-//! connections that they make, the renewal of the controller's own SVID, the cutting of the revoked, and the host's commands.
+//! connections that they make, the renewal of the controller's own SVID, the cutting of the revoked and of those whose SVID has
+//! run out, a watch of the store, and the host's commands.
 //! Any of them that ends early stops all. Stop: no more connections, calls end, at most [`DRAIN`]; then the rest is dropped.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -47,6 +48,15 @@ pub const CUT_AFTER: Duration = Duration::from_secs(1);
 const CONNECTIONS_QUEUED: usize = 64;
 /// How often to look whether the controller's own SVID is due: the clock may jump.
 const RENEWAL_LOOK: Duration = Duration::from_secs(5);
+/// How often to look whose SVID has run out on a live connection, and whether the store works.
+const LOOK: Duration = Duration::from_secs(2);
+/// How often to look which void identities can be forgotten, in looks: a minute.
+const FORGET_EACH: u32 = 30;
+/// How long a call of the store may take before it counts as failed: sled hangs for ever after some errors of a disk.
+///
+/// A disk that recovers takes some ten seconds. Half of it ends controllers on those; double it, and nobody gets an answer for
+/// two minutes.
+pub const STORE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// HTTP/2 towards peers. Source: deps.md 4.2.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
@@ -120,6 +130,11 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// The store is of no use any more.
+    #[error(
+        "{0}; what was answered is on the disk: see what stands in the way, then start the controller again"
+    )]
+    Store(String),
     /// A part of it ended.
     #[error("{0} ended")]
     Ended(&'static str),
@@ -174,7 +189,7 @@ impl Controller {
         let time = clock.clone();
         let (fleet, thread) =
             fleet::thread::start(Arc::<SledStore>::clone(&store), move || fleet_now(&time))?;
-        fleet.known(known(&identities)).await;
+        fleet.all_known(known(&identities)).await;
         let (tls, due) = Tls::new(authority, id, clock.clone())?;
         let parts = Arc::new(Parts {
             store,
@@ -337,6 +352,8 @@ async fn run(
     tasks.spawn(serve(services(&parts), incoming, stop.clone()));
     tasks.spawn(renew_own(begun.due, Arc::clone(&parts), stop.clone()));
     tasks.spawn(cut_revoked(Arc::clone(&parts), stop.clone()));
+    tasks.spawn(end_expired(Arc::clone(&parts), stop.clone()));
+    tasks.spawn(watch_store(Arc::clone(&parts.store), stop.clone()));
     if let Some(socket) = begun.socket {
         tasks.spawn(hear_host(socket, Arc::clone(&parts), stop.clone()));
     }
@@ -361,9 +378,9 @@ async fn run(
         }
     }
     stop.cancel();
-    // Streams end when they are told why: without that the server would wait for them.
-    parts.fleet.stop().await;
     let drained = tokio::time::timeout(DRAIN, async {
+        // Streams end when they are told why: without that the server would wait for them.
+        parts.fleet.stop().await;
         while let Some(ended) = tasks.join_next().await {
             if let (Ok(Err(error)), Ok(())) = (ended, &outcome) {
                 outcome = Err(error);
@@ -454,7 +471,67 @@ async fn cut_revoked(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'sta
                 let _ = parts.fleet.revoked(id.name).await; // It ends with the controller.
             }
             Some(_) => {}
-            None => parts.fleet.known(known(&parts.identities)).await,
+            None => parts.fleet.all_known(known(&parts.identities)).await,
+        }
+    }
+}
+
+/// Ends the streams of those whose newest SVID has run out, which renews at half its life, and cuts their connections a look
+/// later; and forgets identities that are void for good.
+async fn end_expired(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'static str, RunError> {
+    let mut told = BTreeSet::<SpiffeId>::new();
+    for look in 1_u32.. {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        let now = parts.clock.now();
+        let live = parts.connections.identities();
+        let over: BTreeSet<SpiffeId> = live
+            .into_iter()
+            .filter(|id| parts.identities.has_run_out(id, now))
+            .collect();
+        for id in over.intersection(&told) {
+            let cut = parts.connections.cut(id);
+            tracing::info!(%id, cut, "connections whose SVID has run out were cut");
+        }
+        for id in over.difference(&told).filter(|id| id.role == Role::Agent) {
+            tracing::warn!(%id, "its SVID has run out on a live stream, which ends: it was not renewed");
+            parts.fleet.expired(id.name.clone()).await;
+        }
+        told = over;
+        if look.is_multiple_of(FORGET_EACH) {
+            let identities = Arc::clone(&parts.identities);
+            match tokio::task::spawn_blocking(move || identities.forget(now)).await? {
+                Ok(0) => {}
+                Ok(count) => {
+                    tracing::info!(count, "identities that are void for good were forgotten");
+                    parts.fleet.all_known(known(&parts.identities)).await;
+                }
+                Err(error) => tracing::error!(%error, "identities that are void for good stay"),
+            }
+        }
+    }
+    Ok("ending what has run out")
+}
+
+/// Ends the controller when its store is of no use any more: whoever watches the process starts it again.
+async fn watch_store(store: Arc<SledStore>, stop: CancellationToken) -> Result<&'static str, RunError> {
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok("watching the store"),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        if let Some(why) = store.failed() {
+            return Err(RunError::Store(why));
+        }
+        if let Some(waited) = store.at_work().filter(|waited| *waited >= STORE_WAIT_MAX) {
+            let waited = waited.as_secs();
+            return Err(RunError::Store(format!(
+                "the store has not answered for {waited} s"
+            )));
         }
     }
 }

@@ -24,8 +24,10 @@ pub enum Table {
     Contents,
     /// Rollouts by number.
     Rollouts,
-    /// What each agent is to have and has, by agent id.
+    /// What each agent is, by agent id.
     Agents,
+    /// What agents are to have and have, many in a row.
+    Holdings,
     /// Source ids that were given, by number: each stays with its agent for ever.
     SourceIds,
 }
@@ -40,6 +42,16 @@ pub enum StoreError {
     /// It cannot be opened, read or written; the message says which and where.
     #[error("{0}")]
     Failed(String),
+    /// There is too little room on its disk for a change; what is known is still told, and changes are taken when there is room.
+    #[error("the store {path}: {free} octets are free on its disk, {needed} are needed; make room there")]
+    Full {
+        /// Where.
+        path: String,
+        /// Octets.
+        free: u64,
+        /// Octets.
+        needed: u64,
+    },
     /// It was written by a later version.
     #[error("the store has format {found}, this version knows {known}")]
     Newer {

@@ -7,6 +7,7 @@
 //!             svidNotAfter, host, version, kernel, operatingSystem, scope, addresses [], sourceId, policy,
 //!             revisionHeld, revisionWanted, converged: it has what it is to have
 //!             tied []: policies of one priority that all choose it; it keeps the one of them that it has
+//!             untoldOctets: of flows that others left to it and that it did not tell
 //!             refusal {section, path, reason}: of what it is to have
 //!             effective {programs [], refused [{program, reason, without}], collectors []}
 //!             health {uptimeMs, capturing, observedOctets, observedPackets, records, flows, drops {place: number},
@@ -110,6 +111,9 @@ pub(crate) fn token_state(token: &Token, now: WallTime) -> &'static str {
 
 /// In one word and, when there is something to say, why.
 pub(crate) fn condition(agent: &Agent) -> String {
+    if !agent.conflict.is_empty() {
+        return agent.conflict.clone();
+    }
     if let Some(nack) = &agent.nack {
         return format!("refused: {}", nack.reason);
     }
@@ -260,8 +264,10 @@ pub(crate) fn agent(agent: &Agent) -> Plain {
         .text("policy", &agent.policy)
         .number("revisionHeld", agent.revision_held)
         .number("revisionWanted", agent.revision_wanted)
+        .given("untoldOctets", agent.untold_octets)
         .flag("converged", converged(agent))
         .texts("tied", &agent.tied)
+        .text("conflict", &agent.conflict)
         .part("refusal", nack)
         .part("effective", effective)
         .part("health", agent.health.as_ref().map(health))
@@ -432,6 +438,7 @@ pub(crate) fn status(status: &StatusResponse) -> Plain {
         .number("nacked", status.nacked)
         .number("behind", status.behind)
         .number("tied", status.tied)
+        .given("conflicts", status.conflicts)
         .part("roots", Some(roots(&status.roots)))
         .part("rollout", status.rollout.as_ref().map(rollout))
         .text("caller", &status.caller)

@@ -27,12 +27,15 @@ const WITHOUT_FLUSH: u32 = 2;
 /// Step in which the last free octets are taken, in octets: one block.
 const BLOCK_OCTETS: u64 = 4_096;
 
+/// Name of the file that is the disk.
+const IMAGE: &str = "image";
+
 /// A mounted disk.
 #[derive(Debug)]
 pub struct Disk {
     /// Declared first: unmounted before its folder goes.
     mounted: Mounted,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 #[derive(Debug)]
@@ -44,22 +47,50 @@ impl Disk {
     /// # Errors
     /// When not root, or the kernel has no loop devices.
     pub fn make(octets: u64) -> Result<Self> {
+        Self::make_with(octets, "")
+    }
+
+    /// The same, whose journal commits by itself every five minutes only: what nobody synced is not there after a
+    /// [`Self::cut`].
+    ///
+    /// # Errors
+    /// See [`Self::make`].
+    pub fn make_lazy(octets: u64) -> Result<Self> {
+        Self::make_with(octets, ",commit=300")
+    }
+
+    fn make_with(octets: u64, options: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let image = folder.path().join("image");
+        let image = folder.path().join(IMAGE);
         File::create(&image)?.set_len(octets)?;
+        let at_once = "lazy_itable_init=0,lazy_journal_init=0";
         run(Command::new("mkfs.ext4")
-            .args(["-q", "-F", "-m", "0"])
+            .args(["-q", "-F", "-m", "0", "-E", at_once])
             .arg(&image))?;
+        Self::mount(folder, options)
+    }
+
+    fn mount(folder: TempDir, options: &str) -> Result<Self> {
         let at = folder.path().join("disk");
         std::fs::create_dir(&at)?;
         run(Command::new("mount")
-            .args(["-o", "loop,errors=remount-ro"])
-            .arg(&image)
+            .args(["-o", &format!("loop,errors=remount-ro{options}")])
+            .arg(folder.path().join(IMAGE))
             .arg(&at))?;
         Ok(Self {
             mounted: Mounted(at),
-            _folder: folder,
+            folder,
         })
+    }
+
+    /// The same disk as a power cut in this moment leaves it: what was synced, and nothing more than that for sure.
+    ///
+    /// # Errors
+    /// When there is no room for the copy.
+    pub fn cut(&self) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        std::fs::copy(self.folder.path().join(IMAGE), folder.path().join(IMAGE))?;
+        Self::mount(folder, "")
     }
 
     /// Where it is mounted.

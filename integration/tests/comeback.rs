@@ -1,4 +1,4 @@
-//! Promise: keys stay where they are made, and an agent keeps its identity: it renews, and comes back after days away.
+//! Promise: keys stay where they are made, and an agent keeps its identity: it renews, is killed, and comes back after days away.
 //!
 //! The agent's own identity code against a real controller over loopback TLS, both with a clock that the test sets.
 
@@ -21,6 +21,15 @@ use flowtilla_proto::token::JoinToken;
 use flowtilla_proto::wire::enrol::Reason;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+
+#[path = "comeback/away.rs"]
+mod away;
+#[path = "comeback/host.rs"]
+mod host;
+#[path = "comeback/killed.rs"]
+mod killed;
+#[path = "comeback/token.rs"]
+mod token;
 
 /// How long anything may take. The controller looks each 5 s whether its own SVID has run out.
 const WAIT: Duration = Duration::from_secs(60);

@@ -45,6 +45,9 @@ const UNWANTED_BACKOFF_MS: (u64, u64) = (10_000, 600_000);
 /// A stream that has lived so long forgets the failures before it. Shorter ones are failures: a controller that sends
 /// everybody away at once is not asked faster for it.
 const STEADY: Duration = Duration::from_secs(10);
+/// A stream that has lived so long forgets that the controller would have none of this agent: longer than the longest delay
+/// after that, so that two copies of one agent do not take turns at the pace of [`STEADY`] for ever.
+const WANTED_AGAIN: Duration = Duration::from_millis(2 * UNWANTED_BACKOFF_MS.1);
 /// How long the controller may take to welcome.
 pub const WELCOME_WAIT: Duration = Duration::from_secs(10);
 /// Bounds of the delay before what is held and could not be put in force is tried again, in milliseconds.
@@ -282,6 +285,21 @@ impl Session {
         self.plan_retry(now);
     }
 
+    /// What is held is not in force any more, without any order: it is tried again.
+    pub fn handle_not_in_force(&mut self, now: KernelTime) {
+        self.in_force = false;
+        self.plan_retry(now);
+    }
+
+    /// There is another identity, by which the controller may think otherwise of this agent: connects at once.
+    pub fn handle_enrolled(&mut self, now: KernelTime) {
+        self.backoff.handle_success();
+        self.unwanted.handle_success();
+        if let Stream::Down(at) = &mut self.stream {
+            *at = now;
+        }
+    }
+
     fn plan_retry(&mut self, now: KernelTime) {
         if self.held.is_some() && !self.in_force {
             let wait = self.retry.handle_failure();
@@ -362,13 +380,20 @@ impl Session {
             && now.since(since) >= STEADY
         {
             self.backoff.handle_success();
-            self.unwanted.handle_success();
+            if now.since(since) >= WANTED_AGAIN {
+                self.unwanted.handle_success();
+            }
         }
         let wait = match ended {
             Some(EndReason::Revoked | EndReason::Replaced) => self.unwanted.handle_failure(),
-            Some(EndReason::Stopping | EndReason::Protocol | EndReason::Slow | EndReason::Other) | None => {
-                self.backoff.handle_failure()
-            }
+            Some(
+                EndReason::Stopping
+                | EndReason::Protocol
+                | EndReason::Slow
+                | EndReason::Expired
+                | EndReason::Other,
+            )
+            | None => self.backoff.handle_failure(),
         };
         self.forget_stream();
         self.stream = Stream::Down(now.after(wait));

@@ -219,6 +219,22 @@ pub(crate) fn is_expired(error: &(dyn Error + 'static)) -> bool {
     }
 }
 
+/// Whether a call was refused for good: the same call has the same answer for ever.
+pub(crate) fn is_refused(status: &Status) -> bool {
+    refused(status).asked() == Asked::Never
+}
+
+/// Whether the controller is none that this agent believes.
+pub(crate) fn is_stranger(error: &ConnectError) -> bool {
+    use rustls::{CertificateError as Certificate, Error as Tls};
+    matches!(
+        tls_error(error),
+        Some(Tls::InvalidCertificate(
+            Certificate::UnknownIssuer | Certificate::BadSignature
+        ))
+    )
+}
+
 /// What the TLS library says before an alert's name, and the name of the one for an SVID that has run out.
 const ALERT: &str = "received fatal alert: ";
 const EXPIRED: &str = "CertificateExpired";
@@ -244,7 +260,7 @@ fn explain_tls(error: &rustls::Error) -> String {
         // A root of the same name with another key.
         Tls::InvalidCertificate(Certificate::UnknownIssuer | Certificate::BadSignature) => {
             "the controller's certificate does not end in a root that this agent believes: it is another controller, or the \
-             roots have changed while this agent was away (then start it with --token-file and a new token)"
+             roots have changed while this agent was away (then give it a new token with --token-file)"
                 .into()
         }
         Tls::InvalidCertificate(

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use flowtilla_agent_core::backoff::Backoff;
 use flowtilla_grpc::channel::Address;
@@ -35,6 +36,88 @@ pub enum Token {
     },
     /// In memory: controller and agent are one process.
     Given(JoinToken),
+}
+
+/// How often the token's file is looked at while the controller will have none of this agent.
+///
+/// An operator has just written it. Half of it reads a file for nothing; double it, and the operator wonders.
+pub(crate) const TOKEN_LOOK: Duration = Duration::from_secs(10);
+
+/// Where a new token may come from while the agent runs.
+#[derive(Clone, Debug)]
+pub(crate) struct NewToken {
+    place: Place,
+    token: Token,
+    asker: Asker,
+}
+
+impl NewToken {
+    /// `None`: there is no file in which one could come, or nothing is kept that tells a new one.
+    pub(crate) fn of(directory: Option<&PathBuf>, token: Option<&Token>, asker: &Asker) -> Option<Self> {
+        let token = token.filter(|token| matches!(token, Token::File { .. }))?;
+        Some(Self {
+            place: Place(Some(directory?.clone())),
+            token: token.clone(),
+            asker: asker.clone(),
+        })
+    }
+
+    /// Says what an operator can do.
+    pub(crate) fn tell(&self) {
+        if let Token::File { path, .. } = &self.token {
+            tracing::error!(
+                file = %path.display(),
+                every_s = TOKEN_LOOK.as_secs(),
+                "the controller will have none of this agent: make a token with `agentctl token create` and write it to this \
+                 file, which is looked at; what is held stays in force meanwhile"
+            );
+        }
+    }
+
+    /// A token in the file that was neither used nor refused. Blocks on the disk, shortly.
+    pub(crate) fn fresh(&self) -> Option<JoinToken> {
+        let secret = read(&self.token).ok()?;
+        (self.place.noted_token() != Some(secret.id)).then_some(secret)
+    }
+
+    /// Waits for one, or for the stop.
+    pub(crate) async fn wait(&self, stop: &CancellationToken) -> Result<(), SettleError> {
+        while self.fresh().is_none() {
+            unless(stop, tokio::time::sleep(TOKEN_LOOK)).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks for an identity with it. Whatever the answer is, it is not fresh after it, unless there was none.
+    pub(crate) async fn enrol(&self, secret: &JoinToken) -> Result<Identity, EnrolError> {
+        let key = self.place.asking_key()?;
+        let asker = &self.asker;
+        let asked = enrol(&asker.controller, secret, key, &asker.host_name, &asker.clock).await;
+        if asked.as_ref().is_err_and(|error| error.asked() == Asked::Never) {
+            self.place.note_token(secret.id);
+        }
+        Ok(asked?)
+    }
+
+    /// The identity is kept: the token is used up.
+    pub(crate) fn used(&self, secret: &JoinToken) {
+        self.place.note_token(secret.id);
+        remove_used(&self.token);
+    }
+}
+
+/// Why a new token gave no identity.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnrolError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error(transparent)]
+    Files(#[from] FileError),
+}
+
+/// Whether there is an identity in this directory.
+pub(crate) fn is_enrolled(directory: Option<&PathBuf>) -> bool {
+    matches!(Place(directory.cloned()).load(), Ok(Some(_)))
 }
 
 /// Why there is no identity, and will be none.
@@ -121,6 +204,7 @@ pub async fn settle(
             match enrol_once(&place, &secret, asker, stop).await? {
                 Ok(identity) => break identity,
                 Err(source) if source.asked() == Asked::Never => {
+                    place.note_token(secret.id);
                     let what = "enrolling";
                     return Err(SettleError::Refused { what, source });
                 }
@@ -207,12 +291,16 @@ fn enrolled(
     tracing::info!(id = %identity.id(), "enrolled");
     store(place, &identity)?;
     place.note_token(secret.id);
+    remove_used(token);
+    Ok(Credentials::new(identity, directory, asker.clock.clone()))
+}
+
+fn remove_used(token: &Token) {
     if let Token::File { path, remove: true } = token
         && let Err(error) = fs::remove_file(path)
     {
         tracing::warn!(path = %path.display(), %error, "the token is used up, and its file stays");
     }
-    Ok(Credentials::new(identity, directory, asker.clock.clone()))
 }
 
 async fn unless<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Result<T, SettleError> {

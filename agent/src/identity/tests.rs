@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType}
 use rustls::pki_types::CertificateDer;
 
 use super::files::{FileError, Place};
-use super::{Identity, IdentityError, new_key};
+use super::{Credentials, Identity, IdentityError, WallClock, new_key};
 
 /// An identity of `id` for a new key, by an authority that nobody else knows.
 fn identity(id: &str) -> Identity {
@@ -111,6 +111,29 @@ fn an_operators_svid_is_no_agents() {
         Identity::assemble(key, vec![svid], vec![root]),
         Err(IdentityError::Role(_))
     ));
+}
+
+#[test]
+fn an_svid_that_the_disk_did_not_take_is_kept_before_another_one_is_asked_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let folder = directory.path().join("identity");
+    Place(Some(folder.clone()))
+        .store(&identity(AGENT), &mut |_| Ok(()))
+        .expect("a disk");
+    let known = Place(Some(folder.clone())).load().expect("whole").expect("there");
+    let credentials = Credentials::new(known, Some(folder.clone()), WallClock::system());
+    let next = identity(AGENT);
+    let chain = next.chain().to_vec();
+    // A folder in the way of the link: nothing can be put in force.
+    fs::create_dir(folder.join("current.tmp")).expect("a disk");
+    credentials.renewed(next).expect_err("it cannot be kept");
+    assert_ne!(credentials.identity().chain(), chain, "the former one counts");
+    let next = credentials.unkept().expect("it was given");
+    assert!(credentials.unkept().is_none(), "once");
+    fs::remove_dir(folder.join("current.tmp")).expect("a disk");
+    credentials.renewed(next).expect("a disk");
+    assert_eq!(credentials.identity().chain(), chain);
+    assert!(credentials.unkept().is_none());
 }
 
 #[test]

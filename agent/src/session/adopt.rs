@@ -1,7 +1,7 @@
 //! Carries out orders: persist, apply, commit; and goes back to what was held when one of them fails.
 //!
 //! A task of its own, so that a slow change neither holds up heartbeats nor ends with the stream that it came by.
-//! In: [`Job`]s, one at a time. Out: [`Done`] for each order. Owns what assignments are applied to.
+//! In: [`Job`]s, one at a time. Out: a [`Report`] for each order. Owns what assignments are applied to.
 
 use std::future::Future;
 
@@ -28,7 +28,7 @@ pub trait Governed: Send + 'static {
     /// From here on collectors know it by this source id.
     ///
     /// # Errors
-    /// Why it goes on with the former one, in one sentence.
+    /// Why it does not everywhere, in one sentence. A part of what is in force may have stopped: it is applied again then.
     fn use_source_id(&mut self, id: SourceId) -> impl Future<Output = Result<(), String>> + Send;
 }
 
@@ -37,6 +37,15 @@ pub trait Governed: Send + 'static {
 pub(super) enum Job {
     Order(Order),
     SourceId(SourceId),
+}
+
+/// What the session is told.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// What became of an order.
+    Done(Done),
+    /// What is held is not in force any more, and nobody asked for anything.
+    NotInForce,
 }
 
 /// Carries out jobs.
@@ -52,13 +61,18 @@ pub(super) struct Adopter<G> {
 
 impl<G: Governed> Adopter<G> {
     /// Works until there are no more jobs.
-    pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>, done: mpsc::Sender<Done>) -> G {
+    pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>, reports: mpsc::Sender<Report>) -> G {
         while let Some(job) = jobs.recv().await {
             let order = match job {
                 Job::Order(order) => order,
                 Job::SourceId(id) => {
-                    if let Err(why) = self.governed.use_source_id(id).await {
-                        tracing::error!(source_id = id.number(), %why, "the source id stays");
+                    let Err(why) = self.governed.use_source_id(id).await else {
+                        continue;
+                    };
+                    tracing::error!(source_id = id.number(), %why, "the source id is not used everywhere: what is held is put in force again");
+                    let lost = self.in_force && self.restore().await.is_err();
+                    if lost && reports.send(Report::NotInForce).await.is_err() {
+                        break; // The session has ended.
                     }
                     continue;
                 }
@@ -72,7 +86,7 @@ impl<G: Governed> Adopter<G> {
                 in_force: self.in_force,
                 outcome,
             };
-            if done.send(reported).await.is_err() {
+            if reports.send(Report::Done(reported)).await.is_err() {
                 break; // The session has ended.
             }
         }

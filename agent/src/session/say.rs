@@ -30,6 +30,8 @@ pub struct Facts {
     pub boot: BootId,
     /// Part of the host that it watches, in words; empty: all of it.
     pub scope: String,
+    /// Drawn at each start of the process: tells a copy of this agent from this one.
+    pub instance: u64,
 }
 
 /// What the session asks of the agent, again and again. Each answers at once.
@@ -94,6 +96,7 @@ impl Speaker {
             labels: self.facts.labels.clone(),
             boot_id: self.facts.boot.0.to_vec(),
             scope: self.facts.scope.clone(),
+            instance: self.facts.instance.to_be_bytes().to_vec(),
         }
     }
 

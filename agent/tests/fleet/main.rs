@@ -125,6 +125,7 @@ async fn start_with(
         labels: labels(),
         boot: BootId([3; 16]),
         scope: String::new(),
+        instance: 1,
     };
     let vitals = Vitals {
         health: Box::new(|| wire::Health {
@@ -262,6 +263,33 @@ async fn without_a_controller_the_policy_stays_and_the_agent_comes_back() {
     session.offer(1, 1, 1, &content(1)).await;
     assert!(matches!(session.hear_answer().await, Body::Ack(_)), "acked again");
     assert_eq!(agent.stand_in.applied(), [1], "and not done again");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn stale_and_replayed_offers_change_nothing() {
+    let mut controller = Scripted::start().await;
+    let state = tempfile::tempdir().expect("a directory");
+    let credentials = settle(&controller, state.path(), true)
+        .await
+        .expect("an identity");
+    let agent = start(&controller, state.path(), credentials).await;
+    let (mut session, _) = controller.welcomed().await;
+    let newest = session.offer(1, 2, 5, &content(5)).await;
+    assert!(matches!(session.hear_answer().await, Body::Ack(_)));
+    // An earlier version, an earlier epoch, the same place with another content: refused, with what is in force.
+    for (nonce, epoch, version, revision) in [(2, 2, 4, 4), (3, 1, 9, 9), (4, 2, 5, 6)] {
+        session.offer(nonce, epoch, version, &content(revision)).await;
+        let Body::Nack(nack) = session.hear_answer().await else {
+            panic!("nonce {nonce} was taken");
+        };
+        assert_eq!((nack.nonce, nack.section()), (nonce, wire::Section::Offer));
+        assert_eq!(nack.held, Some(newest.into()), "nonce {nonce}");
+    }
+    // The same once more: it is in force, and is not put in force again.
+    session.offer(5, 2, 5, &content(5)).await;
+    assert!(matches!(session.hear_answer().await, Body::Ack(_)));
+    assert_eq!(agent.stand_in.applied(), [5]);
     agent.stop().await;
 }
 

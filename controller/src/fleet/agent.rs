@@ -11,7 +11,9 @@ use prost::Message;
 use super::SessionId;
 use super::content::{Content, Contents};
 use super::heard::{Hello, Mark};
-use super::row::AgentRow;
+use super::row::{AgentRow, Holding};
+use super::silent::Left;
+use super::turns::Turns;
 
 /// One agent.
 pub(super) struct Agent {
@@ -39,8 +41,16 @@ pub(super) struct Agent {
     /// Its refusal of the content at this place.
     pub(super) nack: Option<((u64, u64), Box<wire::Nack>)>,
     pub(super) health: Option<Box<wire::Health>>,
+    /// What it leaves to others.
+    pub(super) left: Left,
+    /// It does not tell what others leave to it, as long as it has the same addresses.
+    pub(super) silent: bool,
+    /// Octets that others left to it, and that it did not tell, since this process began.
+    pub(super) untold_octets: u64,
     /// Its stream.
     pub(super) line: Option<Line>,
+    /// Who has spoken as this agent.
+    pub(super) turns: Turns,
 }
 
 /// What an agent is to have.
@@ -93,7 +103,11 @@ impl Agent {
             effective: None,
             nack: None,
             health: None,
+            left: Left::default(),
+            silent: false,
+            untold_octets: 0,
             line: None,
+            turns: Turns::default(),
         }
     }
 
@@ -103,7 +117,9 @@ impl Agent {
         self.host = hello.labels;
         self.labels = self.enrolled.over(&self.host);
         self.hello = Some(Box::new(hello.said));
+        self.silent &= self.addresses == hello.addresses;
         self.addresses = hello.addresses;
+        self.left = Left::default();
         self.held = None;
         self.in_force = None;
         self.health = None;
@@ -160,10 +176,6 @@ impl Agent {
             labels: self.enrolled.as_map().clone(),
             hello: self.hello.as_deref().cloned(),
             host_labels: self.host.as_map().clone(),
-            wanted: self.wanted.as_ref().map(|wanted| wanted.mark.to_wire()),
-            held: self.held.map(Mark::to_wire),
-            floor_epoch: self.floor.0,
-            floor_version: self.floor.1,
             enrolled_ms: self.enrolled_ms,
             seen_ms: self.seen_ms,
             revoked: self.revoked,
@@ -171,12 +183,29 @@ impl Agent {
             nack: self.nack.as_ref().map(|(_, nack)| (**nack).clone()),
             nacked_epoch: nacked.0,
             nacked_version: nacked.1,
+            ..AgentRow::default()
         }
         .encode_to_vec()
     }
 
-    /// One that was kept. What it is to have is `None` when the content is not there.
-    pub(super) fn from_row(row: AgentRow, contents: &Contents) -> Result<Self, Mistakes> {
+    /// What it is to have and has.
+    pub(super) fn holding(&self, id: &str) -> Holding {
+        Holding {
+            agent: id.to_owned(),
+            wanted: self.wanted.as_ref().map(|wanted| wanted.mark.to_wire()),
+            held: self.held.map(Mark::to_wire),
+            floor_epoch: self.floor.0,
+            floor_version: self.floor.1,
+        }
+    }
+
+    /// One that was kept. What it is to have is `None` when the content is not there. `holding`: `None` in what an earlier
+    /// version kept.
+    pub(super) fn from_row(
+        row: AgentRow,
+        holding: Option<Holding>,
+        contents: &Contents,
+    ) -> Result<Self, Mistakes> {
         let mark = |held: wire::Held| {
             Some(Mark {
                 epoch: held.epoch,
@@ -186,14 +215,18 @@ impl Agent {
         };
         let enrolled = Labels::parse(&row.labels)?;
         let host = Labels::parse(&row.host_labels)?;
-        let wanted = row.wanted.and_then(mark).and_then(|mark| {
+        let (wanted, held, floor) = match holding {
+            Some(kept) => (kept.wanted, kept.held, (kept.floor_epoch, kept.floor_version)),
+            None => (row.wanted, row.held, (row.floor_epoch, row.floor_version)),
+        };
+        let wanted = wanted.and_then(mark).and_then(|mark| {
             Some(Wanted {
                 mark,
                 content: Arc::clone(contents.of_digest(&mark.digest)?),
                 traceparent: Arc::from(""),
             })
         });
-        let held = row.held.and_then(mark);
+        let held = held.and_then(mark);
         let in_force = held.and_then(|held| contents.of_digest(&held.digest).cloned());
         let nacked = (row.nacked_epoch, row.nacked_version);
         Ok(Self {
@@ -207,7 +240,7 @@ impl Agent {
             wanted,
             held,
             in_force,
-            floor: (row.floor_epoch, row.floor_version),
+            floor,
             effective: row.effective.map(Box::new),
             nack: row.nack.map(|nack| (nacked, Box::new(nack))),
             ..Self::new(0)

@@ -30,6 +30,9 @@ pub const TEXT_OCTETS_MAX: usize = 255;
 /// 10,000 agents' health takes more memory than their streams.
 pub const LIST_KEPT_MAX: usize = 256;
 
+/// Most octets of an agent's instance. Source: `session.proto`.
+const INSTANCE_OCTETS_MAX: usize = 16;
+
 /// What an agent says first, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hello {
@@ -161,6 +164,9 @@ impl Hello {
             .ok_or_else(|| field("hello.source_id", "is 0, which names no source"))?;
         if !matches!(said.boot_id.len(), 0 | 16) {
             return Err(field("hello.boot_id", "has another length than 16 octets"));
+        }
+        if said.instance.len() > INSTANCE_OCTETS_MAX {
+            return Err(field("hello.instance", "has more than 16 octets"));
         }
         let held = said
             .held

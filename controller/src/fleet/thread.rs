@@ -2,12 +2,12 @@
 //!
 //! In: commands, over a channel of [`COMMANDS_MAX`]. Out: speech into mailboxes, answers to commands. Each turn takes what waits
 //! (at most [`TURN_MAX`]), computes, writes one batch, and only then answers and speaks. So many acks cost one sync of the disk,
-//! and nobody is told what a crash can take back.
+//! and nobody is told what a crash can take back; but acks are shown up to a [`TICK`] before they are on the disk.
 //!
 //! When the store fails, what was computed is forgotten: whoever waits is told so, every stream is ended, and the fleet is read
 //! from the store again before anything else is done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -29,7 +29,7 @@ use super::offers::{Counts, Offers};
 use super::view::Standing;
 use super::{Change, ChangeRefused, Fleet, Now, SessionId, Speech, Unwelcome};
 use crate::identities::IdentityRecord;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Most commands that wait; further senders wait too.
 ///
@@ -39,12 +39,19 @@ pub const COMMANDS_MAX: usize = 8_192;
 ///
 /// About as many acks as come during one sync of a disk. Half of it syncs twice as often; double it, and answers wait longer.
 pub const TURN_MAX: usize = 2_048;
+/// Pause after a turn, in which commands gather.
+///
+/// Ten thousand acks come within a second or two: taken one by one, each would wake this thread, and write. Half of it wakes it
+/// twice as often; double it, and who asks about a flow waits longer for the answer.
+pub const TURN_PAUSE: Duration = Duration::from_millis(2);
 /// How often time is told to the fleet.
 ///
 /// Half of what a person notices. Half of it looks through all agents more often; double it, and waves begin a second late.
 pub const TICK: Duration = Duration::from_millis(500);
 /// Shortest time between two events of a rollout for those who watch it, in milliseconds: the newest is told.
 pub const WATCH_EVERY_MS: u64 = 200;
+/// One line of log for so many failed commits in a row: a full disk fails each of them.
+const LOG_EACH: u64 = 100;
 /// How long to wait before the store is read again after it has failed.
 const RELOAD_AFTER: Duration = Duration::from_secs(1);
 
@@ -60,6 +67,9 @@ pub enum FleetError {
     /// The store has failed; nothing of it is in force.
     #[error("the controller's store has failed; see its log")]
     Store,
+    /// There is no room for the change; nothing of it is in force.
+    #[error("the controller's disk is full: it takes no change until there is room; see its log")]
+    Full,
     /// The controller stops, or waits for its store to work again.
     #[error("the controller does not answer: it is stopping, or its store has failed")]
     Stopping,
@@ -81,7 +91,9 @@ enum Command {
     },
     Heard(SessionId, Heard),
     Closed(SessionId),
-    Known(Vec<Known>),
+    /// Whether these are all that there are.
+    Known(Vec<Known>, bool),
+    Expired(MemberName),
     Revoked(MemberName, Reply<bool>),
     Bundle(Vec<Vec<u8>>),
     Apply(Box<Change>, Span, Reply<ApplyResponse>),
@@ -154,6 +166,7 @@ pub fn start(
         offers,
         cause: Span::none(),
         replies: Vec::new(),
+        failures: 0,
         stopping: false,
     };
     let thread = std::thread::Builder::new()
@@ -229,7 +242,19 @@ impl FleetHandle {
     /// Agents that have an identity, and those whose identity is void: streams of the latter end.
     pub async fn known(&self, agents: Vec<Known>) {
         // The thread has ended: nobody is left who could be told.
-        let _ = self.commands.send(Command::Known(agents)).await;
+        let _ = self.commands.send(Command::Known(agents, false)).await;
+    }
+
+    /// The same of all agents that there are: those that are void and not among them are forgotten.
+    pub async fn all_known(&self, agents: Vec<Known>) {
+        // The thread has ended: nobody is left who could be told.
+        let _ = self.commands.send(Command::Known(agents, true)).await;
+    }
+
+    /// An agent's SVID has run out: its stream ends.
+    pub async fn expired(&self, id: MemberName) {
+        // The thread has ended: nobody is left who could be told.
+        let _ = self.commands.send(Command::Expired(id)).await;
     }
 
     /// Ends the thread: every stream is told that the controller stops.
@@ -342,7 +367,7 @@ impl FleetHandle {
 }
 
 /// Answers that wait for the batch to be on the disk.
-type Held = Box<dyn FnOnce(bool) + Send>;
+type Held = Box<dyn FnOnce(Option<FleetError>) + Send>;
 
 struct Watcher {
     sender: watch::Sender<Arc<RolloutEvent>>,
@@ -361,6 +386,8 @@ struct Driver {
     /// The newest change of this turn, when it is traced: the commit is its doing.
     cause: Span,
     replies: Vec<Held>,
+    /// Commits that failed in a row.
+    failures: u64,
     stopping: bool,
 }
 
@@ -370,6 +397,7 @@ impl Driver {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut turn = Vec::with_capacity(TURN_MAX);
         loop {
+            let mut pause = Duration::ZERO;
             // Time before input: a busy fleet must not hold back a deadline.
             tokio::select! { biased;
                 _ = ticks.tick() => self.handle_tick(),
@@ -377,6 +405,7 @@ impl Driver {
                     if count == 0 {
                         break;
                     }
+                    pause = TURN_PAUSE;
                     let now = (self.clock)();
                     for command in turn.drain(..) {
                         self.handle(command, now);
@@ -389,6 +418,7 @@ impl Driver {
             if self.stopping {
                 break;
             }
+            tokio::time::sleep(pause).await;
         }
         self.end_all(EndReason::Stopping, "the controller stops");
     }
@@ -420,11 +450,20 @@ impl Driver {
         if !batch.is_empty()
             && let Err(error) = span.in_scope(|| self.store.commit(batch))
         {
-            tracing::error!(%error, "the store has failed: the fleet is read again");
+            if self.failures.is_multiple_of(LOG_EACH) {
+                let failures = self.failures;
+                tracing::error!(%error, failures, "the store has failed: the fleet is read again");
+            }
+            self.failures += 1;
+            let full = matches!(error, StoreError::Full { .. });
+            for reply in self.replies.drain(..) {
+                reply(Some(if full { FleetError::Full } else { FleetError::Store }));
+            }
             return false;
         }
+        self.failures = 0;
         for reply in self.replies.drain(..) {
-            reply(true);
+            reply(None);
         }
         while let Some((session, mut speech)) = self.fleet.poll_speech() {
             let last = matches!(speech, Speech::Ended(..));
@@ -445,9 +484,6 @@ impl Driver {
 
     /// Reads the fleet again. Who asks meanwhile gets no answer; a stop is heard.
     async fn reload(&mut self, queue: &mut mpsc::Receiver<Command>) {
-        for reply in self.replies.drain(..) {
-            reply(false);
-        }
         self.end_all(EndReason::Stopping, "the controller's store has failed");
         self.watchers.clear();
         loop {
@@ -481,9 +517,9 @@ impl Driver {
 
     /// Answers when the batch is on the disk; a refusal at once with it.
     fn answer<T: Send + 'static>(&mut self, reply: Reply<T>, result: Result<T, FleetError>) {
-        self.replies.push(Box::new(move |kept| {
+        self.replies.push(Box::new(move |failed| {
             // Whoever asked may have gone.
-            let _ = reply.send(if kept { result } else { Err(FleetError::Store) });
+            let _ = reply.send(failed.map_or(result, Err));
         }));
     }
 
@@ -516,7 +552,11 @@ impl Driver {
                     mailbox.close();
                 }
             }
-            Command::Known(agents) => {
+            Command::Known(agents, all) => {
+                if all {
+                    let ids: BTreeSet<&MemberName> = agents.iter().map(|known| &known.id).collect();
+                    self.fleet.forget_void(|id| !ids.contains(id));
+                }
                 for known in agents {
                     match known.revoked {
                         true => {
@@ -526,7 +566,11 @@ impl Driver {
                     }
                 }
             }
-            Command::Stop => self.stopping = true,
+            Command::Expired(id) => self.fleet.handle_expired(&id),
+            Command::Stop => {
+                self.fleet.handle_stop();
+                self.stopping = true;
+            }
             Command::Revoked(id, reply) => {
                 let cut = self.fleet.handle_revoked(&id);
                 self.answer(reply, Ok(cut));

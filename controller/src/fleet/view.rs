@@ -7,10 +7,11 @@ use flowtilla_proto::wire::fleet::{
     Agent as WireAgent, AgentState, AgentsRequest, HistoryResponse, ObjectsResponse, Revision, Rollout,
     RolloutEvent, RolloutState,
 };
-use flowtilla_proto::wire::session::EndReason;
+use flowtilla_proto::wire::session::{EndReason, Hello};
 
 use super::agent::Agent;
 use super::load::{self, LoadError};
+use super::members::octets;
 use super::rollouts::event;
 use super::row::RevisionRow;
 use super::{Fleet, SessionId};
@@ -36,6 +37,8 @@ pub struct Standing {
     pub behind: u32,
     /// Agents that several policies of one priority choose.
     pub tied: u32,
+    /// Agents whose identity two processes use in turns.
+    pub conflicts: u32,
     /// Agents by how they are known, those with a void identity too.
     pub by_state: BTreeMap<AgentState, u32>,
     /// Rollouts that are kept, by how they stand.
@@ -96,7 +99,10 @@ impl Fleet {
             last_seen_ms: agent.seen_ms,
             enrolled_ms: agent.enrolled_ms,
             svid_not_after_ms: 0,
-            hello: agent.hello.as_deref().cloned(),
+            hello: agent.hello.as_deref().map(|hello| Hello {
+                addresses: agent.addresses.iter().map(octets).collect(),
+                ..hello.clone()
+            }),
             health: agent.health.as_deref().cloned(),
             effective: agent.effective.as_deref().cloned(),
             held: agent.held.map(super::Mark::to_wire),
@@ -109,6 +115,8 @@ impl Fleet {
             revision_held: agent.in_force.as_ref().map_or(0, |content| content.revision),
             revision_wanted: wanted.map_or(0, |wanted| wanted.content.revision),
             tied: self.objects.tied(id, &agent.labels),
+            untold_octets: agent.untold_octets,
+            conflict: agent.turns.conflict.clone(),
         }
     }
 
@@ -136,6 +144,7 @@ impl Fleet {
             nacked: number(live().filter(|agent| agent.refusal().is_some()).count()),
             behind: number(live().filter(|agent| !agent.converged()).count()),
             tied: number(self.tied()),
+            conflicts: number(live().filter(|agent| !agent.turns.conflict.is_empty()).count()),
             by_state,
             rollouts,
             rollout: self.rollouts(1).pop(),

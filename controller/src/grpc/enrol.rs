@@ -12,11 +12,12 @@ use prometheus_client::metrics::family::Family;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
-use crate::authz::{self, Call};
+use crate::authz::{self, Call, Caller};
 use crate::clock::Clock;
 use crate::enrolment::Refusal;
 use crate::fleet::thread::{FleetHandle, Known};
 use crate::identities::{Granted, Identities, IdentityError};
+use crate::store::StoreError;
 
 /// Most octets of a request: an SVID, a certificate request, a token, and names.
 pub const REQUEST_OCTETS_MAX: usize = 32 << 10;
@@ -155,9 +156,11 @@ impl Enrolment for Service {
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Identity>, Status> {
         let now = self.clock.now();
         let caller = authz::admit(&request, Call::Renew, &self.identities, now)?;
+        let shown = Caller::of(&request).svid().map(|svid| svid.serial.clone());
+        let shown = shown.unwrap_or_default();
         let asked = request.into_inner();
         self.work("renew", move |identities| {
-            identities.renew(&caller, &asked.csr, now)
+            identities.renew(&caller, &shown, &asked.csr, now)
         })
         .await
     }
@@ -182,6 +185,12 @@ pub fn status(error: &IdentityError) -> Status {
         IdentityError::Mistakes(mistakes) => mistakes_status(mistakes),
         IdentityError::NotFound(why) => Status::not_found(why),
         IdentityError::Precondition(why) => Status::failed_precondition(why),
+        IdentityError::Store(full @ StoreError::Full { .. }) => {
+            tracing::error!(error = %full, "an identity could not be given");
+            Status::unavailable(
+                "the controller's disk is full, it takes no change until there is room: see its log",
+            )
+        }
         IdentityError::Ca(_) | IdentityError::Store(_) => {
             tracing::error!(error = %Chain(error), "an identity could not be given");
             Status::unavailable("the controller failed: see its log")

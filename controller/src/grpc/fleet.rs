@@ -343,6 +343,7 @@ impl Fleet for Service {
             nacked: standing.nacked,
             behind: standing.behind,
             tied: standing.tied,
+            conflicts: standing.conflicts,
             roots: roots.iter().map(root).collect(),
             rollout: standing.rollout,
             caller: caller.to_string(),
@@ -445,7 +446,7 @@ fn status(error: FleetError) -> Status {
         ) => Status::failed_precondition(text),
         FleetError::Unwelcome(Unwelcome::Revoked) => Status::permission_denied(text),
         FleetError::Unwelcome(Unwelcome::Full) => Status::resource_exhausted(text),
-        FleetError::Store | FleetError::Stopping => Status::unavailable(text),
+        FleetError::Store | FleetError::Full | FleetError::Stopping => Status::unavailable(text),
     }
 }
 

@@ -272,7 +272,7 @@ fn reason(error: &FleetError) -> EndReason {
     match error {
         FleetError::Unwelcome(crate::fleet::Unwelcome::Revoked) => EndReason::Revoked,
         FleetError::Unwelcome(crate::fleet::Unwelcome::Full) | FleetError::Refused(_) => EndReason::Slow,
-        FleetError::Store | FleetError::Stopping => EndReason::Stopping,
+        FleetError::Store | FleetError::Full | FleetError::Stopping => EndReason::Stopping,
     }
 }
 

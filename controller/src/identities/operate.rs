@@ -3,7 +3,7 @@
 use flowtilla_proto::spiffe::{MemberName, Role, SpiffeId};
 use flowtilla_proto::token::{JoinToken, TokenId, TokenSecret};
 
-use super::{Identities, IdentityError, Revocation, TOKEN_KEPT, TOKENS_MAX, fill, put_token};
+use super::{FORGET_MAX, Identities, IdentityError, Revocation, TOKEN_KEPT, TOKENS_MAX, fill, put_token};
 use crate::clock::WallMs;
 use crate::enrolment::{self, Refusal, TokenOrder};
 use crate::identity::ca::{CaError, RootFacts, RotateStep};
@@ -50,6 +50,34 @@ impl Identities {
             }
         }
         Ok(())
+    }
+
+    /// Forgets identities that are void for good: revoked, and the newest SVID ran out so long ago that nobody gets it back.
+    /// Whoever shows one of their SVIDs is refused as before, as somebody unknown. Tells how many. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Store`]: they stay.
+    pub fn forget(&self, now: WallMs) -> Result<usize, IdentityError> {
+        let _changing = self.change();
+        let is_void = |row: &IdentityRow| {
+            row.revoked_ms != 0 && now.since(WallMs::from_seconds(row.not_after)) > self.grace
+        };
+        let void: Vec<SpiffeId> = self.read(|view| {
+            let rows = view.identities.iter().filter(|(_, row)| is_void(row));
+            rows.map(|(id, _)| id.clone()).take(FORGET_MAX).collect()
+        });
+        let mut batch = Batch::default();
+        for id in &void {
+            batch.remove(Table::Identities, id.to_string());
+        }
+        self.store.commit(batch)?;
+        self.show(|view| {
+            for id in &void {
+                view.identities.remove(id);
+            }
+        });
+        Ok(void.len())
     }
 
     /// Lets an agent have its identity back once, that waits for it. Blocking.

@@ -6,19 +6,21 @@
 //!
 //! A commit is one sled batch, which sled recovers whole or not at all, then sled's flush, then an fdatasync of our own,
 //! because sled's flush does not sync. sled 0.34.7 panics on damage and hangs after an error of the disk: so its panics are
-//! caught, a database that has failed is never called again, and no commit begins on a disk that is nearly full.
+//! caught, a database that has failed is never called again, and no commit begins on a disk that is nearly full. Whoever runs
+//! on this store asks [`SledStore::failed`] whether it is of any use still, and [`SledStore::at_work`] whether it hangs.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
+use tokio::time::Instant;
 
 use super::{Batch, Entry, Store, StoreError, Table};
 use crate::clock;
@@ -40,6 +42,8 @@ const PART_OCTETS: usize = 7 << 10;
 const SLED_SEGMENT: usize = 512 << 10;
 /// sled's page cache.
 const SLED_CACHE: u64 = 8 << 20;
+/// Octets that are read at once before a store is opened.
+const READ_OCTETS: usize = 1 << 20;
 const FORMAT_KEY: &[u8] = b"format";
 const WHOLE: u8 = 0;
 const IN_PARTS: u8 = 1;
@@ -51,6 +55,16 @@ pub struct SledStore {
     path: PathBuf,
     inner: Mutex<Inner>,
     counts: Counts,
+    health: Arc<Health>,
+}
+
+/// How a database does, for those who must not wait for it.
+#[derive(Debug, Default)]
+struct Health {
+    /// Why it is never called again.
+    failed: Mutex<Option<String>>,
+    /// When the call began that is under way.
+    began: Mutex<Option<Instant>>,
 }
 
 /// What became of commits, since the start.
@@ -80,6 +94,23 @@ struct Inner {
     db: Option<sled::Db>,
     /// The same file that sled writes, for the fdatasync.
     file: File,
+    health: Arc<Health>,
+}
+
+impl Health {
+    /// A call begins, and ends when this goes.
+    fn at_work(&self) -> AtWork<'_> {
+        *self.began.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock::instant());
+        AtWork(self)
+    }
+}
+
+struct AtWork<'a>(&'a Health);
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        *self.0.began.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 impl SledStore {
@@ -90,6 +121,7 @@ impl SledStore {
     /// [`StoreError`]: also when another process has it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let fresh = !path.join("db").exists();
+        read_through(path)?;
         let mut opened = open_db(path);
         for _ in 0..LOCK_PAUSES_MAX {
             if !opened.as_ref().is_err_and(is_locked) {
@@ -109,10 +141,16 @@ impl SledStore {
             outcome => outcome?,
         };
         let file = File::open(path.join("db")).map_err(|error| failed(path, &error))?;
+        let health = Arc::<Health>::default();
         let store = Self {
             path: path.to_owned(),
-            inner: Mutex::new(Inner { db: Some(db), file }),
+            inner: Mutex::new(Inner {
+                db: Some(db),
+                file,
+                health: Arc::clone(&health),
+            }),
             counts: Counts::default(),
+            health,
         };
         match store.value(Table::Meta, FORMAT_KEY)? {
             None => {
@@ -138,6 +176,20 @@ impl SledStore {
     #[must_use]
     pub fn counts(&self) -> &Counts {
         &self.counts
+    }
+
+    /// Why it is of no use any more; `None`: it works. Does not wait for the disk.
+    #[must_use]
+    pub fn failed(&self) -> Option<String> {
+        let failed = self.health.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.clone()
+    }
+
+    /// How long the call takes that is under way; `None`: none is. Does not wait for the disk.
+    #[must_use]
+    pub fn at_work(&self) -> Option<Duration> {
+        let began = self.health.began.lock().unwrap_or_else(PoisonError::into_inner);
+        began.map(|began| began.elapsed())
     }
 
     /// Gives every entry to `take`, as they stand at one moment: no commit comes between.
@@ -230,16 +282,18 @@ impl SledStore {
     fn write(&self, batch: Batch) -> Result<(), StoreError> {
         let changes = checked(&self.path, batch)?;
         let mut inner = self.lock();
+        let _at_work = self.health.at_work();
         room(&self.path)?;
-        let synced = inner.call(&self.path, |db, path| {
+        let synced = inner.call_within(&self.path, |db, path| {
             let batch = sled_batch(db, path, &changes)?;
             db.apply_batch(batch).map_err(|error| failed(path, &error))?;
             db.flush().map(drop).map_err(|error| failed(path, &error))
         });
         synced?;
         inner.file.sync_data().map_err(|error| {
-            inner.abandon();
-            failed(&self.path, &error)
+            let error = failed(&self.path, &error);
+            inner.abandon(&error);
+            error
         })
     }
 }
@@ -260,13 +314,24 @@ impl Inner {
         path: &Path,
         work: impl FnOnce(&sled::Db, &Path) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        let health = Arc::clone(&self.health);
+        let _at_work = health.at_work();
+        self.call_within(path, work)
+    }
+
+    /// The same, as a part of a call that is under way.
+    fn call_within<T>(
+        &mut self,
+        path: &Path,
+        work: impl FnOnce(&sled::Db, &Path) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let Some(db) = &self.db else {
             let why = "it has failed before; see what the disk says, then start the controller again";
             return Err(failed(path, &why));
         };
         let outcome = guarded(path, || work(db, path));
-        if outcome.is_err() {
-            self.abandon();
+        if let Err(error) = &outcome {
+            self.abandon(error);
         }
         outcome
     }
@@ -297,9 +362,11 @@ impl Inner {
     }
 
     /// Never calls this database again. It is leaked: closing it may hang.
-    fn abandon(&mut self) {
+    fn abandon(&mut self, why: &StoreError) {
         if let Some(db) = self.db.take() {
-            tracing::error!("the store has failed; the controller must be started again");
+            tracing::error!(%why, "the store has failed: the controller must be started again");
+            let mut failed = self.health.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            *failed = Some(why.to_string());
             std::mem::forget(db);
         }
     }
@@ -307,7 +374,7 @@ impl Inner {
 
 impl Table {
     /// All of them, in the order of their numbers.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Meta,
         Self::Roots,
         Self::Tokens,
@@ -317,6 +384,7 @@ impl Table {
         Self::Agents,
         Self::SourceIds,
         Self::Contents,
+        Self::Holdings,
     ];
 
     /// Its number on the disk: never given to another table.
@@ -331,6 +399,7 @@ impl Table {
             Self::Agents => 7,
             Self::SourceIds => 8,
             Self::Contents => 9,
+            Self::Holdings => 10,
         }
     }
 
@@ -352,6 +421,29 @@ fn open_db(path: &Path) -> Result<sled::Db, StoreError> {
             .open()
             .map_err(|error| failed(path, &error))
     })
+}
+
+/// Reads every file of a store, if there is one. sled takes what it cannot read for the torn end of its log and begins anew
+/// there: a disk that fails to read at one start would cost everything behind it.
+fn read_through(path: &Path) -> Result<(), StoreError> {
+    let unread = |file: &Path, error: io::Error| {
+        let why = format!("{} cannot be read: {error}; nothing was touched", file.display());
+        failed(path, &why)
+    };
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|error| unread(path, error))?,
+    };
+    let mut buffer = vec![0; READ_OCTETS];
+    for entry in entries {
+        let file = entry.map_err(|error| unread(path, error))?.path();
+        if file.is_dir() {
+            continue; // sled's blobs, of which there are none.
+        }
+        let mut open = File::open(&file).map_err(|error| unread(&file, error))?;
+        while open.read(&mut buffer).map_err(|error| unread(&file, error))? > 0 {}
+    }
+    Ok(())
 }
 
 fn remove_what_sled_can_make_anew(path: &Path) -> io::Result<()> {
@@ -394,9 +486,11 @@ fn room(path: &Path) -> Result<(), StoreError> {
     let disk = rustix::fs::statvfs(path).map_err(|error| failed(path, &error))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     if free < FREE_OCTETS_MIN {
-        let why =
-            format!("{free} octets are free on its disk, {FREE_OCTETS_MIN} are needed; make room there");
-        return Err(failed(path, &why));
+        return Err(StoreError::Full {
+            path: path.display().to_string(),
+            free,
+            needed: FREE_OCTETS_MIN,
+        });
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use flowtilla_controller::clock::Clock;
 use flowtilla_controller::identity::ca::{Origin, SVID_LIFE};
 use flowtilla_controller::identity::csr::PublicKey;
 use flowtilla_controller::identity::tls::accept::Limits;
+use flowtilla_controller::identity::tls::connection::CONNECTIONS_OF_ONE_MAX;
 use flowtilla_grpc::enrol::enrolment_client::EnrolmentClient;
 use flowtilla_grpc::trust::{self, CONTROLLER_NAME};
 use flowtilla_proto::spiffe::{MemberName, Role, SpiffeId};
@@ -251,10 +252,13 @@ async fn a_storm_of_good_callers_is_let_in_whole_although_it_is_beyond_the_bound
         ..Limits::default()
     };
     let scene = Arc::new(Scene::start_with(&Origin::Own, limits).await);
-    let member = Arc::new(scene.member().await);
+    let mut members = Vec::new();
+    for _ in 0..10 {
+        members.push(Arc::new(scene.member().await));
+    }
     let mut callers = tokio::task::JoinSet::new();
-    for _ in 0..500 {
-        let (scene, member) = (Arc::clone(&scene), Arc::clone(&member));
+    for n in 0..500 {
+        let (scene, member) = (Arc::clone(&scene), Arc::clone(&members[n % members.len()]));
         callers.spawn(async move {
             scene
                 .channel_of(&member)
@@ -314,9 +318,45 @@ async fn visitors_are_few_and_stay_for_a_while_only() {
     drop(visitors);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_captured_svid_cannot_hold_many_connections_nor_keep_others_out() {
+    let scene = Scene::start().await;
+    let (captured, good) = (scene.member().await, scene.member().await);
+    let live = scene.channel_of(&good).await.expect("a channel");
+    let mut idle = Vec::new();
+    for _ in 0..4 * CONNECTIONS_OF_ONE_MAX {
+        idle.push(call(&scene, scene.tls_of(&captured)).await);
+    }
+    let connections = &scene.controller.parts().connections;
+    let bounded = async {
+        while connections.count() > CONNECTIONS_OF_ONE_MAX + 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, bounded)
+        .await
+        .expect("the oldest are cut");
+    scene.renew(live).await.expect("others are unharmed");
+    scene.believes(&captured).await.expect("so is its owner");
+    drop(idle);
+    let gone = async {
+        while connections.lives(&captured.id) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("none is left");
+}
+
 /// TLS without an SVID, and nothing more.
 async fn visit(scene: &Scene) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
     let tls = trust::with_bundle(&scene.identities().authority().bundle(), None).expect("a bundle");
+    call(scene, tls).await
+}
+
+async fn call(
+    scene: &Scene,
+    tls: rustls::ClientConfig,
+) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
     let tcp = tokio::net::TcpStream::connect(scene.controller.address())
         .await
         .expect("TCP");

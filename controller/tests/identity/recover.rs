@@ -2,9 +2,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flowtilla_controller::enrolment::RENEW_GRACE_DEFAULT;
+use flowtilla_controller::fleet::thread::Known;
 use flowtilla_controller::identities::{IdentityError, Revocation};
 use flowtilla_controller::identity::ca::SVID_LIFE;
 use flowtilla_proto::wire::enrol::Reason;
+use flowtilla_proto::wire::fleet::AgentsRequest;
 
 use super::scene::{PATIENCE, Scene, pair, reason};
 
@@ -133,4 +135,42 @@ async fn a_revoked_identity_is_refused_and_its_connections_are_cut() {
     let again = scene.channel_of(&member).await.expect("TLS alone does not know");
     assert_eq!(reason(scene.renew(again).await), Reason::Revoked);
     scene.renew(others).await.expect("the other one is unharmed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_void_for_good_is_forgotten_and_stays_out() {
+    let scene = Scene::start().await;
+    let (member, other) = (scene.member().await, scene.member().await);
+    let parts = scene.controller.parts();
+    let revoke = |id| {
+        let now = scene.clock.now();
+        scene
+            .identities()
+            .revoke(&Revocation::Identity(id), now)
+            .expect("revoked");
+    };
+    let forget = || scene.identities().forget(scene.clock.now()).expect("a store");
+    revoke(member.id.clone());
+    assert_eq!(forget(), 0, "its SVID could count once more");
+    scene
+        .clock
+        .advance(SVID_LIFE + RENEW_GRACE_DEFAULT + Duration::from_secs(2));
+    renewed(&scene).await;
+    assert_eq!(forget(), 1);
+    let known = scene.identities().agents().into_iter();
+    let known = known.map(|(id, record)| Known::of(id, &record)).collect();
+    parts.fleet.all_known(known).await;
+    let agents = parts.fleet.agents(AgentsRequest::default()).await;
+    let agents = agents.expect("the fleet").agents;
+    assert_eq!(agents.len(), 1, "{agents:?}");
+    assert_eq!(agents[0].id, other.id.name.to_string());
+    assert!(scene.identities().identity(&member.id).is_none());
+    assert!(
+        scene.identities().identity(&other.id).is_some(),
+        "it was not revoked"
+    );
+    let refused = scene.recover(&member.chain[0], member.same_pair()).await;
+    assert_eq!(reason(refused), Reason::NotAllowed);
+    revoke(other.id);
+    assert_eq!(forget(), 1, "it could not count any more when it was revoked");
 }

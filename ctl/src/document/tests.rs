@@ -334,6 +334,8 @@ fn policy() -> impl Strategy<Value = wire::Policy> {
                 ..wire::Export::default()
             }
         });
+    let containers = (any::<Option<bool>>(), prop::collection::vec(text(), 0..3))
+        .prop_map(|(names, sockets)| wire::Containers { names, sockets });
     let buffer = (number(), number()).prop_map(|(octets_max, age_max_ms)| wire::Buffer {
         octets_max,
         age_max_ms,
@@ -344,7 +346,12 @@ fn policy() -> impl Strategy<Value = wire::Policy> {
         any::<u32>(),
         prop::option::of(selector),
         prop::option::of(capture),
-        prop::option::of((0..4).prop_map(|command_line| wire::Enrich { command_line })),
+        prop::option::of(
+            ((0..4), prop::option::of(containers)).prop_map(|(command_line, containers)| wire::Enrich {
+                command_line,
+                containers,
+            }),
+        ),
         prop::option::of(export),
         prop::option::of(buffer),
     )

@@ -56,6 +56,8 @@ pub enum EndReason {
     Protocol,
     /// This agent does not read.
     Slow,
+    /// The SVID has run out.
+    Expired,
     /// One that this version does not know.
     Other,
 }
@@ -184,6 +186,7 @@ impl From<wire::EndReason> for EndReason {
             wire::EndReason::Stopping => Self::Stopping,
             wire::EndReason::Protocol => Self::Protocol,
             wire::EndReason::Slow => Self::Slow,
+            wire::EndReason::Expired => Self::Expired,
         }
     }
 }

@@ -293,6 +293,45 @@ fn a_controller_may_not_speak_before_its_welcome_nor_welcome_twice() {
     );
 }
 
+/// Two copies of one agent: each that comes replaces the other, and neither is let alone for long at first.
+#[test]
+fn copies_that_replace_each_other_come_less_and_less() {
+    for seed in 0..16 {
+        let mut sessions = [1, 2].map(|n| Session::new(None, None, seed * 2 + n, KernelTime(0)));
+        let (mut now, mut turns) = (KernelTime(0), Vec::new());
+        let mut at = sessions
+            .each_ref()
+            .map(|session| session.poll_connect().expect("a time"));
+        let mut live: Option<usize> = None;
+        while now < KernelTime(6 * 3_600 * S) {
+            let next = match live {
+                None => usize::from(at[1] < at[0]),
+                Some(live) => 1 - live,
+            };
+            now = now.max(at[next]);
+            sessions[next].handle_connected(now);
+            sessions[next].handle_message(welcome(), now).expect("a welcome");
+            if let Some(replaced) = live {
+                sessions[replaced].handle_disconnected(Some(EndReason::Replaced), now);
+                at[replaced] = sessions[replaced].poll_connect().expect("a time");
+                turns.push(now);
+            }
+            live = Some(next);
+        }
+        let hour = |n: u64| {
+            let within = |at: &&KernelTime| (n * 3_600 * S..(n + 1) * 3_600 * S).contains(&at.0);
+            turns.iter().filter(within).count()
+        };
+        for later in 1..6 {
+            assert!(
+                hour(later) <= 60,
+                "seed {seed}: {} turns in hour {later}",
+                hour(later)
+            );
+        }
+    }
+}
+
 #[test]
 fn streams_that_end_at_once_are_failures_and_those_that_lived_start_over() {
     let wait = |session: &mut Session, ended, now: KernelTime| {

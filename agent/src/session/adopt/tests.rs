@@ -17,6 +17,8 @@ struct StandIn {
     refuses: Vec<u64>,
     /// Removed while this revision is applied.
     loses: Option<(u64, PathBuf)>,
+    /// A source id stops what is in force.
+    stops: bool,
 }
 
 impl StandIn {
@@ -50,7 +52,11 @@ impl Governed for StandIn {
     }
 
     async fn use_source_id(&mut self, _: SourceId) -> Result<(), String> {
-        Ok(())
+        if !self.stops {
+            return Ok(());
+        }
+        *self.in_force.lock().expect("nobody panicked") = None;
+        Err("the spool cannot be read".into())
     }
 }
 
@@ -165,4 +171,31 @@ async fn a_disk_that_cannot_be_written_is_told_before_anything_is_touched() {
     let fault = adopter.adopt(adoption(2)).await.expect_err("not kept");
     assert_eq!(fault.section, Section::Persist);
     assert_eq!((adopter.governed.in_force(), held(&adopter)), (Some(1), Some(1)));
+}
+
+#[tokio::test]
+async fn what_a_source_id_has_stopped_is_put_in_force_again_or_told() {
+    for refuses in [vec![], vec![1]] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut adopter = started(directory.path(), StandIn::default()).await;
+        adopter.adopt(adoption(1)).await.expect("applied");
+        adopter.governed.stops = true;
+        adopter.governed.refuses.clone_from(&refuses);
+        let in_force = Arc::clone(&adopter.governed.in_force);
+        let (jobs, to_do) = mpsc::channel(1);
+        let (report, mut reports) = mpsc::channel(1);
+        let adopter = tokio::spawn(adopter.run(to_do, report));
+        let id = SourceId::new(5).expect("a number");
+        jobs.send(Job::SourceId(id)).await.expect("it works");
+        drop(jobs);
+        let told = reports.recv().await;
+        adopter.await.expect("no panic");
+        assert_eq!(
+            matches!(told, Some(Report::NotInForce)),
+            !refuses.is_empty(),
+            "{told:?}"
+        );
+        let now = *in_force.lock().expect("nobody panicked");
+        assert_eq!(now, refuses.is_empty().then_some(1));
+    }
 }

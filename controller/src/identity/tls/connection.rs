@@ -2,24 +2,32 @@
 //!
 //! [`Connections`] knows all that live. Those of an identity are cut when it is revoked, whatever the calls on them do. A
 //! visitor (who showed no SVID and may only enrol or recover) is cut after a while, and the oldest when there are too many.
+//! An identity has at most [`CONNECTIONS_OF_ONE_MAX`]: a captured one cannot fill the memory with idle connections.
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future as _;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use flowtilla_proto::spiffe::SpiffeId;
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 use super::accept::Watched;
+
+/// Most connections of one identity; then the oldest goes.
+///
+/// An agent has two, an operator's script one a command. Half of it suits those; double it, and 10,000 stolen SVIDs hold twice
+/// the memory.
+pub const CONNECTIONS_OF_ONE_MAX: usize = 64;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +53,7 @@ pub struct PeerSvid {
 pub struct Connection {
     stream: TlsStream<Watched>,
     peer: Arc<Peer>,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    cut: Arc<Cut>,
     life: Option<Pin<Box<Sleep>>>,
     _entry: Entry,
 }
@@ -60,8 +68,17 @@ pub struct Connections {
 #[derive(Debug, Default)]
 struct Inner {
     last: u64,
-    cuts: HashMap<u64, (Option<SpiffeId>, CancellationToken)>,
+    cuts: HashMap<u64, Arc<Cut>>,
+    /// By whose they are, the oldest first.
+    theirs: HashMap<SpiffeId, BTreeSet<u64>>,
     visitors: BTreeSet<u64>,
+}
+
+/// Cuts a connection off. Asked at each of its reads and writes, so it takes no lock.
+#[derive(Debug, Default)]
+struct Cut {
+    off: AtomicBool,
+    waker: AtomicWaker,
 }
 
 /// Takes a connection out of [`Connections`] when it goes.
@@ -69,6 +86,7 @@ struct Inner {
 struct Entry {
     connections: Arc<Connections>,
     number: u64,
+    peer: Arc<Peer>,
 }
 
 impl Connections {
@@ -84,24 +102,26 @@ impl Connections {
     /// Cuts all connections of an identity; tells how many.
     pub fn cut(&self, id: &SpiffeId) -> usize {
         let inner = self.lock();
-        let theirs = inner.cuts.values().filter(|(of, _)| of.as_ref() == Some(id));
-        theirs.map(|(_, cut)| cut.cancel()).count()
+        inner.theirs.get(id).map_or(0, |theirs| inner.cut(theirs))
     }
 
     /// Cuts all connections of identities that `void` says are void.
     pub fn cut_where(&self, void: impl Fn(&SpiffeId) -> bool) -> usize {
         let inner = self.lock();
-        let theirs = inner
-            .cuts
-            .values()
-            .filter(|(of, _)| of.as_ref().is_some_and(&void));
-        theirs.map(|(_, cut)| cut.cancel()).count()
+        let theirs = inner.theirs.iter().filter(|(id, _)| void(id));
+        theirs.map(|(_, theirs)| inner.cut(theirs)).sum()
     }
 
     /// Whether an identity has one.
     #[must_use]
     pub fn lives(&self, id: &SpiffeId) -> bool {
-        self.lock().cuts.values().any(|(of, _)| of.as_ref() == Some(id))
+        self.lock().theirs.contains_key(id)
+    }
+
+    /// Identities that have one.
+    #[must_use]
+    pub fn identities(&self) -> BTreeSet<SpiffeId> {
+        self.lock().theirs.keys().cloned().collect()
     }
 
     /// How many there are.
@@ -110,23 +130,34 @@ impl Connections {
         self.lock().cuts.len()
     }
 
-    fn enter(self: &Arc<Self>, id: Option<SpiffeId>) -> (Entry, CancellationToken) {
-        let cut = CancellationToken::new();
+    fn enter(self: &Arc<Self>, peer: &Arc<Peer>) -> (Entry, Arc<Cut>) {
+        let cut = Arc::<Cut>::default();
         let mut inner = self.lock();
+        let inner = &mut *inner;
         inner.last += 1;
         let number = inner.last;
-        if id.is_none() {
-            if inner.visitors.len() >= self.visitors_max
-                && let Some(oldest) = inner.visitors.pop_first()
-                && let Some((_, cut)) = inner.cuts.get(&oldest)
-            {
-                cut.cancel();
+        let (theirs, most) = match &peer.svid {
+            Some(svid) => {
+                let theirs = inner.theirs.entry(svid.id.clone()).or_default();
+                (theirs, CONNECTIONS_OF_ONE_MAX)
             }
-            inner.visitors.insert(number);
+            None => (&mut inner.visitors, self.visitors_max),
+        };
+        if theirs.len() >= most
+            && let Some(oldest) = theirs.pop_first()
+            && let Some(cut) = inner.cuts.get(&oldest)
+        {
+            cut.cancel();
         }
-        inner.cuts.insert(number, (id, cut.clone()));
-        let connections = Arc::clone(self);
-        (Entry { connections, number }, cut)
+        theirs.insert(number);
+        inner.cuts.insert(number, Arc::clone(&cut));
+        let (connections, peer) = (Arc::clone(self), Arc::clone(peer));
+        let entry = Entry {
+            connections,
+            number,
+            peer,
+        };
+        (entry, cut)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -134,11 +165,41 @@ impl Connections {
     }
 }
 
+impl Inner {
+    fn cut(&self, numbers: &BTreeSet<u64>) -> usize {
+        let cuts = numbers.iter().filter_map(|number| self.cuts.get(number));
+        cuts.map(|cut| cut.cancel()).count()
+    }
+}
+
+impl Cut {
+    fn cancel(&self) {
+        self.off.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Whether it is; the task is woken when it comes to be.
+    fn is_off(&self, context: &Context<'_>) -> bool {
+        // Before looking: what is cut in between wakes.
+        self.waker.register(context.waker());
+        self.off.load(Ordering::Acquire)
+    }
+}
+
 impl Drop for Entry {
     fn drop(&mut self) {
         let mut inner = self.connections.lock();
         inner.cuts.remove(&self.number);
-        inner.visitors.remove(&self.number);
+        let Some(svid) = &self.peer.svid else {
+            inner.visitors.remove(&self.number);
+            return;
+        };
+        if let Some(theirs) = inner.theirs.get_mut(&svid.id) {
+            theirs.remove(&self.number);
+            if theirs.is_empty() {
+                inner.theirs.remove(&svid.id);
+            }
+        }
     }
 }
 
@@ -149,19 +210,20 @@ impl Connection {
         connections: &Arc<Connections>,
         visitor_life: Duration,
     ) -> Self {
-        let (entry, cut) = connections.enter(peer.svid.as_ref().map(|svid| svid.id.clone()));
+        let peer = Arc::new(peer);
+        let (entry, cut) = connections.enter(&peer);
         let visitor = peer.svid.is_none();
         Self {
             stream,
-            peer: Arc::new(peer),
-            cut: Box::pin(cut.cancelled_owned()),
+            peer,
+            cut,
             life: visitor.then(|| Box::pin(tokio::time::sleep(visitor_life))),
             _entry: entry,
         }
     }
 
     fn is_over(&mut self, context: &mut Context<'_>) -> Option<io::Error> {
-        if self.cut.as_mut().poll(context).is_ready() {
+        if self.cut.is_off(context) {
             return Some(io::Error::new(io::ErrorKind::ConnectionAborted, "cut off"));
         }
         let life = self.life.as_mut()?;
@@ -198,6 +260,19 @@ impl AsyncWrite for Connection {
         octets: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, octets)
+    }
+
+    // HTTP/2 gives a frame's head and its payload: together they are one record and one call of the system.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,5 +1,5 @@
-//! `agentctl status`: how the controller and its fleet do. Exit code 0 when every agent has what it is to have, and one of them at
-//! least is there to say so.
+//! `agentctl status`: how the controller and its fleet do. Exit code 0 when every agent has what it is to have, one of them at least
+//! is there to say so, and no two use one identity.
 //!
 //! `-o json`: the shape `status` in [`crate::view`].
 
@@ -43,11 +43,13 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<Exit> {
     Ok(if well(&status) { Exit::Done } else { Exit::Failed })
 }
 
-/// Whether every agent has what it is to have. Of a fleet of which nobody is connected it is not known.
+/// Whether every agent has what it is to have, under an identity of its own. Of a fleet of which nobody is connected it is not
+/// known.
 pub(crate) fn well(status: &StatusResponse) -> bool {
     let heard = status.agents == 0 || status.connected > 0;
     // An older controller counts those that are connected alone.
-    heard && status.behind == 0 && status.nacked == 0 && status.converged == status.connected
+    let all = status.behind == 0 && status.nacked == 0 && status.converged == status.connected;
+    heard && all && status.conflicts == 0
 }
 
 /// Lines for people.
@@ -100,6 +102,15 @@ pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
             format!(
                 "{}: several policies of one priority choose them; see agentctl agents",
                 status.tied
+            ),
+        ]);
+    }
+    if status.conflicts > 0 {
+        rows.push([
+            "copies".to_owned(),
+            format!(
+                "{} identities are used by two agents in turns: see `agentctl agents`",
+                status.conflicts
             ),
         ]);
     }

@@ -257,6 +257,7 @@ fn marks_of_direction_reach_no_terminal() {
 #[test]
 fn status_and_loss_are_pinned() {
     let status = StatusResponse {
+        conflicts: 0,
         version: "0.1.0".to_owned(),
         trust_domain: "fleet.example".to_owned(),
         started_ms: ms(Duration::from_secs(7_500)),
