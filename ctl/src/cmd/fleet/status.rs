@@ -93,14 +93,14 @@ pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
     if away > 0 {
         rows.push([
             "of those offline".to_owned(),
-            format!("{away} have not what they are to have, and get it when they are back"),
+            format!("{away} have not what they are to have; they get it when back"),
         ]);
     }
     if status.tied > 0 {
         rows.push([
             "tied".to_owned(),
             format!(
-                "{}: several policies of one priority choose them; see agentctl agents",
+                "{}: several policies of one priority choose them; see agents",
                 status.tied
             ),
         ]);
