@@ -206,10 +206,7 @@ async fn each_mistake_that_the_controller_finds_has_a_line() {
          the policy in the same request, or leave it"
     );
     let client = Client::reach(&desk.reach()).await.expect("let in");
-    let labels = [
-        ("-a".to_owned(), "b".to_owned()),
-        ("c".to_owned(), "-d".to_owned()),
-    ];
+    let labels = [("a b", "c"), ("d", "e f")].map(|(key, value)| (key.to_owned(), value.to_owned()));
     let order = CreateTokenRequest {
         labels: labels.into(),
         ..CreateTokenRequest::default()
