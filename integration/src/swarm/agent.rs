@@ -200,6 +200,7 @@ fn parts(number: u32, noting: Noting) -> Parts<Noting> {
         source_id: SourceId::from_hash(number),
         labels: [("role".to_owned(), "web".to_owned())].into(),
         boot: BootId([7; 16]),
+        instance: u64::from(number),
         scope: String::new(),
         instance: number.into(),
     };
