@@ -159,13 +159,9 @@ impl Swarm {
         })
     }
 
-    /// Lets buffers grow to their size; not when no idle sessions are watched, as then nobody minds.
+    /// Lets buffers grow to their size, for at most as long as idle sessions are to be watched.
     fn settle(&self) -> Result<()> {
-        let span = if self.plan.idle_s == 0 {
-            Duration::ZERO
-        } else {
-            SETTLE
-        };
+        let span = SETTLE.min(Duration::from_secs(self.plan.idle_s));
         wait::throughout(span, "agents that stay connected", || {
             self.agents.iter().all(Simulated::is_connected)
         })

@@ -200,7 +200,9 @@ fn parts(number: u32, noting: Noting) -> Parts<Noting> {
         source_id: SourceId::from_hash(number),
         labels: [("role".to_owned(), "web".to_owned())].into(),
         boot: BootId([7; 16]),
+        instance: u64::from(number),
         scope: String::new(),
+        instance: number.into(),
     };
     let address = IpAddr::V4(Ipv4Addr::from(0x0a00_0000_u32.wrapping_add(number)));
     let mut beats = 0;
