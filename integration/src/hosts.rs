@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -53,6 +54,9 @@ const BOOTED_WITHIN: Duration = Duration::from_secs(90);
 /// # Errors
 /// When the file system refuses.
 pub fn image() -> Result<std::result::Result<PathBuf, String>> {
+    // One at a time: tests run side by side.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = folder()?;
     let image = folder.join(IMAGE);
     if image.is_dir() {

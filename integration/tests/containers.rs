@@ -1,7 +1,7 @@
 //! Promise: a flow of a container carries the name that its runtime gave it, however briefly it lived.
 //!
 //! Real runtimes, each on its own socket with its own data: Docker on a host with cgroup v1 beside cgroup2, Docker on one
-//! with cgroup2 only, podman with runc. Each container connects once, from a port of its own, by which its flow is found.
+//! with cgroup2 only, podman with runc. Each container connects once, to a port of its own, by which its flow is found.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 
 /// Containers of the full count, in about a minute.
 const CONTAINERS: usize = 200;
-/// Local port of the first one; each has the next.
+/// Port that the first one connects to; each has the next.
 const PORT: usize = 21_000;
 /// Containers at a time.
 const AT_ONCE: usize = 3;
@@ -56,9 +56,9 @@ fn without_a_runtime_or_names_a_container_goes_by_its_id() -> Result<()> {
     }
     let world = World::build()?;
     let runtime = Runtime::start(Kind::Docker, &world)?;
-    let server = Server::start(&world)?;
+    serve(&world, 1)?;
     let agent = Agent::watching(&world.left, &["--no-container-names"])?;
-    let id = runtime.connect_once("nameless", PORT, server.port)?;
+    let id = runtime.connect_once("nameless", PORT)?;
     let found = containers_by_port(&agent, 1)?;
     ensure!(found[&PORT] == (id, "docker".to_owned(), None), "{found:?}");
     agent.interrupt()?.check_laws()
@@ -71,34 +71,34 @@ fn brief_containers(kind: Kind, runtime_word: &str) -> Result<()> {
     }
     let world = World::build()?;
     let mut runtime = Runtime::start(kind, &world)?;
-    let server = Server::start(&world)?;
+    let count = soak::count(CONTAINERS);
+    serve(&world, count)?;
     let socket = runtime.socket().display().to_string();
     // One that nobody serves is no obstacle to the other.
     let nowhere = runtime.directory.path().join("nobody.sock").display().to_string();
     let flags = ["--container-socket", &nowhere, "--container-socket", &socket];
     let agent = Agent::watching(&world.left, &flags)?;
-    let count = soak::count(CONTAINERS);
     let mut wanted = BTreeMap::new();
     let halves = [0..count / 2, count / 2..count];
     for (n, half) in halves.into_iter().enumerate() {
         if n > 0 {
             runtime.restart()?;
         }
-        wanted.extend(runtime.connect_each(half, server.port)?);
+        wanted.extend(runtime.connect_each(half)?);
     }
     let found = containers_by_port(&agent, count)?;
     let mut nameless = 0;
     for (port, (id, name)) in &wanted {
         let told = found
             .get(port)
-            .with_context(|| format!("no flow of {name} from {port}"))?;
+            .with_context(|| format!("no flow of {name} to {port}"))?;
         ensure!(
             (&told.0, told.1.as_str()) == (id, runtime_word),
-            "{name} ({id}) from {port}: {told:?}"
+            "{name} ({id}) to {port}: {told:?}"
         );
         ensure!(
             told.2.as_ref().is_none_or(|told| told == name),
-            "{name} from {port}: {told:?}"
+            "{name} to {port}: {told:?}"
         );
         nameless += usize::from(told.2.is_none());
     }
@@ -110,13 +110,13 @@ fn brief_containers(kind: Kind, runtime_word: &str) -> Result<()> {
     agent.interrupt()?.check_laws()
 }
 
-/// Id, runtime and name by local port.
+/// Id, runtime and name by the port connected to.
 type Found = BTreeMap<usize, (String, String, Option<String>)>;
 
 /// Waits for the flows of containers to end; who was behind each.
 fn containers_by_port(agent: &Agent, count: usize) -> Result<Found> {
     let ours = |port: u16| (PORT..PORT + CONTAINERS).contains(&usize::from(port));
-    let flows = agent.wait_for_ended(TOLD_WITHIN, count, |flow| ours(flow.first().initiator.port))?;
+    let flows = agent.wait_for_ended(TOLD_WITHIN, count, |flow| ours(flow.first().responder.port))?;
     let mut found = Found::new();
     for flow in &flows {
         // Every record of a flow, not only the last, says the same.
@@ -125,7 +125,7 @@ fn containers_by_port(agent: &Agent, count: usize) -> Result<Found> {
             let container = end.names.as_ref().and_then(|names| names.container.clone());
             let container = container.with_context(|| format!("no container: {end:?}"))?;
             let told = (container.id, container.runtime, container.name);
-            let before = found.insert(usize::from(end.port), told.clone());
+            let before = found.insert(usize::from(record.responder.port), told.clone());
             ensure!(
                 before.as_ref().is_none_or(|before| *before == told),
                 "{before:?}, then {told:?}"
@@ -315,9 +315,9 @@ impl<'a> Runtime<'a> {
         Ok(())
     }
 
-    /// Runs a container that connects once from `port`; its id.
-    fn connect_once(&self, name: &str, port: usize, to: u16) -> Result<String> {
-        let connect = format!("echo {name} | nc -w 10 -p {port} {RIGHT_V4} {to}");
+    /// Runs a container that connects once to `port`; its id.
+    fn connect_once(&self, name: &str, port: usize) -> Result<String> {
+        let connect = format!("echo {name} | nc -w 10 {RIGHT_V4} {port}");
         let mut create = self.tool();
         create.args([
             "create",
@@ -351,11 +351,7 @@ impl<'a> Runtime<'a> {
     }
 
     /// The same of several at a time, under names that come again; id and name by port.
-    fn connect_each(
-        &self,
-        which: std::ops::Range<usize>,
-        to: u16,
-    ) -> Result<BTreeMap<usize, (String, String)>> {
+    fn connect_each(&self, which: std::ops::Range<usize>) -> Result<BTreeMap<usize, (String, String)>> {
         let next = AtomicUsize::new(which.start);
         let names = [const { Mutex::new(()) }; NAMES];
         let run = Mutex::new(BTreeMap::new());
@@ -368,7 +364,7 @@ impl<'a> Runtime<'a> {
                 let name = format!("web-{}", n % NAMES);
                 // Two containers have no name in common while they live.
                 let _mine = names[n % NAMES].lock().unwrap_or_else(PoisonError::into_inner);
-                let id = self.connect_once(&name, PORT + n, to)?;
+                let id = self.connect_once(&name, PORT + n)?;
                 let mut run = run.lock().unwrap_or_else(PoisonError::into_inner);
                 run.insert(PORT + n, (id, name));
             }
@@ -420,26 +416,18 @@ fn unmount_below(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Takes every connection on the right host and reads it to its end.
-struct Server {
-    port: u16,
-}
-
-impl Server {
-    fn start(world: &World) -> Result<Self> {
-        let address: Ipv4Addr = RIGHT_V4.parse()?;
-        let listener = world
-            .right
-            .enter(|| Ok(TcpListener::bind(SocketAddr::from((address, 0)))?))?;
-        let port = listener.local_addr()?.port();
+/// Takes every connection to so many ports of the right host and reads it to its end.
+fn serve(world: &World, ports: usize) -> Result<()> {
+    let address: Ipv4Addr = RIGHT_V4.parse()?;
+    for port in PORT..PORT + ports {
+        let at = SocketAddr::from((address, u16::try_from(port)?));
+        let listener = world.right.enter(|| Ok(TcpListener::bind(at)?))?;
         // Ends with the test's process: it holds nothing but its socket.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                std::thread::spawn(move || {
-                    let _ = std::io::copy(&mut &stream, &mut std::io::sink());
-                });
+                let _ = std::io::copy(&mut &stream, &mut std::io::sink());
             }
         });
-        Ok(Self { port })
     }
+    Ok(())
 }
