@@ -58,7 +58,7 @@ pub(crate) enum Command {
     Deploy(Box<DeployArgs>),
     /// Shows how files differ from what the controller has. Exit code 1: they do.
     Diff(DiffArgs),
-    /// Lists agents, policies, collectors, tokens, revisions or rollouts.
+    /// Lists agents, policies, collectors, operators, tokens, revisions or rollouts.
     Get(GetArgs),
     /// Lists agents: get agents.
     Agents(AgentsArgs),
@@ -273,7 +273,7 @@ mod tests {
             ),
             (
                 &["get", "hosts"],
-                "KIND: \"hosts\" is not known; write one of agents, policies, collectors, tokens, revisions, rollouts",
+                "KIND: \"hosts\" is not known; write one of agents, policies, collectors, operators, tokens, revisions, rollouts",
             ),
             (
                 &["token", "create", "--label", "role"],

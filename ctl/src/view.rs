@@ -107,6 +107,22 @@ pub(crate) fn token_state(token: &Token, now: WallTime) -> &'static str {
     }
 }
 
+/// Word of an operator's state.
+pub(crate) fn operator_state(operator: &Operator, now: WallTime) -> &'static str {
+    let over = moment(operator.svid_not_after_ms).is_none_or(|then| then.0 <= now.0);
+    match (operator.revoked_ms != 0, over) {
+        (true, _) => "revoked",
+        (false, true) => "expired",
+        (false, false) => "in",
+    }
+}
+
+/// A SPIFFE ID without what all of a fleet have in common: `operator/ann`.
+pub(crate) fn short(id: &str) -> String {
+    let of_fleet = id.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/'));
+    word(of_fleet.map_or(id, |(_, rest)| rest))
+}
+
 /// In one word and, when there is something to say, why.
 pub(crate) fn condition(agent: &Agent) -> String {
     if !agent.conflict.is_empty() {
@@ -355,9 +371,23 @@ pub(crate) fn token(token: &Token, now: WallTime) -> Plain {
         .labels(&token.labels)
         .time("made", token.made_ms)
         .time("expires", token.expires_ms)
+        .text("madeBy", &token.made_by)
         .text("usedBy", &token.used_by)
         .text("state", token_state(token, now))
         .done()
+}
+
+/// See the module.
+pub(crate) fn operator(operator: &Operator, now: WallTime) -> Plain {
+    let mut fields = Fields::default()
+        .text("name", &operator.name)
+        .text("state", operator_state(operator, now))
+        .time("enrolled", operator.enrolled_ms)
+        .time("svidExpires", operator.svid_not_after_ms);
+    if operator.revoked_ms != 0 {
+        fields = fields.time("revoked", operator.revoked_ms);
+    }
+    fields.text("admittedBy", &operator.admitted_by).done()
 }
 
 /// See the module.
