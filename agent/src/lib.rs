@@ -3,6 +3,7 @@
 pub mod capture;
 pub mod clock;
 pub mod config;
+mod containers;
 mod cost;
 pub mod enrich;
 pub mod export;

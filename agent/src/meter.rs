@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::capture::{Capture, CaptureError};
 use crate::clock;
+use crate::containers;
 use crate::enrich::Beside;
 use crate::spool::Spool;
 use crate::status::{AgentStatus, AttachReport, Coverage};
@@ -94,6 +95,8 @@ pub(crate) enum Command {
     Metering(TableOptions),
     /// Change how command lines are told.
     Naming(CommandLineMode),
+    /// Learn the names of containers by this link, or by none.
+    Containers(Option<containers::Link>),
     /// Change which flows are kept, from each flow's next record on.
     Filter(Box<Filtering>),
     /// Write records to a spool, or to none.
@@ -114,6 +117,8 @@ pub(crate) struct Meter {
     /// `None`: every flow is kept.
     pub(crate) filter: Option<Filter>,
     pub(crate) lookups: Beside,
+    /// What tells of containers; `None`: they go by their ids.
+    pub(crate) containers: Option<containers::Link>,
     /// Where the cgroup2 hierarchy is.
     pub(crate) cgroup_root: PathBuf,
     pub(crate) view: Option<mpsc::Sender<Arc<FlowRecord>>>,
@@ -200,6 +205,11 @@ impl Meter {
                 }
             }
             Command::Filter(wanted) => self.filter = Filter::new(&wanted, self.table.flows_max()),
+            Command::Containers(link) => {
+                let sockets = link.as_ref().map_or(0, containers::Link::sockets);
+                self.naming.set_container_sockets(sockets);
+                self.containers = link;
+            }
             Command::Naming(mode) => self.naming.set_command_line(mode),
             // Every record so far is in a value by now, so the next one has the next sequence.
             Command::Spool(spool) => {
@@ -368,10 +378,14 @@ impl Meter {
     fn deliver(&mut self, now: KernelTime, patience: Patience, wait: &mut Duration) {
         let offset = clock::wall_offset();
         self.keep_released();
+        if let Some(link) = &mut self.containers {
+            link.tell(&mut self.naming);
+        }
         while let Some(mut record) = self.table.poll_record(offset) {
             // Asked at once, so that all that wait do so together.
             let start = start_of(&record, offset);
             let _ = self.peers.fleet.name_far_end(&mut record, start, now);
+            self.naming.foresee_containers(&record, now);
             self.state.waiting.push_back((record, now.after(NAME_WAIT)));
         }
         while let Some((mut record, deadline)) = self.state.waiting.pop_front() {
@@ -397,6 +411,9 @@ impl Meter {
             if self.view.is_some() {
                 self.state.shown.push(Arc::new(record));
             }
+        }
+        if let Some(link) = &self.containers {
+            link.ask(&mut self.naming);
         }
         if let Some(spooling) = &mut self.spooling {
             spooling.seal();
@@ -507,8 +524,10 @@ impl Meter {
         let (flows, records, coverage) = (self.table.flows() as u64, self.state.records, self.state.coverage);
         let unnamed = waiting as u64;
         let peers = self.peers.sums();
+        let containers = self.naming.container_counts();
         self.status.send_modify(|status| {
             status.peers = peers;
+            status.containers = containers;
             status.flows = flows;
             status.records = records;
             status.unnamed = unnamed;

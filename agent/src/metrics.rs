@@ -135,11 +135,31 @@ fn render(status: &AgentStatus, news: &News) -> String {
         "Of these, ends whose executable is known",
         coverage.with_names,
     );
+    counter(
+        "container_asks",
+        "Containers that a runtime was asked for by id",
+        status.containers.asks,
+    );
+    counter(
+        "containers_evicted",
+        "Containers that others pushed out of the table of names",
+        status.containers.evicted,
+    );
     counter("sessions", "Sessions with a controller", news.sessions);
     counter("svid_renewals", "SVIDs renewed", news.renewals);
     let mut gauge =
         |name: &str, help: &str, value: i64| registry.register(name, help, ConstGauge::new(value));
     gauge("flows", "Flows in the table", signed(status.flows));
+    gauge(
+        "containers",
+        "Containers whose names are known",
+        signed(status.containers.known),
+    );
+    gauge(
+        "container_sockets",
+        "Sockets of runtimes that tell of their containers",
+        signed(status.containers.telling),
+    );
     gauge(
         "connected",
         "Whether there is a session with a controller",

@@ -3,9 +3,10 @@
 //! An agent may have nothing to do at first, and be told what at any time ([`Agent::apply`]). A step that failed leaves what
 //! the steps before it have made, and the next plan begins there.
 //!
-//! Threads and tasks: the meter (a thread), an exporter a collector (a task each), one task that keeps the announcements
-//! and the collectors' part of the status fresh. Stop: the kernel side is detached, all flows end, the meter seals its
-//! last value, exporters drain up to it for the grace period and end, the spool closes, the view's channel closes.
+//! Threads and tasks: the meter (a thread), an exporter a collector and one a socket of container runtimes (a task each),
+//! one task that keeps the announcements and the collectors' part of the status fresh. Stop: the kernel side is detached,
+//! all flows end, the meter seals its last value, exporters drain up to it for the grace period and end, the spool closes,
+//! the view's channel closes.
 
 mod refresh;
 mod state;
@@ -39,6 +40,7 @@ use tracing::Instrument as _;
 
 use crate::capture::{CaptureError, ScopeSet};
 use crate::clock;
+use crate::containers::Containers;
 use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{self, Announcements, ExporterOptions};
 use crate::host::Host;
@@ -124,6 +126,8 @@ pub struct Agent {
     status: watch::Sender<AgentStatus>,
     refresh: JoinHandle<()>,
     limits: watch::Sender<Limits>,
+    /// Who tells of containers; `None`: nobody is asked.
+    containers: Option<Containers>,
     stop: CancellationToken,
     host: Host,
     scopes: Vec<Scope>,
@@ -188,6 +192,7 @@ impl Agent {
             filter: None,
             cgroup_root: cgroup_root.clone(),
             lookups: Beside::start(lookups).map_err(StartError::Thread)?,
+            containers: None,
             view,
             status: status.clone(),
             listening: watch::Sender::new(None),
@@ -235,6 +240,7 @@ impl Agent {
             status,
             refresh,
             limits,
+            containers: None,
             stop,
             source_id: options.source_id.unwrap_or(host.source_id),
             host,
@@ -374,6 +380,14 @@ impl Agent {
                 CommandLine::Redacted => CommandLineMode::Redacted,
                 CommandLine::Full => CommandLineMode::Full,
             })),
+            Step::UpdateContainers(wanted) => {
+                // The former tasks end with their handle.
+                self.containers = None;
+                let (containers, link) = Containers::start(wanted.sockets(), self.seed());
+                self.tell(Command::Containers(link))?;
+                self.containers = containers;
+                Ok(())
+            }
             Step::UpdateFilter(filtering) => self.tell(Command::Filter(filtering.clone())),
             Step::UpdateLimits(limits) => {
                 self.limits.send_replace(*limits);
@@ -503,7 +517,7 @@ impl Agent {
             },
             grace: GRACE,
             ephemeral,
-            seed: u64::from(self.host.source_id.number()) ^ clock::kernel_now().0,
+            seed: self.seed(),
         };
         let (stop, stopped) = watch::channel(None);
         self.tell(Command::Fleet(Box::new(FleetIn::Feed(
@@ -522,6 +536,11 @@ impl Agent {
             },
         );
         Ok(())
+    }
+
+    /// For what is to differ from agent to agent, such as the pace of tries.
+    fn seed(&self) -> u64 {
+        u64::from(self.host.source_id.number()) ^ clock::kernel_now().0
     }
 
     fn tell(&self, command: Command) -> Result<(), StartError> {
@@ -571,6 +590,7 @@ fn word(step: &Step) -> &'static str {
         Step::ForgetCollector(_) => "forget_collector",
         Step::UpdateMetering(_) => "update_metering",
         Step::UpdateNaming(_) => "update_naming",
+        Step::UpdateContainers(_) => "update_containers",
         Step::UpdateFilter(_) => "update_filter",
         Step::UpdateLimits(_) => "update_limits",
         Step::UpdateBuffer(_) => "update_buffer",

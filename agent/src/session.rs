@@ -274,15 +274,14 @@ impl Driver {
     /// Waits until a connection is due, and lives through it.
     async fn connect_when_due(&mut self) -> Result<(), Stopped> {
         let at = self.core.poll_connect().unwrap_or_default();
-        let mut wait = at.since(clock::kernel_now());
+        let wait = at.since(clock::kernel_now());
         if let Some(new_token) = self.new_token.clone().filter(|_| self.refused) {
             if self.enrol_anew(&new_token).await? {
                 return Ok(());
             }
             // A look at the file comes before the next try.
             if wait > TOKEN_LOOK {
-                wait = TOKEN_LOOK;
-                return self.attend(sleep(wait)).await;
+                return self.attend(sleep(TOKEN_LOOK)).await;
             }
         }
         self.attend(sleep(wait)).await?;

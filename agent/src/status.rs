@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use flowtilla_agent_core::enrich::container::ContainerCounts;
 use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw, RecordLaw};
 
 use crate::spool::SpoolStatus;
@@ -158,6 +159,8 @@ pub struct AgentStatus {
     pub peers: Vec<PeerStatus>,
     /// Owners found.
     pub coverage: Coverage,
+    /// Names of containers.
+    pub containers: ContainerCounts,
     /// Each collector.
     pub collectors: Vec<CollectorStatus>,
     /// How long the oldest record that waits for each collector has waited in this run.

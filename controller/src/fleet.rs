@@ -47,6 +47,7 @@ pub mod offers;
 mod questions;
 mod rollouts;
 pub mod row;
+mod silent;
 mod source;
 pub mod thread;
 mod turns;
@@ -296,9 +297,14 @@ impl Fleet {
                 if let Some(health) = health {
                     self.rollouts.handle_health(&id, &health, now);
                     agent.health = Some(health);
+                    self.compare_told(&id, now);
                 }
+                let Some(agent) = self.agents.get_mut(&id) else {
+                    return;
+                };
                 if let Some(addresses) = addresses.filter(|addresses| *addresses != agent.addresses) {
                     agent.addresses = addresses;
+                    agent.silent = false;
                     self.members.touch();
                 }
                 if let Some(held) = held {
@@ -323,6 +329,42 @@ impl Fleet {
                 self.handle_closed(session, now);
             }
             Heard::Unknown => {}
+        }
+    }
+
+    /// Compares what an agent left to others with what those say that they told.
+    fn compare_told(&mut self, id: &MemberName, now: Now) {
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        let Some(health) = &agent.health else {
+            return;
+        };
+        let mut left = std::mem::take(&mut agent.left);
+        let held = health.peers.iter().filter(|sums| sums.held_octets > 0);
+        let held: BTreeMap<MemberName, u64> = held
+            .filter_map(|sums| Some((MemberName::parse(&sums.peer).ok()?, sums.held_octets)))
+            .collect();
+        left.retain(|other| held.contains_key(other));
+        for (other, held) in held {
+            let Some(teller) = self.agents.get_mut(&other) else {
+                continue;
+            };
+            // One that has not told its sums yet, or has gone, is not relied upon anyway.
+            let (Some(health), true) = (&teller.health, teller.line.is_some()) else {
+                continue;
+            };
+            let told = health.peers.iter().find(|sums| sums.peer == id.as_str());
+            let told = told.map_or(0, |sums| sums.spoken_octets);
+            if let Some(octets) = left.compare(&other, held, told, now.run_ms) {
+                tracing::warn!(agent = %other, left_by = %id, octets, "an agent does not tell the flows that another leaves to it: both tell them from here on");
+                teller.untold_octets = teller.untold_octets.saturating_add(octets);
+                teller.silent = true;
+                self.members.touch();
+            }
+        }
+        if let Some(agent) = self.agents.get_mut(id) {
+            agent.left = left;
         }
     }
 

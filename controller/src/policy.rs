@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use flowtilla_proto::collector::Collector;
+use flowtilla_proto::hosts::HostGroup;
 use flowtilla_proto::labels::Labels;
 use flowtilla_proto::mistake::{MISTAKES_MAX, Mistake, Mistakes};
 use flowtilla_proto::policy::{Policy, Rollout, Selector};
@@ -35,12 +36,16 @@ pub const ASSIGNMENT_OCTETS_MAX: usize = 512 << 10;
 pub const KIND_POLICY: &str = "Policy";
 /// Kind of a collector in an [`ObjectName`].
 pub const KIND_COLLECTOR: &str = "Collector";
+/// Kind of a group of hosts in an [`ObjectName`].
+pub const KIND_HOST_GROUP: &str = "HostGroup";
 
 /// The objects of one revision.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Objects {
     policies: BTreeMap<String, Kept>,
     collectors: BTreeMap<String, wire::Collector>,
+    /// Kept for operators: no agent gets anything of them.
+    host_groups: BTreeMap<String, wire::HostGroup>,
 }
 
 /// A policy as it was sent, and as it was read.
@@ -78,7 +83,7 @@ impl Objects {
         for (n, object) in objects.iter().enumerate() {
             made.insert(&mut check, n, object, removed);
         }
-        let count = made.policies.len() + made.collectors.len();
+        let count = made.policies.len() + made.collectors.len() + made.host_groups.len();
         if count > OBJECTS_MAX {
             let why = format!("the fleet would have {count} objects");
             check.refuse(None, "", None, why, format!("keep at most {OBJECTS_MAX}"));
@@ -86,6 +91,7 @@ impl Objects {
         made.check_collectors(&mut check, self, removed);
         made.check_selectors(&mut check);
         made.check_sizes(&mut check);
+        made.check_hosts(&mut check);
         check.finish(made)
     }
 
@@ -98,7 +104,7 @@ impl Objects {
         Self::default().changed(objects, &[])
     }
 
-    /// Every object: collectors, then policies, each by name.
+    /// Every object: collectors, then policies, then groups of hosts, each by name.
     #[must_use]
     pub fn to_wire(&self) -> Vec<Object> {
         let collectors = self.collectors.values().cloned().map(object::Kind::Collector);
@@ -106,8 +112,10 @@ impl Objects {
             .policies
             .values()
             .map(|kept| object::Kind::Policy(kept.sent.clone()));
+        let groups = self.host_groups.values().cloned().map(object::Kind::HostGroup);
         collectors
             .chain(policies)
+            .chain(groups)
             .map(|kind| Object { kind: Some(kind) })
             .collect()
     }
@@ -293,9 +301,10 @@ impl Objects {
         let there = match name.kind.as_str() {
             KIND_POLICY => self.policies.remove(&name.name).is_some(),
             KIND_COLLECTOR => self.collectors.remove(&name.name).is_some(),
+            KIND_HOST_GROUP => self.host_groups.remove(&name.name).is_some(),
             _ => {
                 let path = format!("removed[{n}].kind");
-                let (why, remedy) = ("is no kind of object", "write Policy or Collector");
+                let (why, remedy) = ("is no kind of object", "write Policy, Collector or HostGroup");
                 check.refuse(None, &path, Some(name.kind.clone()), why, remedy);
                 return;
             }
@@ -310,8 +319,14 @@ impl Objects {
     fn insert(&mut self, check: &mut Check, n: usize, object: &Object, removed: &[ObjectName]) {
         let name = match &object.kind {
             None => {
-                let why = "is neither a policy nor a collector that this version knows";
-                check.refuse(Some(n), "", None, why, "send a policy or a collector");
+                let why = "is of no kind that this version knows";
+                check.refuse(
+                    Some(n),
+                    "",
+                    None,
+                    why,
+                    "send a policy, a collector or a group of hosts",
+                );
                 return;
             }
             Some(object::Kind::Policy(sent)) => {
@@ -341,6 +356,11 @@ impl Objects {
                 check.object(n, Collector::try_from(sent.clone()).err());
                 self.collectors.insert(sent.name.clone(), sent.clone());
                 (KIND_COLLECTOR, &sent.name)
+            }
+            Some(object::Kind::HostGroup(sent)) => {
+                check.object(n, HostGroup::try_from(sent.clone()).err());
+                self.host_groups.insert(sent.name.clone(), sent.clone());
+                (KIND_HOST_GROUP, &sent.name)
             }
         };
         if !check.names.insert((name.0, name.1.clone())) {
@@ -413,6 +433,33 @@ impl Objects {
         }
     }
 
+    /// No host is in two groups: it has one agent, with one set of labels.
+    fn check_hosts(&self, check: &mut Check) {
+        let mut seen = HashMap::new();
+        for (name, sent) in &self.host_groups {
+            // One that is refused is told already.
+            let Ok(group) = HostGroup::try_from(sent.clone()) else {
+                continue;
+            };
+            for (n, target) in group.hosts.iter().enumerate() {
+                let Some((first, at)) = seen.insert(target.place(), (name, n)) else {
+                    continue;
+                };
+                let (object, n, other, group) = match check.place(KIND_HOST_GROUP, name) {
+                    Some(here) => (Some(here), n, first, sent),
+                    None => {
+                        let place = check.place(KIND_HOST_GROUP, first);
+                        (place, at, name, &self.host_groups[first])
+                    }
+                };
+                let why = format!("is in group {other}, too");
+                let value = Some(group.hosts[n].clone());
+                let path = format!("hosts[{n}]");
+                check.refuse(object, &path, value, why, "write each host in one group");
+            }
+        }
+    }
+
     /// No two policies of one priority have the same selector.
     fn check_selectors(&self, check: &mut Check) {
         let mut seen = HashMap::new();
@@ -442,12 +489,13 @@ fn names(policy: &wire::Policy) -> impl Iterator<Item = &String> {
     policy.export.iter().flat_map(|export| &export.collectors)
 }
 
-/// Kind and name of an object; `None`: it is neither a policy nor a collector.
+/// Kind and name of an object; `None`: it is of no kind that is known.
 #[must_use]
 pub fn name_of(object: &Object) -> Option<ObjectName> {
     let (kind, name) = match object.kind.as_ref()? {
         object::Kind::Policy(policy) => (KIND_POLICY, &policy.name),
         object::Kind::Collector(collector) => (KIND_COLLECTOR, &collector.name),
+        object::Kind::HostGroup(group) => (KIND_HOST_GROUP, &group.name),
     };
     Some(ObjectName {
         kind: kind.to_owned(),

@@ -40,7 +40,10 @@ pub struct Opened {
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// A command that made it was cut off.
-    #[error("{0} is not whole: a command that made it was cut off; remove it, and run that command again")]
+    #[error(
+        "{0} is not whole: a command that made it was cut off (then remove it, and run that command again), or its store was \
+         lost (then restore a backup)"
+    )]
     Cut(String),
     /// See there.
     #[error(transparent)]

@@ -54,17 +54,17 @@ pub(crate) enum Command {
     /// Join tokens, each of which lets one host or one operator in, once.
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Makes policies and collectors what files say, and brings them to the agents.
+    /// Puts agents on hosts, makes policies and collectors what files say, and brings them to the agents.
     Deploy(Box<DeployArgs>),
     /// Shows how files differ from what the controller has. Exit code 1: they do.
     Diff(DiffArgs),
-    /// Lists agents, policies, collectors, operators, tokens, revisions or rollouts.
+    /// Lists agents, policies, collectors, groups of hosts, operators, tokens, revisions or rollouts.
     Get(GetArgs),
-    /// Lists agents: get agents.
+    /// Lists agents: get agents. Or takes them away from hosts.
     Agents(AgentsArgs),
     /// Shows everything that the controller knows of one thing.
     Describe(DescribeArgs),
-    /// Takes a policy or a collector away.
+    /// Takes a policy, a collector or a group of hosts away.
     Delete(DeleteArgs),
     /// Shows revisions, the newest first.
     History(HistoryArgs),
@@ -273,7 +273,7 @@ mod tests {
             ),
             (
                 &["get", "hosts"],
-                "KIND: \"hosts\" is not known; write one of agents, policies, collectors, operators, tokens, revisions, rollouts",
+                "KIND: \"hosts\" is not known; write one of agents, policies, collectors, hostgroups, operators, tokens, revisions, rollouts",
             ),
             (
                 &["token", "create", "--label", "role"],

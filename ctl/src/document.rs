@@ -3,7 +3,7 @@
 //! In: texts with names ([`Text`]). Out: [`Documents`] and every [`Complaint`] about them, each with file, line and column;
 //! or, the other way, an object as YAML or JSON. Reads no files itself, except in [`files`]; sends nothing.
 //!
-//! A document is flat: `apiVersion: flowtilla/v1`, `kind: Policy` or `Collector`, then the fields of the message of that
+//! A document is flat: `apiVersion: flowtilla/v1`, `kind: Policy`, `Collector` or `HostGroup`, then the fields of the message of that
 //! name, by [`fields`]'s rules. It goes text → [`tree`] (places kept) → [`transcode`] (by the API's descriptors) → wire object →
 //! validated type, whose mistakes are brought back to their places by [`place`].
 //!
@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use flowtilla_proto::collector::Collector;
+use flowtilla_proto::hosts::HostGroup;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
 use flowtilla_proto::policy::Policy;
 use flowtilla_proto::spiffe::MemberName;
@@ -53,18 +54,21 @@ pub(crate) struct Text {
 pub(crate) enum Kind {
     /// One ntopng.
     Collector,
+    /// Hosts that are to have an agent.
+    HostGroup,
     /// What one agent is to do.
     Policy,
 }
 
 impl Kind {
     /// All of them, in the order of their names.
-    pub(crate) const ALL: [Self; 2] = [Self::Collector, Self::Policy];
+    pub(crate) const ALL: [Self; 3] = [Self::Collector, Self::HostGroup, Self::Policy];
 
     /// The name of it, as documents and the API have it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Collector => "Collector",
+            Self::HostGroup => "HostGroup",
             Self::Policy => "Policy",
         }
     }
@@ -130,6 +134,7 @@ pub(crate) fn name_of(object: &Object) -> ObjectName {
     let (kind, name) = match &object.kind {
         Some(object::Kind::Policy(policy)) => (Kind::Policy.name(), policy.name.clone()),
         Some(object::Kind::Collector(collector)) => (Kind::Collector.name(), collector.name.clone()),
+        Some(object::Kind::HostGroup(group)) => (Kind::HostGroup.name(), group.name.clone()),
         None => ("", String::new()),
     };
     ObjectName {
@@ -200,6 +205,45 @@ impl Documents {
                     value: Some(name.clone()),
                     why: "is no collector, neither in these files nor at the controller".to_owned(),
                     remedy,
+                };
+                complaints.push(self.placed(document, mistake));
+            }
+        }
+        sorted(complaints)
+    }
+
+    /// The groups of hosts. Each is as it is to be: mistakes were told when they were read.
+    pub(crate) fn host_groups(&self) -> Vec<HostGroup> {
+        let group = |document: &Document| match &document.object.kind {
+            Some(object::Kind::HostGroup(group)) => HostGroup::try_from(group.clone()).ok(),
+            _ => None,
+        };
+        self.list.iter().filter_map(group).collect()
+    }
+
+    /// Groups that do not say where their hosts find the controller, when the operator's own way, `host`, leads there to the
+    /// host itself.
+    pub(crate) fn astray(&self, host: &str) -> Vec<Complaint> {
+        let is_own = |host: &str| {
+            let address = host.parse::<std::net::IpAddr>();
+            host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        };
+        let mut complaints = Vec::new();
+        for document in self.list.iter().filter(|_| is_own(host)) {
+            let Some(object::Kind::HostGroup(sent)) = &document.object.kind else {
+                continue;
+            };
+            let group = HostGroup::try_from(sent.clone());
+            if group.is_ok_and(|group| {
+                group.controller.is_none() && !group.hosts.iter().all(|target| is_own(&target.host))
+            }) {
+                let mistake = Mistake {
+                    path: "controller".to_owned(),
+                    value: None,
+                    why: format!(
+                        "is absent, and {host}, where this operator has it, is on each host the host itself"
+                    ),
+                    remedy: "write the address by which the hosts reach the controller".to_owned(),
                 };
                 complaints.push(self.placed(document, mistake));
             }
@@ -371,6 +415,7 @@ fn judge(object: &Object) -> Vec<Mistake> {
         Some(object::Kind::Collector(collector)) => {
             (collector.name.clone(), Collector::try_from(collector).err())
         }
+        Some(object::Kind::HostGroup(group)) => (group.name.clone(), HostGroup::try_from(group).err()),
         None => return Vec::new(),
     };
     let mut mistakes: Vec<Mistake> = said.into_iter().flat_map(Mistakes::into_iter).collect();

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
 use crate::cmd::fleet;
+use crate::cmd::fleet::get::AgentsCommand;
 use crate::exit::Exit;
 use crate::signals::Signals;
 
@@ -21,6 +22,7 @@ mod clock;
 mod cmd;
 mod document;
 mod exit;
+mod hosts;
 mod output;
 mod schema;
 mod signals;
@@ -74,7 +76,10 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
             Command::Deploy(args) => fleet::deploy::run(*args).await,
             Command::Diff(args) => fleet::diff::run(args).await,
             Command::Get(args) => fleet::get::run(args).await,
-            Command::Agents(args) => fleet::get::run(args.into()).await,
+            Command::Agents(mut args) => match args.command.take() {
+                Some(AgentsCommand::Remove(remove)) => hosts::remove::run(remove).await,
+                None => fleet::get::run(args.into()).await,
+            },
             Command::Describe(args) => fleet::describe::run(args).await,
             Command::Delete(args) => fleet::delete::run(args).await,
             Command::History(args) => fleet::history::run(args).await,

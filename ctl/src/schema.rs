@@ -24,6 +24,8 @@ pub(crate) struct SchemaArgs {
 pub(crate) enum Which {
     #[value(alias = "Collector")]
     Collector,
+    #[value(name = "hostgroup", alias = "HostGroup")]
+    HostGroup,
     #[value(alias = "Policy")]
     Policy,
 }
@@ -37,6 +39,7 @@ pub(crate) fn run(args: &SchemaArgs) -> anyhow::Result<Exit> {
     let kinds = match args.kind {
         None => Kind::ALL.to_vec(),
         Some(Which::Collector) => vec![Kind::Collector],
+        Some(Which::HostGroup) => vec![Kind::HostGroup],
         Some(Which::Policy) => vec![Kind::Policy],
     };
     print(&(serde_json::to_string_pretty(&schema(&kinds))? + "\n"))
@@ -183,11 +186,15 @@ mod tests {
     }
 
     fn documents() -> Vec<Value> {
-        let text = Text {
+        let texts = [
+            include_str!("../tests/fleet/hosts.yaml"),
+            include_str!("../tests/fleet/fleet.yaml"),
+        ];
+        let texts = texts.map(|content| Text {
             name: "fleet.yaml".to_owned(),
-            content: include_str!("../tests/fleet/fleet.yaml").to_owned(),
-        };
-        let (documents, complaints) = Documents::read(&[text]);
+            content: content.to_owned(),
+        });
+        let (documents, complaints) = Documents::read(&texts);
         assert!(complaints.is_empty(), "{complaints:?}");
         let objects = documents.objects();
         let plain = objects.iter().map(render::plain);
@@ -205,7 +212,7 @@ mod tests {
             let other = Kind::ALL
                 .into_iter()
                 .find(|other| *other != kind)
-                .expect("there are two");
+                .expect("there are others");
             assert!(takes(&[other], &document).is_err(), "{document}");
         }
     }

@@ -6,6 +6,7 @@
 //! agent       id, state "new" | "connected" | "offline" | "awaitingApproval" | "revoked", labels {}, lastSeen, enrolled,
 //!             svidNotAfter, host, version, kernel, operatingSystem, scope, addresses [], sourceId, policy,
 //!             revisionHeld, revisionWanted, converged: it has what it is to have
+//!             untoldOctets: of flows that others left to it and that it did not tell
 //!             refusal {section, path, reason}: of what it is to have
 //!             effective {programs [], refused [{program, reason, without}], collectors []}
 //!             health {uptimeMs, capturing, observedOctets, observedPackets, records, flows, drops {place: number},
@@ -275,6 +276,7 @@ pub(crate) fn agent(agent: &Agent) -> Plain {
         .text("policy", &agent.policy)
         .number("revisionHeld", agent.revision_held)
         .number("revisionWanted", agent.revision_wanted)
+        .given("untoldOctets", agent.untold_octets)
         .flag("converged", converged(agent))
         .text("conflict", &agent.conflict)
         .part("refusal", nack)

@@ -134,6 +134,14 @@ impl Collector {
     /// # Errors
     /// When ntopng would have dropped one: which, and why.
     pub fn messages(&self) -> Result<(Vec<Message>, Ids)> {
+        self.messages_after(0)
+    }
+
+    /// The same, but for so many of the first messages.
+    ///
+    /// # Errors
+    /// When ntopng would have dropped a message.
+    pub fn messages_after(&self, first: usize) -> Result<(Vec<Message>, Ids)> {
         let unreadable = lock(&self.shared.unreadable);
         if let Some(first) = unreadable.first() {
             return Err(anyhow!(
@@ -142,7 +150,10 @@ impl Collector {
             ));
         }
         Ok((
-            lock(&self.shared.messages).clone(),
+            lock(&self.shared.messages)
+                .get(first..)
+                .unwrap_or_default()
+                .to_vec(),
             lock(&self.shared.ids).clone(),
         ))
     }

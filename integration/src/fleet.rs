@@ -1,7 +1,12 @@
 //! A fleet on this machine: hosts on one switch, a controller, an agent a host, and an operator's tool.
 //!
 //! The built programs, run as an operator runs them. Controller, agents and collectors live on this machine's own loopback;
-//! what the agents watch are network namespaces ([`Hub`]).
+//! what the agents watch are network namespaces ([`Hub`]). All of it together is a [`whole::Fleet`](Fleet); what a collector shows
+//! of its flows is in [`shown`].
+
+mod hub;
+pub mod shown;
+mod whole;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,139 +18,18 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::netns::NetNs;
+use crate::netns::{Handle, NetNs};
 use crate::process::{Lines, Process, built_folder};
 use crate::product;
-use crate::scene::Told;
-use crate::traffic::{self, Helper};
 use crate::wait::{self, PATIENCE};
-use crate::world::{Alone, INTERFACE};
+
+pub use hub::Hub;
+pub use whole::{ARRIVED_WITHIN, Fleet, ONCE_WITHIN, Traffic};
 
 /// What the line says by which a controller tells where it listens.
 const LISTENS: &str = "the controller listens";
 /// Many of each run at once on one machine, and nobody asks them.
 const NO_METRICS: &[&str] = &["--metrics", "off"];
-
-/// Hosts that are joined by a switch. Host `n` has the addresses `10.78.0.(n + 1)` and, for traffic that is to be told
-/// from the rest by its addresses, `10.79.0.(n + 1)`.
-#[derive(Debug)]
-pub struct Hub {
-    /// The hosts.
-    pub hosts: Vec<NetNs>,
-    _switch: NetNs,
-    /// Declared last: released when all hosts are gone.
-    _alone: Alone,
-}
-
-impl Hub {
-    /// Builds so many hosts, once no other world is left.
-    ///
-    /// # Errors
-    /// When not root or a tool is missing: ask [`need::met`](crate::need::met) before.
-    pub fn build(count: u8) -> Result<Self> {
-        let alone = Alone::wait()?;
-        let switch = NetNs::create("switch")?;
-        switch.run("ip", &["link", "add", "switch0", "type", "bridge"])?;
-        switch.run("ip", &["link", "set", "switch0", "up"])?;
-        let mut hosts = Vec::new();
-        for n in 0..count {
-            let host = NetNs::create(&format!("host{n}"))?;
-            let path = switch.path();
-            let name = path
-                .file_name()
-                .context("a namespace has a name")?
-                .to_string_lossy();
-            let port = format!("port{n}");
-            host.run(
-                "ip",
-                &[
-                    "link", "add", INTERFACE, "type", "veth", "peer", "name", &port, "netns", &name,
-                ],
-            )?;
-            host.offload_off(INTERFACE)?;
-            for address in [Self::address(n), Self::second_address(n)] {
-                let address = format!("{address}/24");
-                host.run("ip", &["addr", "add", &address, "dev", INTERFACE])?;
-            }
-            host.run("ip", &["link", "set", INTERFACE, "up"])?;
-            switch.run("ip", &["link", "set", &port, "master", "switch0", "up"])?;
-            hosts.push(host);
-        }
-        Ok(Self {
-            hosts,
-            _switch: switch,
-            _alone: alone,
-        })
-    }
-
-    /// Address of a host.
-    #[must_use]
-    pub fn address(n: u8) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::new(10, 78, 0, n + 1))
-    }
-
-    /// The other address of a host.
-    #[must_use]
-    pub fn second_address(n: u8) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::new(10, 79, 0, n + 1))
-    }
-
-    /// TCP connections from one host to another; `plan` is more of the clients' words.
-    ///
-    /// # Errors
-    /// When the traffic itself fails.
-    pub fn tcp(&self, from: u8, to: u8, plan: &[&str]) -> Result<Told> {
-        self.tcp_to(from, to, Self::address(to), plan)
-    }
-
-    /// The same, to an address of the other host, and from the client's in the same network.
-    ///
-    /// # Errors
-    /// When the traffic itself fails.
-    pub fn tcp_to(&self, from: u8, to: u8, at: IpAddr, plan: &[&str]) -> Result<Told> {
-        self.converse(from, (to, at), &["serve", "--style", "thread"], "connect", plan)
-    }
-
-    /// UDP exchanges from one host with another; `plan` is more of the clients' words.
-    ///
-    /// # Errors
-    /// When the traffic itself fails.
-    pub fn udp(&self, from: u8, to: u8, plan: &[&str]) -> Result<Told> {
-        self.udp_to(from, to, Self::address(to), plan)
-    }
-
-    /// The same, to an address of the other host, and from the client's in the same network.
-    ///
-    /// # Errors
-    /// When the traffic itself fails.
-    pub fn udp_to(&self, from: u8, to: u8, at: IpAddr, plan: &[&str]) -> Result<Told> {
-        self.converse(from, (to, at), &["udp-serve"], "udp-exchange", plan)
-    }
-
-    fn converse(
-        &self,
-        from: u8,
-        (to, at): (u8, IpAddr),
-        serve: &[&str],
-        command: &str,
-        plan: &[&str],
-    ) -> Result<Told> {
-        let listen = SocketAddr::new(at, 0).to_string();
-        let server = &self.hosts[usize::from(to)];
-        let (server, ready) = Helper::serve(server, &[serve, &["--listen", &listen]].concat())?;
-        let at = SocketAddr::new(at, ready.address.port()).to_string();
-        let plan = [&[command, "--to", &at], plan].concat();
-        let clients = &self.hosts[usize::from(from)];
-        let clients = traffic::run(clients, crate::scene::TRAFFIC_WITHIN, &plan)?;
-        let servers = server.finish(crate::scene::TRAFFIC_WITHIN)?;
-        Told::new(
-            at.parse()?,
-            ready.pid,
-            traffic::flows(&clients),
-            traffic::flows(&servers),
-        )
-    }
-}
 
 /// A controller with its state, and an operator who is logged in.
 #[derive(Debug)]
@@ -154,6 +38,8 @@ pub struct Controller {
     address: SocketAddr,
     flags: Vec<String>,
     state: PathBuf,
+    /// Where it and its operator live; `None`: on this machine.
+    place: Option<Handle>,
     folder: TempDir,
 }
 
@@ -172,18 +58,36 @@ impl Controller {
     /// When a program is not built or refuses.
     pub fn start_with(flags: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        Self::start_in(folder.path().join("state"), folder, flags)
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self::start_at(None, here, folder.path().join("state"), folder, flags)
+    }
+
+    /// The same, on another host, where it listens at an address; its operator is there, too.
+    ///
+    /// # Errors
+    /// When a program is not built or refuses.
+    pub fn start_on(host: &NetNs, address: IpAddr) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let state = folder.path().join("state");
+        Self::start_at(Some(host.handle()), address, state, folder, NO_METRICS)
     }
 
     /// The same, with its state on a disk of its own. What the operator keeps is elsewhere.
     ///
     /// # Errors
     /// When a program is not built or refuses.
-    pub fn start_on(disk: &Path) -> Result<Self> {
-        Self::start_in(disk.join("state"), tempfile::tempdir()?, NO_METRICS)
+    pub fn start_on_disk(disk: &Path) -> Result<Self> {
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self::start_at(None, here, disk.join("state"), tempfile::tempdir()?, NO_METRICS)
     }
 
-    fn start_in(state: PathBuf, folder: TempDir, flags: &[&str]) -> Result<Self> {
+    fn start_at(
+        place: Option<Handle>,
+        address: IpAddr,
+        state: PathBuf,
+        folder: TempDir,
+        flags: &[&str],
+    ) -> Result<Self> {
         let token = folder.path().join("admin.token");
         crate::process::run(
             Command::new(binary("flowtilla-controller")?)
@@ -194,9 +98,10 @@ impl Controller {
         )?;
         let mut controller = Self {
             process: None,
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            address: SocketAddr::new(address, 0),
             flags: owned(flags),
             state,
+            place,
             folder,
         };
         controller.come_back()?;
@@ -212,7 +117,7 @@ impl Controller {
     /// When it does not come up.
     pub fn come_back(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "the controller has not gone");
-        let mut command = Command::new(binary("flowtilla-controller")?);
+        let mut command = self.command(&binary("flowtilla-controller")?);
         command
             .arg("run")
             .arg("--state")
@@ -310,12 +215,27 @@ impl Controller {
     /// # Errors
     /// When it is not built.
     pub fn ctl(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = product::command()?;
+        Ok(self.ctl_command(arguments)?.output()?)
+    }
+
+    /// What [`Self::ctl`] runs.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn ctl_command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.command(&product::binary()?);
         command.args(arguments).env(
             "FLOWTILLA_CONFIG",
             self.folder.path().join("operator/config.yaml"),
         );
-        Ok(command.output()?)
+        Ok(command)
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        match &self.place {
+            Some(place) => place.command(program),
+            None => Command::new(program),
+        }
     }
 
     /// Runs `agentctl` as the operator; its standard output.

@@ -12,6 +12,7 @@ pub mod collector;
 pub mod disk;
 pub mod flaky;
 pub mod fleet;
+pub mod hosts;
 pub mod need;
 pub mod netns;
 pub mod ntopng;

@@ -75,13 +75,7 @@ impl NetNs {
     /// A command that runs in here.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new(program);
-        let file = Arc::clone(&self.file);
-        // SAFETY: setns is a system call without allocation or locks; it touches only the child.
-        unsafe {
-            command.pre_exec(move || Ok(move_into_link_name_space(file.as_fd(), NETWORK)?));
-        }
-        command
+        self.handle().command(program)
     }
 
     /// Runs a program in here to its end; its standard output.
@@ -148,6 +142,18 @@ impl Drop for NetNs {
 pub struct Handle(Arc<File>);
 
 impl Handle {
+    /// A command that runs in there.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        let file = Arc::clone(&self.0);
+        // SAFETY: setns is a system call without allocation or locks; it touches only the child.
+        unsafe {
+            command.pre_exec(move || Ok(move_into_link_name_space(file.as_fd(), NETWORK)?));
+        }
+        command
+    }
+
     /// Moves the calling thread, for good.
     ///
     /// # Errors

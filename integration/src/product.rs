@@ -401,7 +401,7 @@ pub fn loss(state: &Path) -> Result<String> {
 }
 
 /// The built `agentctl`.
-fn binary() -> Result<PathBuf> {
+pub(crate) fn binary() -> Result<PathBuf> {
     let binary = std::env::var_os(BINARY_VARIABLE)
         .map_or_else(|| crate::process::built_folder().join("agentctl"), PathBuf::from);
     ensure!(

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::netns::NetNs;
 use crate::product::record::Flow as ProductFlow;
 use crate::traffic::{self, Flow, Helper, Ready, Truth};
 use crate::world::{Family, Place, World};
@@ -73,16 +74,7 @@ pub fn udp(world: &World, place: Place, family: Family, plan: &[&str]) -> Result
 }
 
 fn converse(world: &World, serving: (Helper, Ready, String), command: &str, plan: &[&str]) -> Result<Told> {
-    let (server, ready, to) = serving;
-    let plan = [&[command, "--to", &to], plan].concat();
-    let clients = traffic::run(&world.left, TRAFFIC_WITHIN, &plan)?;
-    let servers = server.finish(TRAFFIC_WITHIN)?;
-    Told::new(
-        to.parse()?,
-        ready.pid,
-        traffic::flows(&clients),
-        traffic::flows(&servers),
-    )
+    Background::start(&world.left, serving, command, plan)?.wait()
 }
 
 impl Told {
@@ -189,7 +181,12 @@ impl Background {
     /// When the server does not come up.
     pub fn short(world: &World, plan: &[&str]) -> Result<Self> {
         let serving = serve(world, Place::Wire, Family::V4, &["serve", "--style", "thread"])?;
-        Self::start(world, serving, "connect", &[&["--until-closed"], plan].concat())
+        Self::start(
+            &world.left,
+            serving,
+            "connect",
+            &[&["--until-closed"], plan].concat(),
+        )
     }
 
     /// Long TCP connections over the wire, once all are open; `plan` is more of the client's words.
@@ -198,20 +195,36 @@ impl Background {
     /// When a connection cannot be opened.
     pub fn long(world: &World, plan: &[&str]) -> Result<Self> {
         let serving = serve(world, Place::Wire, Family::V4, &["echo"])?;
-        let mut background = Self::start(world, serving, "steady", plan)?;
-        background.clients.ready()?;
-        Ok(background)
+        Self::start(&world.left, serving, "steady", plan)?.ready()
     }
 
-    fn start(world: &World, serving: (Helper, Ready, String), command: &str, plan: &[&str]) -> Result<Self> {
+    /// Clients on `host` that talk with a server.
+    ///
+    /// # Errors
+    /// When they cannot be started.
+    pub fn start(
+        host: &NetNs,
+        serving: (Helper, Ready, String),
+        command: &str,
+        plan: &[&str],
+    ) -> Result<Self> {
         let (server, ready, to) = serving;
         let plan = [&[command, "--to", &to], plan].concat();
         Ok(Self {
             server,
             server_pid: ready.pid,
-            clients: Helper::start(&world.left, &plan)?,
+            clients: Helper::start(host, &plan)?,
             to,
         })
+    }
+
+    /// Waits until the clients are ready: those that tell.
+    ///
+    /// # Errors
+    /// When they end before.
+    pub fn ready(mut self) -> Result<Self> {
+        self.clients.ready()?;
+        Ok(self)
     }
 
     /// Port of its server.
@@ -236,11 +249,24 @@ impl Background {
     /// When the traffic itself failed.
     pub fn stop(self) -> Result<Told> {
         let clients = self.clients.finish(TRAFFIC_WITHIN)?;
-        let servers = self.server.finish(TRAFFIC_WITHIN)?;
+        Self::told(&clients, self.server, self.server_pid, &self.to)
+    }
+
+    /// Waits until the clients end by themselves; what both ends said.
+    ///
+    /// # Errors
+    /// When the traffic itself failed.
+    pub fn wait(self) -> Result<Told> {
+        let clients = self.clients.wait(TRAFFIC_WITHIN)?;
+        Self::told(&clients, self.server, self.server_pid, &self.to)
+    }
+
+    fn told(clients: &[Truth], server: Helper, server_pid: u32, to: &str) -> Result<Told> {
+        let servers = server.finish(TRAFFIC_WITHIN)?;
         Told::new(
-            self.to.parse()?,
-            self.server_pid,
-            traffic::flows(&clients),
+            to.parse()?,
+            server_pid,
+            traffic::flows(clients),
             traffic::flows(&servers),
         )
     }

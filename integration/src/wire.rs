@@ -4,6 +4,9 @@
 //! are cut to segments between netfilter's output hook and the interface. With receive offload off, what arrives is
 //! what a wire carries, and its length is the IP total length. What a host sent is what the other one received.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
@@ -80,6 +83,65 @@ impl<'a> WireCounter<'a> {
         }
         Ok(count)
     }
+}
+
+const FLOW_RULES: &str = "
+table inet flowtilla_flows {
+    set flows {
+        type ipv4_addr . inet_service . ipv4_addr . inet_service . inet_proto
+        size 65535
+        flags dynamic
+    }
+    chain received {
+        type filter hook input priority 0; policy accept;
+        meta l4proto != { tcp, udp } accept
+        update @flows { ip saddr . th sport . ip daddr . th dport . meta l4proto counter }
+    }
+}";
+
+/// Where it came from, where to, and the protocol.
+pub type Way = (SocketAddr, SocketAddr, u64);
+
+/// Begins to count what each flow brings to `host`, IPv4.
+///
+/// # Errors
+/// When nft is missing or refuses.
+pub fn count_flows(host: &NetNs) -> Result<()> {
+    host.run("nft", &[FLOW_RULES]).map(drop)
+}
+
+/// What was counted so far, by way.
+///
+/// # Errors
+/// When nft refuses or answers in another form.
+pub fn flows(host: &NetNs) -> Result<BTreeMap<Way, Counted>> {
+    let text = host.run("nft", &["-j", "list", "set", "inet", "flowtilla_flows", "flows"])?;
+    let answer: Value = serde_json::from_str(&text).context("read nft's answer")?;
+    let sets = answer["nftables"].as_array().into_iter().flatten();
+    let elements = sets.filter_map(|set| set["set"]["elem"].as_array()).flatten();
+    elements.map(|element| counted(&element["elem"])).collect()
+}
+
+fn counted(element: &Value) -> Result<(Way, Counted)> {
+    let parts = &element["val"]["concat"];
+    let end = |n: usize| {
+        let address = parts[n].as_str().and_then(|text| text.parse().ok());
+        let port = parts[n + 1].as_u64().and_then(|port| u16::try_from(port).ok());
+        Some(SocketAddr::new(address?, port?))
+    };
+    let protocol = match parts[4].as_str() {
+        Some("tcp") => Some(6),
+        Some("udp") => Some(17),
+        _ => None,
+    };
+    let (Some(from), Some(to), Some(protocol)) = (end(0), end(2), protocol) else {
+        bail!("nft counts another kind of flow: {element}");
+    };
+    let counted = Counted {
+        octets: element["counter"]["bytes"].as_u64().unwrap_or(0),
+        packets: element["counter"]["packets"].as_u64().unwrap_or(0),
+    };
+    Ok(((from, to, protocol), counted))
 }
 
 /// Makes `host` swallow what TCP peers at `port` send to it, so that attempts time out.

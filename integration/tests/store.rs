@@ -191,7 +191,7 @@ fn power_cut_takes_nothing_that_was_answered() -> Result<()> {
     let cuts = soak::count(CUTS);
     for cut in 0..cuts {
         let disk = Disk::make_lazy(OCTETS)?;
-        let controller = Controller::start_on(disk.path())?;
+        let controller = Controller::start_on_disk(disk.path())?;
         let askers = Askers::new();
         let enough = random.u64(2..30);
         let delay = Duration::from_micros(random.u64(..200_000));
@@ -228,7 +228,7 @@ fn full_disk_is_told_and_used_again_when_there_is_room() -> Result<()> {
         return Ok(());
     }
     let disk = Disk::make(OCTETS)?;
-    let mut controller = Controller::start_on(disk.path())?;
+    let mut controller = Controller::start_on_disk(disk.path())?;
     let askers = Askers::new();
     askers.token(&controller)?;
     askers.deploy(&controller)?;
@@ -290,7 +290,7 @@ fn disk_that_turns_read_only_ends_the_controller_with_a_message() -> Result<()> 
         return Ok(());
     }
     let disk = Disk::make(OCTETS)?;
-    let mut controller = Controller::start_on(disk.path())?;
+    let mut controller = Controller::start_on_disk(disk.path())?;
     disk.make_read_only()?;
     ends_on(&disk, &mut controller)
 }
@@ -301,7 +301,7 @@ fn disk_that_breaks_down_ends_the_controller_with_a_message() -> Result<()> {
         return Ok(());
     }
     let disk = Disk::make(OCTETS)?;
-    let mut controller = Controller::start_on(disk.path())?;
+    let mut controller = Controller::start_on_disk(disk.path())?;
     disk.break_down()?;
     ends_on(&disk, &mut controller)
 }
@@ -329,7 +329,7 @@ fn failing_accesses_end_in_a_message_or_in_an_answer_that_is_kept() -> Result<()
 
 fn fails(access: Access, one_in: u32) -> Result<()> {
     let disk = Flaky::make()?;
-    let mut controller = Controller::start_on(disk.path())?;
+    let mut controller = Controller::start_on_disk(disk.path())?;
     let askers = Askers::new();
     askers.token(&controller)?;
     askers.deploy(&controller)?;

@@ -12,6 +12,7 @@ use crate::mistake::Mistakes;
 use crate::reading::{Reading, Refused};
 use crate::wire;
 
+pub use self::containers::{Containers, SOCKET_OCTETS_MAX, SOCKETS_MAX, SocketPath};
 pub use self::limits::{CPU_PERMILLE, Limits, MEMORY_OCTETS};
 pub use self::rollout::{Gates, Rollout, Wave};
 pub use self::rule::{
@@ -22,6 +23,7 @@ pub use self::sampling::{ONE_IN, Sampling};
 pub use self::scope::{SCOPE_OCTETS_MAX, Scope, ScopePath};
 pub use self::selector::Selector;
 
+mod containers;
 mod limits;
 pub mod rollout;
 mod rule;
@@ -160,11 +162,13 @@ pub struct Capture {
 }
 
 /// What is learnt about processes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Enrich {
     /// How much of a command line leaves the host.
     pub command_line: CommandLine,
+    /// Where the names of containers come from.
+    pub containers: Containers,
 }
 
 /// How much of a command line leaves the host.
@@ -387,7 +391,15 @@ fn parse_enrich(sent: wire::Enrich) -> Result<Enrich, Mistakes> {
         },
         "none, redacted or full",
     );
-    reading.finish(command_line.map(|command_line| Enrich { command_line }))
+    let containers = reading.inner(
+        "containers",
+        containers::parse(sent.containers.unwrap_or_default()),
+    );
+    let enrich = command_line.zip(containers);
+    reading.finish(enrich.map(|(command_line, containers)| Enrich {
+        command_line,
+        containers,
+    }))
 }
 
 fn parse_export(sent: &wire::Export) -> Result<Export, Mistakes> {

@@ -27,6 +27,7 @@ use crate::time::KernelTime;
 mod account;
 mod ask;
 pub mod cgroup;
+pub mod container;
 mod place;
 mod process;
 pub mod redact;
@@ -34,6 +35,7 @@ pub mod redact;
 pub use account::USER_FRESH;
 use account::{Account, Accounts, Standing};
 pub use ask::{Answer, Ask, ParentFacts, ProcessFacts, Scope};
+use container::{ContainerAsk, ContainerCounts, ContainerId, ContainerNews, Containers};
 use place::{CgroupPath, Cgroups};
 pub use process::{COMMAND_LINE_OCTETS_MAX, CommandLineMode};
 use process::{Described, Entry, Lineage, Link, Program, Reading};
@@ -120,6 +122,8 @@ pub struct NamingCounts {
     pub parent_absent: u64,
     /// Of these, whose cgroup's path is not known: whether it is a container is open.
     pub cgroup_absent: u64,
+    /// Of these, in a container whose name no runtime told.
+    pub container_unnamed: u64,
 }
 
 /// Names of processes, and what is still to be found out.
@@ -127,6 +131,7 @@ pub struct Naming {
     options: NamingOptions,
     processes: LruCache<ProcessKey, Entry>,
     cgroups: Cgroups,
+    containers: Containers,
     accounts: Accounts,
     asks: VecDeque<Ask>,
     generation: u64,
@@ -142,6 +147,7 @@ impl Naming {
             options,
             processes: LruCache::new(at_least_one(options.processes_max)),
             cgroups: Cgroups::new(options.cgroups_max),
+            containers: Containers::new(),
             accounts: Accounts::new(options.users_max),
             asks: VecDeque::new(),
             generation: 0,
@@ -209,6 +215,45 @@ impl Naming {
     /// Takes in that name events were lost: what was learnt until now is checked before it is used again.
     pub fn lost_events(&mut self) {
         self.epoch += 1;
+    }
+
+    /// So many sockets of runtimes are tried from here on, and may tell of containers; 0: containers go by their ids.
+    pub fn set_container_sockets(&mut self, count: usize) {
+        self.containers.set_sockets(count);
+    }
+
+    /// Takes in what a runtime told.
+    pub fn learn_container(&mut self, news: ContainerNews) {
+        self.containers.learn(news);
+    }
+
+    /// How it stands with names of containers.
+    #[must_use]
+    pub fn container_counts(&self) -> ContainerCounts {
+        self.containers.counts()
+    }
+
+    /// The next container that nobody has told of. To be passed to the runtimes; no answer is due.
+    pub fn poll_container_ask(&mut self) -> Option<ContainerAsk> {
+        self.containers.poll_ask()
+    }
+
+    /// Has the containers of a record that is named later asked for, so that all that wait do so together.
+    pub fn foresee_containers(&mut self, record: &FlowRecord, now: KernelTime) {
+        if !self.containers.may_be_told() {
+            return;
+        }
+        for owner in [&record.initiator.owner, &record.responder.owner] {
+            if let Some(process) = owner.process.as_ref().filter(|_| !owner.is_remote())
+                && let Some(CgroupPath::Known {
+                    container: Some(container),
+                    ..
+                }) = self.cgroups.path(process.cgroup_id)
+                && let Some(id) = ContainerId::parse(&container.id)
+            {
+                let _ = self.containers.look(id, container.runtime, now);
+            }
+        }
     }
 
     /// Puts names onto both owners of `record`.
@@ -343,6 +388,7 @@ impl Naming {
             && entry.epoch == self.epoch
             && (described.uid, described.gid, described.cgroup_id)
                 == (process.uid, process.gid, process.cgroup_id)
+            && self.containers.agree(described.names.container.as_ref(), now)
         {
             owner.names = Some(Arc::clone(&described.names));
             return true;
@@ -393,7 +439,7 @@ impl Naming {
                 None => lineage,
             }
         });
-        let container = self.container(process, &mut waiting);
+        let container = self.container(process, now, &mut waiting);
         if let Some(scope) = entry.scope {
             self.cgroups.saw(process.cgroup_id, scope);
         }
@@ -536,13 +582,26 @@ impl Naming {
     }
 
     /// The container of a process; the outer `None`: the path of its cgroup is not known.
-    fn container(&mut self, process: &Process, waiting: &mut bool) -> Option<Option<Container>> {
+    fn container(
+        &mut self,
+        process: &Process,
+        now: KernelTime,
+        waiting: &mut bool,
+    ) -> Option<Option<Container>> {
         let id = process.cgroup_id;
         if id == 0 {
             return Some(None);
         }
         match self.cgroups.path(id) {
-            Some(CgroupPath::Known { container, .. }) => return Some(container.clone()),
+            Some(CgroupPath::Known { container, .. }) => {
+                let mut container = container.clone();
+                if let Some(container) = &mut container {
+                    let (name, waits) = self.containers.name(container, now);
+                    container.name = name.map(str::to_owned);
+                    *waiting |= waits;
+                }
+                return Some(container);
+            }
             Some(CgroupPath::Absent) => return None,
             Some(CgroupPath::Asked) => {}
             None => {
@@ -566,6 +625,8 @@ impl Naming {
         counts.group_absent += u64::from(names.group.is_none());
         counts.parent_absent += u64::from(names.parent.is_none() && process.parent_pid > 0);
         counts.cgroup_absent += u64::from(cgroup_absent);
+        let unnamed = |container: &Container| container.name.is_none();
+        counts.container_unnamed += u64::from(names.container.as_ref().is_some_and(unnamed));
     }
 }
 

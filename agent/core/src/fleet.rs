@@ -23,7 +23,8 @@
 //! Welcome, [`Fleet::handle_lost`] when the stream ends; members, questions and answers as they come.
 //!
 //! What it cannot do: a kill forgets what is held (records of the last 30 s of flows that ended, should the speaker die
-//! too); an agent that comes back without a controller does not know its peers, and speaks for itself; the totals of two
+//! too); an agent that comes back without a controller does not know its peers, and speaks for itself; one that comes back
+//! while a peer is dead knows nothing of it, and what neither had told of their flows is missing; the totals of two
 //! flows on the same ports within a minute are one flow to ntopng, which then misses the lesser; of totals beyond 4 GiB
 //! one end goes on with deltas. A tuple that NAT changes matches nobody: two records.
 //! Invariants: bounded by [`held::HELD_MAX`](self), `ask` and `lists`; an agent without lists changes no record.
@@ -55,7 +56,7 @@ use crate::time::{KernelTime, WallOffset, WallTime};
 use ask::{Asks, Key};
 use held::{Entry, FlowId, Held};
 use lists::{Known, Lists, is_shared};
-use rule::{LISTS_APART, Partial, Verdict, speaks, verdict};
+use rule::{LISTS_APART, Partial, Verdict, are_beyond, speaks, verdict};
 
 use ended::Ended;
 pub use held::HELD_MAX;
@@ -67,7 +68,8 @@ pub use lists::{ADDRESSES_MAX, LEFT_REMEMBERED, LISTS_MAX, Members, MembersError
 /// when a host dies; double it, and twice as many records are held.
 pub const PEER_GRACE: Duration = Duration::from_secs(30);
 
-/// How long an agent that expects a list waits for it before it speaks for all flows.
+/// How long an agent that expects a list waits for it before it speaks for all flows: as totals while a stream is open, since
+/// others may do the same until the list comes.
 ///
 /// A session is open within a second, as a rule. Half of it is too short for a controller that admits a storm; double it,
 /// and an agent without its controller begins so late that ntopng calls it idle.
@@ -151,9 +153,9 @@ impl Fleet {
         self.held.wake_all(now);
     }
 
-    /// A list was told. An older one than the one held changes nothing.
+    /// A list was told. An older one than the one held changes nothing; nor does one without this agent.
     pub fn handle_members(&mut self, members: Members, now: KernelTime) {
-        if !self.connected {
+        if !self.connected || !self.own.as_ref().is_some_and(|own| members.is_for(own)) {
             return;
         }
         if self.lists.is_full() {
@@ -184,9 +186,6 @@ impl Fleet {
         }
         let judged = self.sort(record, record.held_from, start, now);
         let flow = flow_of(record.id);
-        if judged.peer.is_some() && record.reason != EndReason::ActiveTimeout {
-            self.ended.remember(record, now);
-        }
         if judged.is_plain() && self.held.len() == 0 {
             return;
         }
@@ -232,12 +231,17 @@ impl Fleet {
         record.held_from = record.held_from.and(kept_from);
     }
 
-    /// Asks who is at the far end, or tells it in the record, when this agent may speak for the flow.
+    /// Asks who is at the far end, or tells it in the record, when this agent may speak for the flow. Whose this end is can be
+    /// asked for from here on.
     pub fn name_far_end(&mut self, record: &mut FlowRecord, start: KernelTime, now: KernelTime) -> FarEnd {
         if self.own.is_none() || record.reason.is_failed_attempt() {
             return FarEnd::Complete;
         }
         let judged = self.sort(record, record.held_from, start, now);
+        if judged.peer.is_some() && record.reason != EndReason::ActiveTimeout {
+            // Before it waits for anything: the other end's agent may wait for this one's answer, and this one for the other's.
+            self.ended.remember(record, now);
+        }
         let silent = judged.delta.is_empty() && judged.total.is_empty() && judged.waiting.is_empty();
         if judged.peer.is_none() || silent {
             return FarEnd::Complete;
@@ -369,14 +373,12 @@ impl Fleet {
         let own = self.own.as_ref().filter(|_| self.lists.is_told(name));
         let Some(own) = own else {
             let until = fed.since.after(FIRST_LIST_WAIT);
-            return Decided {
-                verdict: if self.expects && now < until {
-                    Verdict::Until(until)
-                } else {
-                    Verdict::Delta
-                },
-                known: None,
+            let verdict = match () {
+                () if self.expects && now < until => Verdict::Until(until),
+                () if self.expects && self.connected && !are_beyond(&before(record)) => Verdict::Total,
+                () => Verdict::Delta,
             };
+            return Decided { verdict, known: None };
         };
         let (near, far) = (near.endpoint, far.endpoint);
         let known = self.lists.between(name, own, near.address, far.address, now);
@@ -418,12 +420,8 @@ impl Fleet {
     /// Decides at once about what was held.
     fn force(&mut self, entry: &Entry, now: KernelTime) {
         let judged = self.sort(&entry.record, entry.slots.others(), entry.start, now);
-        let (total, delta) = match judged.peer {
-            Some(_) => (judged.total.and(judged.waiting), judged.delta),
-            None => (judged.total, judged.delta.and(judged.waiting)),
-        };
-        self.release(&entry.record, delta, Counting::Delta);
-        self.release(&entry.record, total, Counting::Total);
+        self.release(&entry.record, judged.delta, Counting::Delta);
+        self.release(&entry.record, judged.total.and(judged.waiting), Counting::Total);
     }
 
     /// Has a copy of a record kept for `slots` alone.

@@ -11,7 +11,7 @@ use flowtilla_proto::collector::Collector;
 use flowtilla_proto::ids::CollectorName;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
 use flowtilla_proto::policy::{
-    Buffer, CommandLine, Failover, FlowRule, Limits, Loopback, Policy, Sampling, Scope,
+    Buffer, CommandLine, Containers, Failover, FlowRule, Limits, Loopback, Policy, Sampling, Scope,
 };
 
 use crate::flow::record::CollectorSlot;
@@ -99,6 +99,7 @@ pub struct InForce {
     capture: Option<CapturePlan>,
     metering: Option<Metering>,
     naming: Option<CommandLine>,
+    containers: Option<Containers>,
     filtering: Filtering,
     limits: Limits,
     buffer: Option<Buffer>,
@@ -221,6 +222,12 @@ impl InForce {
         self.naming
     }
 
+    /// Who is asked for the names of containers; `None` before the first policy.
+    #[must_use]
+    pub fn containers(&self) -> Option<&Containers> {
+        self.containers.as_ref()
+    }
+
     /// Which flows are kept; all before the first policy.
     #[must_use]
     pub fn filtering(&self) -> &Filtering {
@@ -253,6 +260,7 @@ impl InForce {
             }
             Step::UpdateMetering(metering) => self.metering = Some(*metering),
             Step::UpdateNaming(command_line) => self.naming = Some(*command_line),
+            Step::UpdateContainers(containers) => self.containers = Some(containers.clone()),
             Step::UpdateFilter(filtering) => self.filtering = filtering.as_ref().clone(),
             Step::UpdateLimits(limits) => self.limits = *limits,
             Step::UpdateBuffer(buffer) => self.buffer = Some(*buffer),

@@ -153,6 +153,7 @@ fn another_agent_is_answered_and_asked_and_its_records_wait_for_the_list_to_sett
         addresses: vec![address(last)],
         partial: false,
         stream: 1,
+        since: 1,
     };
     let members = session::Members {
         collector: "main".to_owned(),
@@ -273,6 +274,7 @@ fn meter() -> Made {
         naming: Naming::new(NamingOptions::default()),
         filter: None,
         lookups: Beside::start(Lookups::open().expect("/proc")).expect("a thread"),
+        containers: None,
         cgroup_root: PathBuf::new(),
         view: Some(view),
         status: watch::Sender::new(AgentStatus::default()),

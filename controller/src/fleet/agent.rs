@@ -12,6 +12,7 @@ use super::SessionId;
 use super::content::{Content, Contents};
 use super::heard::{Hello, Mark};
 use super::row::AgentRow;
+use super::silent::Left;
 use super::turns::Turns;
 
 /// One agent.
@@ -40,6 +41,12 @@ pub(super) struct Agent {
     /// Its refusal of the content at this place.
     pub(super) nack: Option<((u64, u64), Box<wire::Nack>)>,
     pub(super) health: Option<Box<wire::Health>>,
+    /// What it leaves to others.
+    pub(super) left: Left,
+    /// It does not tell what others leave to it, as long as it has the same addresses.
+    pub(super) silent: bool,
+    /// Octets that others left to it, and that it did not tell, since this process began.
+    pub(super) untold_octets: u64,
     /// Its stream.
     pub(super) line: Option<Line>,
     /// Who has spoken as this agent.
@@ -96,6 +103,9 @@ impl Agent {
             effective: None,
             nack: None,
             health: None,
+            left: Left::default(),
+            silent: false,
+            untold_octets: 0,
             line: None,
             turns: Turns::default(),
         }
@@ -107,7 +117,9 @@ impl Agent {
         self.host = hello.labels;
         self.labels = self.enrolled.over(&self.host);
         self.hello = Some(Box::new(hello.said));
+        self.silent &= self.addresses == hello.addresses;
         self.addresses = hello.addresses;
+        self.left = Left::default();
         self.held = None;
         self.in_force = None;
         self.health = None;

@@ -139,8 +139,9 @@ impl Fleet {
             let member = wire::Member {
                 agent: id.to_string(),
                 addresses,
-                partial: content.partial,
+                partial: content.partial || agent.silent,
                 stream: self.members.run.wrapping_add(line.session.0),
+                since: 0,
             };
             for group in &content.groups {
                 fresh.entry(group.clone()).or_default().push(member.clone());
@@ -154,13 +155,14 @@ impl Fleet {
                 members.clear();
             }
             let before = self.members.lists.get(&group);
-            if before.is_some_and(|before| before.off == off && before.members == members) {
-                continue;
-            }
             // Rises over a restart too, which begins without lists.
             let generation = before
                 .map_or(0, |before| before.generation.saturating_add(1))
                 .max(now.wall_ms.max(0).cast_unsigned());
+            date(&mut members, before.map(Arc::as_ref), generation);
+            if before.is_some_and(|before| before.off == off && before.members == members) {
+                continue;
+            }
             let list = wire::Members {
                 collector: group.name().to_owned(),
                 generation,
@@ -200,7 +202,20 @@ impl Fleet {
     }
 }
 
-fn octets(address: &IpAddr) -> Vec<u8> {
+/// Says of each member since which generation it is as it is.
+fn date(members: &mut [wire::Member], before: Option<&wire::Members>, generation: u64) {
+    let before = before.map_or(&[][..], |before| &before.members);
+    let before: BTreeMap<&str, &wire::Member> = before.iter().map(|one| (one.agent.as_str(), one)).collect();
+    for member in members {
+        let as_before = before.get(member.agent.as_str()).filter(|before| {
+            (&before.addresses, before.partial, before.stream)
+                == (&member.addresses, member.partial, member.stream)
+        });
+        member.since = as_before.map_or(generation, |before| before.since);
+    }
+}
+
+pub(super) fn octets(address: &IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),

@@ -7,10 +7,11 @@ use flowtilla_proto::wire::fleet::{
     Agent as WireAgent, AgentState, AgentsRequest, HistoryResponse, ObjectsResponse, Revision, Rollout,
     RolloutEvent, RolloutState,
 };
-use flowtilla_proto::wire::session::EndReason;
+use flowtilla_proto::wire::session::{EndReason, Hello};
 
 use super::agent::Agent;
 use super::load::{self, LoadError};
+use super::members::octets;
 use super::rollouts::event;
 use super::{Fleet, SessionId};
 use crate::policy::Objects;
@@ -93,7 +94,10 @@ impl Fleet {
             last_seen_ms: agent.seen_ms,
             enrolled_ms: agent.enrolled_ms,
             svid_not_after_ms: 0,
-            hello: agent.hello.as_deref().cloned(),
+            hello: agent.hello.as_deref().map(|hello| Hello {
+                addresses: agent.addresses.iter().map(octets).collect(),
+                ..hello.clone()
+            }),
             health: agent.health.as_deref().cloned(),
             effective: agent.effective.as_deref().cloned(),
             held: agent.held.map(super::Mark::to_wire),
@@ -105,6 +109,7 @@ impl Fleet {
             source_id: self.sources.of(id).map_or(0, |id| id.number()),
             revision_held: agent.in_force.as_ref().map_or(0, |content| content.revision),
             revision_wanted: wanted.map_or(0, |wanted| wanted.content.revision),
+            untold_octets: agent.untold_octets,
             conflict: agent.turns.conflict.clone(),
         }
     }

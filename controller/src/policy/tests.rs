@@ -72,7 +72,7 @@ fn every_mistake_is_told_at_once_with_its_object() {
     at(Some(0), "selector.agents[1]: \"x\" is there twice");
     at(Some(0), "selector.agents[2]: \"Y\"");
     at(Some(2), "name: \"c\" is the name of another collector");
-    at(Some(3), "neither a policy nor a collector");
+    at(Some(3), "of no kind that this version knows");
     at(None, "removed[0].kind: \"Host\"");
     at(None, "removed[1].name: \"p\"");
 }
@@ -174,4 +174,42 @@ fn changes_are_told_by_object() {
     );
     assert_eq!(before.changes(&before), []);
     assert_eq!(Objects::from_wire(&after.to_wire()), Ok(after));
+}
+
+fn group(name: &str, hosts: &[&str]) -> Object {
+    Object {
+        kind: Some(object::Kind::HostGroup(wire::HostGroup {
+            name: name.to_owned(),
+            hosts: hosts.iter().map(ToString::to_string).collect(),
+            ..wire::HostGroup::default()
+        })),
+    }
+}
+
+#[test]
+fn groups_of_hosts_are_kept_and_change_no_assignment() {
+    let before = set(&[object(policy("p", 0, &[], &[]))]);
+    let after = before.changed(&[group("web", &["a", "b"])], &[]).expect("sound");
+    assert_eq!(before.assignment(Some("p"), 1), after.assignment(Some("p"), 1));
+    assert_eq!(Objects::from_wire(&after.to_wire()), Ok(after.clone()));
+    assert_eq!(before.changes(&after).len(), 1);
+    assert_eq!(after.changed(&[], &[gone(KIND_HOST_GROUP, "web")]), Ok(before));
+    assert_eq!(after.oddities(), Vec::<String>::new());
+}
+
+#[test]
+fn a_host_in_two_groups_is_refused_where_it_was_sent() {
+    let held = set(&[group("web", &["a", "u@b"])]);
+    let told = mistakes(held.changed(&[group("db", &["c", "B"])], &[]));
+    assert_eq!(
+        told,
+        [(
+            Some(0),
+            "hosts[1]: \"B\" is in group web, too; write each host in one group".to_owned()
+        )]
+    );
+    let told = mistakes(held.changed(&[group("xen", &["-a"])], &[]));
+    assert!(told.len() == 1 && told[0].1.starts_with("hosts[0]: "), "{told:?}");
+    // Another port is another host.
+    assert!(held.changed(&[group("db", &["a:2222"])], &[]).is_ok());
 }

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -42,6 +42,8 @@ const PART_OCTETS: usize = 7 << 10;
 const SLED_SEGMENT: usize = 512 << 10;
 /// sled's page cache.
 const SLED_CACHE: u64 = 8 << 20;
+/// Octets that are read at once before a store is opened.
+const READ_OCTETS: usize = 1 << 20;
 const FORMAT_KEY: &[u8] = b"format";
 const WHOLE: u8 = 0;
 const IN_PARTS: u8 = 1;
@@ -119,6 +121,7 @@ impl SledStore {
     /// [`StoreError`]: also when another process has it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let fresh = !path.join("db").exists();
+        read_through(path)?;
         let mut opened = open_db(path);
         for _ in 0..LOCK_PAUSES_MAX {
             if !opened.as_ref().is_err_and(is_locked) {
@@ -416,6 +419,29 @@ fn open_db(path: &Path) -> Result<sled::Db, StoreError> {
             .open()
             .map_err(|error| failed(path, &error))
     })
+}
+
+/// Reads every file of a store, if there is one. sled takes what it cannot read for the torn end of its log and begins anew
+/// there: a disk that fails to read at one start would cost everything behind it.
+fn read_through(path: &Path) -> Result<(), StoreError> {
+    let unread = |file: &Path, error: io::Error| {
+        let why = format!("{} cannot be read: {error}; nothing was touched", file.display());
+        failed(path, &why)
+    };
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|error| unread(path, error))?,
+    };
+    let mut buffer = vec![0; READ_OCTETS];
+    for entry in entries {
+        let file = entry.map_err(|error| unread(path, error))?.path();
+        if file.is_dir() {
+            continue; // sled's blobs, of which there are none.
+        }
+        let mut open = File::open(&file).map_err(|error| unread(&file, error))?;
+        while open.read(&mut buffer).map_err(|error| unread(&file, error))? > 0 {}
+    }
+    Ok(())
 }
 
 fn remove_what_sled_can_make_anew(path: &Path) -> io::Result<()> {

@@ -49,6 +49,7 @@ pub(crate) fn plain(object: &Object) -> Plain {
     let (kind, read) = match &object.kind {
         Some(object::Kind::Policy(policy)) => (Kind::Policy, reflect(Kind::Policy, policy)),
         Some(object::Kind::Collector(collector)) => (Kind::Collector, reflect(Kind::Collector, collector)),
+        Some(object::Kind::HostGroup(group)) => (Kind::HostGroup, reflect(Kind::HostGroup, group)),
         None => return Plain::Map(entries),
     };
     entries.push(("kind".to_owned(), Plain::Text(kind.name().to_owned())));

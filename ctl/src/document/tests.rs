@@ -67,6 +67,54 @@ fn a_file_that_is_right_is_read_whole() {
 }
 
 #[test]
+fn groups_of_hosts_are_read_and_their_mistakes_have_places() {
+    let (documents, complaints) = read(include_str!("../../tests/fleet/hosts.yaml"));
+    assert_eq!(lines(&complaints), "");
+    let groups = documents.host_groups();
+    let hosts: Vec<String> = groups[0].hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        hosts,
+        [
+            "deploy@web-1:22",
+            "admin@192.0.2.7:22",
+            "deploy@[2001:db8::1]:2222"
+        ]
+    );
+    assert_eq!(lines(&documents.astray("localhost")), "");
+
+    let (documents, complaints) = read(
+        "apiVersion: flowtilla/v1\nkind: HostGroup\nname: web\nuser: a b\nport: 0\nhosts:\n- web-1\n- -oProxyCommand=x\n- \
+         WEB-1\nhost: x\n",
+    );
+    assert_eq!(
+        lines(&complaints),
+        "fleet.yaml:4:7: user: \"a b\" has no user's name; write 1 to 32 of letters, digits, '-', '.' and '_', no '-' first\n\
+         fleet.yaml:5:7: port: \"0\" is too small; write 1 to 65535\n\
+         fleet.yaml:8:3: hosts[1]: \"-oProxyCommand=x\" has a host that is neither an address nor a name; write \
+         [USER@]HOST[:PORT], such as web-1, admin@192.0.2.7:2222 or [2001:db8::1]:22\n\
+         fleet.yaml:9:3: hosts[2]: \"WEB-1\" is in the group twice; write each host once\n\
+         fleet.yaml:10:1: host: is no field here; did you mean hosts?\n"
+    );
+    assert!(documents.host_groups().is_empty());
+}
+
+#[test]
+fn a_group_without_the_controllers_address_is_refused_where_the_operators_own_leads_nowhere() {
+    let group = "apiVersion: flowtilla/v1\nkind: HostGroup\nname: web\nhosts: [web-1]\n";
+    let (documents, _) = read(group);
+    for own in ["localhost", "127.0.0.1", "::1"] {
+        let told = lines(&documents.astray(own));
+        assert!(
+            told.starts_with("fleet.yaml:1:1: controller: is absent, and ") && told.contains(own),
+            "{told}"
+        );
+    }
+    assert_eq!(lines(&documents.astray("controller.example")), "");
+    let (documents, _) = read(&group.replace("web-1", "localhost"));
+    assert_eq!(lines(&documents.astray("localhost")), "");
+}
+
+#[test]
 fn every_mistake_is_told_at_once_with_its_place() {
     let (documents, mut complaints) = read(WRONG);
     complaints.extend(documents.dangling(&BTreeSet::new()));
@@ -286,6 +334,8 @@ fn policy() -> impl Strategy<Value = wire::Policy> {
                 ..wire::Export::default()
             }
         });
+    let containers = (any::<Option<bool>>(), prop::collection::vec(text(), 0..3))
+        .prop_map(|(names, sockets)| wire::Containers { names, sockets });
     let buffer = (number(), number()).prop_map(|(octets_max, age_max_ms)| wire::Buffer {
         octets_max,
         age_max_ms,
@@ -296,7 +346,12 @@ fn policy() -> impl Strategy<Value = wire::Policy> {
         any::<u32>(),
         prop::option::of(selector),
         prop::option::of(capture),
-        prop::option::of((0..4).prop_map(|command_line| wire::Enrich { command_line })),
+        prop::option::of(
+            ((0..4), prop::option::of(containers)).prop_map(|(command_line, containers)| wire::Enrich {
+                command_line,
+                containers,
+            }),
+        ),
         prop::option::of(export),
         prop::option::of(buffer),
     )

@@ -31,6 +31,7 @@ pub(super) fn object(root: &Item, kind: Kind) -> (Object, Refused) {
     let made = match kind {
         Kind::Policy => object::Kind::Policy(read.transcode_to().expect(WHY)),
         Kind::Collector => object::Kind::Collector(read.transcode_to().expect(WHY)),
+        Kind::HostGroup => object::Kind::HostGroup(read.transcode_to().expect(WHY)),
     };
     (Object { kind: Some(made) }, reader.refused)
 }

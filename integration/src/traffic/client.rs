@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use rustix::net::{SocketFlags, SocketType, sockopt};
 
 use super::pattern::{self, HEAD_OCTETS, Head};
-use super::server::{canonical, wait_for_stdin_end};
+use super::server::{canonical, family, wait_for_stdin_end};
 use super::steady::closed_with_stdin;
 use super::{Flow, Truth, tell};
 
@@ -18,6 +19,9 @@ pub struct Plan {
     /// Where to connect to.
     #[arg(long)]
     pub to: SocketAddr,
+    /// Address and port to connect from: one connection at a time [default: any].
+    #[arg(long)]
+    pub from: Option<SocketAddr>,
     /// Connections in all.
     #[arg(long, default_value_t = 1)]
     pub count: usize,
@@ -105,7 +109,20 @@ fn hold(plan: &Plan) -> Result<()> {
 }
 
 fn open(plan: &Plan) -> Result<TcpStream> {
-    TcpStream::connect(plan.to).with_context(|| format!("connect to {}", plan.to))
+    let stream = match plan.from {
+        None => TcpStream::connect(plan.to).map_err(Into::into),
+        Some(from) => connect_from(from, plan.to),
+    };
+    stream.with_context(|| format!("connect to {}", plan.to))
+}
+
+fn connect_from(from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
+    let socket = rustix::net::socket_with(family(from), SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // The connection before may be in TIME_WAIT on the same port.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &from).with_context(|| format!("bind {from}"))?;
+    rustix::net::connect(&socket, &to)?;
+    Ok(TcpStream::from(socket))
 }
 
 fn talk(mut stream: TcpStream, plan: &Plan, index: usize) -> Result<()> {

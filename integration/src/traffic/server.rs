@@ -83,12 +83,8 @@ pub fn talk_inherited(acceptor: u32) -> Result<()> {
 }
 
 fn bind_at(address: SocketAddr, shared: bool) -> Result<TcpListener> {
-    let family = match address.ip() {
-        IpAddr::V4(_) => AddressFamily::INET,
-        IpAddr::V6(_) => AddressFamily::INET6,
-    };
     let socket = rustix::net::socket_with(
-        family,
+        family(address),
         SocketType::STREAM,
         rustix::net::SocketFlags::CLOEXEC,
         None,
@@ -99,6 +95,13 @@ fn bind_at(address: SocketAddr, shared: bool) -> Result<TcpListener> {
     }
     rustix::net::bind(&socket, &address).with_context(|| format!("bind {address}"))?;
     Ok(TcpListener::from(socket))
+}
+
+pub(super) fn family(address: SocketAddr) -> AddressFamily {
+    match address.ip() {
+        IpAddr::V4(_) => AddressFamily::INET,
+        IpAddr::V6(_) => AddressFamily::INET6,
+    }
 }
 
 /// Forks a worker and waits until it listens.

@@ -22,6 +22,7 @@ const ALIVE_MAX: usize = 256;
 pub fn once(to: SocketAddr, tag: &str) -> Result<()> {
     client::connect(&Plan {
         to,
+        from: None,
         count: 1,
         concurrent: 1,
         request: 0,

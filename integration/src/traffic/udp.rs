@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::server::canonical;
+use super::steady::closed_with_stdin;
 use super::{Flow, Ready, Truth, tell};
 
 /// Longest wait for the reply on a local network; a datagram that takes longer is lost and fails the run.
@@ -27,12 +29,21 @@ pub struct Plan {
     /// Where to send to.
     #[arg(long)]
     pub to: SocketAddr,
+    /// Address and port of the one socket [default: any].
+    #[arg(long)]
+    pub from: Option<SocketAddr>,
     /// Sockets, all open at once.
     #[arg(long, default_value_t = 1)]
     pub sockets: usize,
     /// Exchanges in all, one socket after the other.
     #[arg(long, default_value_t = 1)]
     pub exchanges: usize,
+    /// Goes on until standard input closes, however many exchanges that makes; says when the sockets are open.
+    #[arg(long)]
+    pub until_closed: bool,
+    /// Pause after an exchange.
+    #[arg(long, default_value_t = 0)]
+    pub pause_us: u64,
     /// Connects the sockets.
     #[arg(long)]
     pub connected: bool,
@@ -86,9 +97,15 @@ pub fn exchange(plan: &Plan) -> Result<()> {
         IpAddr::V4(_) => "0.0.0.0:0".parse()?,
         IpAddr::V6(_) => "[::]:0".parse()?,
     };
+    let from = plan.from.unwrap_or(any);
+    let closed = plan.until_closed.then(closed_with_stdin);
+    let over = |index: usize| match &closed {
+        Some(closed) => closed.load(Ordering::Relaxed),
+        None => index >= plan.exchanges,
+    };
     let mut sockets = Vec::new();
     for _ in 0..plan.sockets {
-        let socket = UdpSocket::bind(any)?;
+        let socket = UdpSocket::bind(from).with_context(|| format!("bind {from}"))?;
         socket.set_read_timeout(Some(REPLY_WITHIN))?;
         if plan.connected {
             socket.connect(plan.to)?;
@@ -96,8 +113,14 @@ pub fn exchange(plan: &Plan) -> Result<()> {
         let flow = untouched(canonical(socket.local_addr()?), canonical(plan.to));
         sockets.push((socket, flow));
     }
+    if let (true, Some((_, first))) = (plan.until_closed, sockets.first()) {
+        tell(&Truth::Ready(Ready {
+            pid: first.pid,
+            address: first.local,
+        }))?;
+    }
     let mut buffer = [0; DATAGRAM_OCTETS_MAX];
-    for index in 0..plan.exchanges {
+    for index in (0..).take_while(|&index| !over(index)) {
         let (socket, flow) = &mut sockets[index % plan.sockets];
         let request = plan.request + index % 97;
         let reply = plan.reply + index * 3 % 101;
@@ -122,6 +145,7 @@ pub fn exchange(plan: &Plan) -> Result<()> {
         flow.datagrams_sent += 1;
         flow.received += received as u64;
         flow.datagrams_received += 1;
+        std::thread::sleep(Duration::from_micros(plan.pause_us));
     }
     for (_, flow) in sockets {
         tell(&Truth::Datagrams(flow))?;

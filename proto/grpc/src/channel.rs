@@ -101,6 +101,12 @@ impl Address {
             None => of(text, None),
         }
     }
+
+    /// The host: a name, or an address without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
 }
 
 impl fmt::Display for Address {

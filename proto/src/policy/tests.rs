@@ -271,7 +271,10 @@ fn scopes_are_bounded_by_kind_and_none_is_there_twice() {
 #[test]
 fn enums_take_their_members_and_refuse_other_numbers() {
     let command_line = |command_line| {
-        let enrich = Some(wire::Enrich { command_line });
+        let enrich = Some(wire::Enrich {
+            command_line,
+            containers: None,
+        });
         parse(wire::Policy {
             enrich,
             ..wire::Policy::default()
@@ -377,7 +380,13 @@ fn every_mistake_of_every_section_is_told_at_once() {
             idle_timeout_ms: Some(0),
             ..wire::Capture::default()
         }),
-        enrich: Some(wire::Enrich { command_line: 9 }),
+        enrich: Some(wire::Enrich {
+            command_line: 9,
+            containers: Some(wire::Containers {
+                names: None,
+                sockets: vec!["docker.sock".into()],
+            }),
+        }),
         export: Some(wire::Export {
             collectors: vec!["A".into()],
             ..wire::Export::default()
@@ -400,6 +409,7 @@ fn every_mistake_of_every_section_is_told_at_once() {
             "capture.maxFlows",
             "capture.idleTimeoutMs",
             "enrich.commandLine",
+            "enrich.containers.sockets[0]",
             "export.collectors[0]",
             "buffer.octetsMax",
             "buffer.ageMaxMs"

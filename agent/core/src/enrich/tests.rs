@@ -257,6 +257,64 @@ fn a_container_s_users_are_its_own() {
 }
 
 #[test]
+fn a_container_s_name_comes_late_changes_and_is_told_from_then_on() {
+    let mut host = Host::default();
+    let path = format!("/docker/{ID}");
+    host.naming.learn(&NameObservation::Cgroup { id: DOCKER, path });
+    let web = process(11, 0).in_cgroup(DOCKER);
+    host.naming.learn(&exec(&web, 1, "/bin/web", &["web"]));
+    let named = |host: &mut Host, now: KernelTime| {
+        let mut record = record(&web);
+        let _ = host.naming.name(&mut record, now);
+        for _ in 0..8 {
+            host.settle();
+            let _ = host.naming.name(&mut record, now);
+        }
+        let state = host.naming.name(&mut record, now);
+        let names = record.responder.owner.names.expect("it has a process");
+        (state, names.container.clone().expect("a container").name)
+    };
+    assert_eq!(
+        named(&mut host, NOW),
+        (NamingState::Complete, None),
+        "nobody is asked"
+    );
+
+    host.naming.set_container_sockets(1);
+    assert_eq!(named(&mut host, NOW).0, NamingState::Waiting);
+    assert!(host.naming.poll_container_ask().is_some());
+    let late = NOW.after(container::CONTAINER_WAIT);
+    assert_eq!(
+        named(&mut host, late),
+        (NamingState::Complete, None),
+        "it waited long enough"
+    );
+
+    let id = ContainerId::parse(ID).expect("an id");
+    for name in ["web-1", "web-2"] {
+        let facts = container::ContainerFacts::new(id, name, "img", []).expect("a name");
+        host.naming.learn_container(ContainerNews::Known(facts));
+        assert_eq!(named(&mut host, late), (NamingState::Complete, Some(name.into())));
+    }
+    host.naming.set_container_sockets(0);
+    assert_eq!(named(&mut host, late), (NamingState::Complete, None));
+}
+
+#[test]
+fn containers_of_records_that_wait_are_asked_for_together() {
+    let mut host = Host::default();
+    host.naming.set_container_sockets(1);
+    for n in 0..3_u64 {
+        let (id, path) = (DOCKER + n, format!("/docker/{n:064x}"));
+        host.naming.learn(&NameObservation::Cgroup { id, path });
+        let one = record(&process(11, 0).in_cgroup(id));
+        host.naming.foresee_containers(&one, NOW);
+    }
+    let asked = std::iter::from_fn(|| host.naming.poll_container_ask()).count();
+    assert_eq!(asked, 3);
+}
+
+#[test]
 fn a_container_nobody_could_look_into_has_no_user_names() {
     let mut host = Host::default();
     host.naming.learn(&NameObservation::Cgroup {

@@ -63,6 +63,8 @@ pub struct Members {
     pub(super) collector: CollectorName,
     pub(super) generation: u64,
     pub(super) off: bool,
+    /// All members, those without an address too.
+    names: Vec<Arc<MemberName>>,
     pub(super) places: Vec<(IpAddr, Told)>,
 }
 
@@ -70,6 +72,7 @@ pub struct Members {
 pub(super) struct Told {
     pub(super) agent: Arc<MemberName>,
     pub(super) stream: u64,
+    pub(super) since: u64,
     pub(super) partial: bool,
 }
 
@@ -91,6 +94,7 @@ impl Members {
         {
             return Err(MembersError::TooMany);
         }
+        let mut names = Vec::with_capacity(wire.members.len());
         let mut places: Vec<(IpAddr, Told)> = Vec::new();
         let mut claimed: HashMap<IpAddr, usize, FixedState> = HashMap::default();
         let mut twice: HashSet<IpAddr, FixedState> = HashSet::default();
@@ -99,8 +103,10 @@ impl Members {
             let told = Told {
                 agent: Arc::new(agent),
                 stream: member.stream,
+                since: member.since,
                 partial: member.partial,
             };
+            names.push(Arc::clone(&told.agent));
             for (m, octets) in member.addresses.iter().enumerate() {
                 let address = address(octets).ok_or(MembersError::Address {
                     member: n,
@@ -122,8 +128,14 @@ impl Members {
             collector,
             generation: wire.generation,
             off: wire.off,
+            names,
             places,
         })
+    }
+
+    /// Whether an agent is to decide by this list. One in which it does not stand was made before the others know of it.
+    pub(super) fn is_for(&self, own: &MemberName) -> bool {
+        self.off || self.names.iter().any(|name| **name == *own)
     }
 
     /// The collector, or several of which one is fed, that the list is of.

@@ -95,8 +95,7 @@ pub(super) fn verdict(
         () if start < steady => Verdict::Total,
         () => Verdict::Delta,
     };
-    let ended = |octets: u64| octets >= TOTALS_END;
-    if verdict == Verdict::Total && (ended(told.forward.octets) || ended(told.backward.octets)) {
+    if verdict == Verdict::Total && are_beyond(told) {
         // Totals say nothing more; one end alone goes on with what is added.
         return if alone(between.partial, speaks) {
             Verdict::Delta
@@ -105,6 +104,11 @@ pub(super) fn verdict(
         };
     }
     verdict
+}
+
+/// Whether totals do not grow any more at the collector, when a flow's were these.
+pub(super) fn are_beyond(totals: &Traffic) -> bool {
+    totals.forward.octets >= TOTALS_END || totals.backward.octets >= TOTALS_END
 }
 
 fn alone(partial: Partial, speaks: bool) -> bool {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use flowtilla_proto::collector::Collector;
 use flowtilla_proto::ids::CollectorName;
-use flowtilla_proto::policy::{Buffer, COLLECTORS_MAX, CommandLine, Limits, Mode, Policy};
+use flowtilla_proto::policy::{Buffer, COLLECTORS_MAX, CommandLine, Containers, Limits, Mode, Policy};
 
 use super::{CapturePlan, ExportTerms, Exporting, Filtering, InForce, Metering, Wanted};
 use crate::flow::record::CollectorSlot;
@@ -28,6 +28,8 @@ pub enum Step {
     UpdateMetering(Metering),
     /// Sets how much of command lines leaves the host.
     UpdateNaming(CommandLine),
+    /// Sets who is asked for the names of containers.
+    UpdateContainers(Containers),
     /// Sets which flows are kept.
     UpdateFilter(Box<Filtering>),
     /// Sets what the agent may cost.
@@ -42,7 +44,7 @@ pub enum Step {
 
 /// The steps that lead from `in_force` to `wanted`; none when that is so already.
 ///
-/// Metering, naming, filter and limits have no step when nothing is wanted: without a source they do nothing. Filter and
+/// Metering, naming, containers, filter and limits have no step when nothing is wanted: without a source they do nothing. Filter and
 /// limits have none either before a policy says something about them: an agent begins with every flow kept.
 #[must_use]
 pub fn plan(in_force: &InForce, wanted: &Wanted) -> Vec<Step> {
@@ -63,6 +65,10 @@ pub fn plan(in_force: &InForce, wanted: &Wanted) -> Vec<Step> {
         let naming = policy.enrich.command_line;
         if in_force.naming != Some(naming) {
             steps.push(Step::UpdateNaming(naming));
+        }
+        let containers = &policy.enrich.containers;
+        if in_force.containers() != Some(containers) {
+            steps.push(Step::UpdateContainers(containers.clone()));
         }
         let filtering = filtering_of(policy);
         if in_force.filtering != filtering {

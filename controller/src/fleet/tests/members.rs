@@ -47,21 +47,34 @@ impl Scene {
 
     /// Lists that are told when so much more time has passed.
     fn after(&mut self, ms: u64) -> Vec<Told> {
+        let told = |(session, list): (u64, Arc<say::Members>)| {
+            let members = list.members.iter();
+            let members = members.map(|member| (member.agent.clone(), member.addresses.len()));
+            (session, list.collector.clone(), members.collect())
+        };
+        self.lists_after(ms).into_iter().map(told).collect()
+    }
+
+    fn lists_after(&mut self, ms: u64) -> Vec<(u64, Arc<say::Members>)> {
         self.now_ms += ms;
         self.fleet.handle_timeout(at(self.now_ms));
         drain(&mut self.fleet)
             .into_iter()
             .filter_map(|(session, speech)| match speech {
-                Speech::Members(list) => {
-                    let members = list
-                        .members
-                        .iter()
-                        .map(|member| (member.agent.clone(), member.addresses.len()));
-                    Some((session.0, list.collector.clone(), members.collect()))
-                }
+                Speech::Members(list) => Some((session.0, list)),
                 _ => None,
             })
             .collect()
+    }
+
+    /// An agent says that it has this address, and no other.
+    fn moves(&mut self, n: u64, address: &str) {
+        let heartbeat = Heard::Heartbeat {
+            held: None,
+            health: None,
+            addresses: Some(vec![address.parse().expect("an address")]),
+        };
+        self.fleet.handle_heard(SessionId(n), heartbeat, at(self.now_ms));
     }
 }
 
@@ -95,16 +108,35 @@ fn an_address_claimed_twice_is_in_nobodys_list() {
     let told = scene.after(FROZEN_MS + COALESCE_MS);
     assert_eq!(told[0].2, list(&[("a1", 1), ("a2", 1)]));
     // One of them gives it up.
-    let heartbeat = Heard::Heartbeat {
-        held: None,
-        health: None,
-        addresses: Some(vec!["10.0.0.2".parse().expect("an address")]),
-    };
-    scene
-        .fleet
-        .handle_heard(SessionId(2), heartbeat, at(scene.now_ms));
+    scene.moves(2, "10.0.0.2");
     let told = scene.after(COALESCE_MS);
     assert_eq!(told[0].2, list(&[("a1", 2), ("a2", 1)]));
+}
+
+#[test]
+fn a_member_says_since_which_list_it_is_as_it_is() {
+    let mut scene = Scene::new(one_policy());
+    scene.join(1, &["10.0.0.1"]);
+    scene.join(2, &["10.0.0.2"]);
+    let mut told = Vec::new();
+    let mut tell = |scene: &mut Scene, ms| {
+        let (_, list) = scene.lists_after(ms).remove(0);
+        let since: Vec<u64> = list.members.iter().map(|member| member.since).collect();
+        told.push((list.generation, since));
+    };
+    tell(&mut scene, FROZEN_MS + COALESCE_MS);
+    scene.moves(2, "10.0.0.3");
+    tell(&mut scene, COALESCE_MS);
+    // As it was at first: another change all the same.
+    scene.moves(2, "10.0.0.2");
+    tell(&mut scene, COALESCE_MS);
+    let [(first, _), (second, _), (third, _)] = told[..] else {
+        panic!("{told:?}")
+    };
+    assert!(first < second && second < third, "{told:?}");
+    assert_eq!(told[0].1, [first, first]);
+    assert_eq!(told[1].1, [first, second]);
+    assert_eq!(told[2].1, [first, third]);
 }
 
 #[test]
@@ -155,4 +187,79 @@ fn above_its_bound_a_list_is_off_and_says_so() {
         };
         assert!(list.off && list.members.is_empty(), "{list:?}");
     }
+}
+
+/// Agent `n` tells its sums with others: which, octets that it left to it, and octets that it told of those left to itself.
+fn sums(scene: &mut Scene, n: u64, with: &[(u64, u64, u64)]) {
+    let peers = with
+        .iter()
+        .map(|&(other, held_octets, spoken_octets)| say::PeerSums {
+            peer: format!("a{other}"),
+            held_octets,
+            spoken_octets,
+            ..say::PeerSums::default()
+        });
+    let health = say::Health {
+        peers: peers.collect(),
+        ..say::Health::default()
+    };
+    let heartbeat = Heard::Heartbeat {
+        held: None,
+        health: Some(Box::new(health)),
+        addresses: None,
+    };
+    scene
+        .fleet
+        .handle_heard(SessionId(n), heartbeat, at(scene.now_ms));
+}
+
+fn partial(fleet: &mut Fleet) -> BTreeMap<String, bool> {
+    let said = drain(fleet);
+    let lists = said.iter().filter_map(|(_, speech)| match speech {
+        Speech::Members(list) => Some(list),
+        _ => None,
+    });
+    let members = lists.flat_map(|list| &list.members);
+    members
+        .map(|member| (member.agent.clone(), member.partial))
+        .collect()
+}
+
+#[test]
+fn who_does_not_tell_what_is_left_to_it_is_not_relied_upon() {
+    let mut scene = Scene::new(one_policy());
+    scene.join(1, &["10.0.0.1"]);
+    scene.join(2, &["10.0.0.2"]);
+    scene.join(3, &["10.0.0.3"]);
+    scene.after(FROZEN_MS + COALESCE_MS);
+    // 1 leaves as much to 2 as to 3; only 3 tells it.
+    for n in 0..12 {
+        scene.now_ms += HEARTBEAT_MS;
+        sums(&mut scene, 2, &[]);
+        sums(&mut scene, 3, &[(1, 0, n * 20_000)]);
+        sums(&mut scene, 1, &[(2, n * 20_000, 0), (3, n * 20_000, 0)]);
+    }
+    scene.fleet.handle_timeout(at(scene.now_ms));
+    let untold = untold(&scene.fleet);
+    assert!(untold[1] > 0 && untold[0] == 0 && untold[2] == 0, "{untold:?}");
+    let wanted = [("a1", false), ("a2", true), ("a3", false)].map(|(agent, is)| (agent.to_owned(), is));
+    assert_eq!(partial(&mut scene.fleet), BTreeMap::from(wanted));
+    // With other addresses it is another matter.
+    let heartbeat = Heard::Heartbeat {
+        held: None,
+        health: None,
+        addresses: Some(vec!["10.0.0.4".parse().expect("an address")]),
+    };
+    scene
+        .fleet
+        .handle_heard(SessionId(2), heartbeat, at(scene.now_ms));
+    scene.now_ms += COALESCE_MS;
+    scene.fleet.handle_timeout(at(scene.now_ms));
+    assert!(!partial(&mut scene.fleet)["a2"]);
+}
+
+/// Of all agents, in their order.
+fn untold(fleet: &Fleet) -> Vec<u64> {
+    let agents = fleet.agents(&wire::fleet::AgentsRequest::default());
+    agents.iter().map(|agent| agent.untold_octets).collect()
 }

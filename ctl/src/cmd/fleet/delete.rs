@@ -1,4 +1,4 @@
-//! `agentctl delete`: takes a policy or a collector away, as a revision of its own.
+//! `agentctl delete`: takes a policy, a collector or a group of hosts away, as a revision of its own.
 
 use clap::{Args, ValueEnum};
 use flowtilla_proto::wire::fleet::{ApplyRequest, ObjectName};
@@ -15,6 +15,8 @@ pub(crate) enum What {
     Policy,
     #[value(alias = "collectors")]
     Collector,
+    #[value(name = "hostgroup", alias = "hostgroups")]
+    HostGroup,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -43,6 +45,7 @@ pub(crate) async fn run(args: DeleteArgs) -> anyhow::Result<Exit> {
     let kind = match args.what {
         What::Policy => Kind::Policy,
         What::Collector => Kind::Collector,
+        What::HostGroup => Kind::HostGroup,
     };
     let client = Client::reach(&args.reach).await?;
     let request = ApplyRequest {

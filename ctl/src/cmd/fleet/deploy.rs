@@ -1,8 +1,9 @@
 //! `agentctl deploy` and `agentctl rollback`: a new revision, what it changes for whom, and how it gets on.
 //!
-//! Order: files are read whole and every mistake is told; the controller tells what it has, and dangling names are told; it gets
+//! Order: files are read whole and every mistake is told; the controller tells what it has, and dangling names are told; where
+//! there are groups of hosts, it says whether it would take everything, and agents are brought to the hosts ([`hosts`]); it gets
 //! everything in one call, bound to the revision that was seen; what changes is shown; with `--wait` each agent's answer follows.
-//! Nothing is sent while anything is wrong.
+//! Nothing is sent, and no host is touched, while anything is wrong. A host that fails stops nothing else; the exit code tells.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -21,7 +22,8 @@ use super::{diff, print, watch};
 use crate::client::explain::Failed;
 use crate::client::{Client, Reach};
 use crate::document::{Documents, files, name_of};
-use crate::exit::{Exit, FilesError, say};
+use crate::exit::{Exit, FilesError, UsageError, say};
+use crate::hosts::{self, HostArgs};
 use crate::output::{harmless, word};
 use crate::view;
 
@@ -43,6 +45,8 @@ pub(crate) struct DeployArgs {
     /// Takes away what the controller has and the files have not.
     #[arg(long)]
     pub(crate) prune: bool,
+    #[command(flatten)]
+    pub(crate) hosts: HostArgs,
     #[command(flatten)]
     pub(crate) follow: Follow,
     #[command(flatten)]
@@ -97,19 +101,43 @@ pub(crate) async fn run(args: DeployArgs) -> anyhow::Result<Exit> {
         true => pruned(&documents, &held),
         false => Vec::new(),
     };
-    let request = ApplyRequest {
+    let mut request = ApplyRequest {
         objects: documents.objects(),
         removed,
-        dry_run: args.dry_run,
+        dry_run: true,
         message: args.follow.message(),
         expected_revision: held.revision,
         traceparent: telemetry::traceparent_of(&Span::current()).unwrap_or_default(),
     };
-    let answer = match client.ask(client.fleet().apply(request)).await {
-        Ok(answer) => answer,
-        Err(failed) => return Err(refused(&documents, failed)),
-    };
-    finish(&client, &answer, args.dry_run, &args.follow).await
+    let groups = documents.host_groups();
+    let mut brought = None;
+    if groups.is_empty() && !args.hosts.limit.is_empty() {
+        let why = "--limit: there is no group of hosts in these files; leave it out, or add a document of kind HostGroup";
+        return Err(UsageError(vec![why.to_owned()]).into());
+    }
+    if !groups.is_empty() {
+        apply(&client, &documents, request.clone()).await?;
+        brought = hosts::bring(&client, &groups, &args.hosts, args.dry_run).await?;
+        if brought == Some(Exit::Interrupted) {
+            return Ok(Exit::Interrupted);
+        }
+    }
+    request.dry_run = args.dry_run;
+    let answer = apply(&client, &documents, request).await?;
+    let finished = finish(&client, &answer, args.dry_run, &args.follow).await?;
+    Ok(match finished {
+        Exit::Done => brought.unwrap_or(Exit::Done),
+        other => other,
+    })
+}
+
+async fn apply(
+    client: &Client,
+    documents: &Documents,
+    request: ApplyRequest,
+) -> anyhow::Result<ApplyResponse> {
+    let applied = client.ask(client.fleet().apply(request)).await;
+    applied.map_err(|failed| refused(documents, failed))
 }
 
 /// Runs `rollback`.
@@ -164,6 +192,8 @@ pub(crate) async fn prepare(
         false => collectors(&held),
     };
     lines.extend(documents.dangling(&known).iter().map(ToString::to_string));
+    let astray = documents.astray(client.address().host());
+    lines.extend(astray.iter().map(ToString::to_string));
     match lines.is_empty() {
         true => Ok((client, documents, held)),
         false => Err(FilesError(lines).into()),
@@ -173,7 +203,7 @@ pub(crate) async fn prepare(
 fn collectors(held: &ObjectsResponse) -> BTreeSet<String> {
     let name = |kind: &object::Kind| match kind {
         object::Kind::Collector(collector) => Some(collector.name.clone()),
-        object::Kind::Policy(_) => None,
+        object::Kind::Policy(_) | object::Kind::HostGroup(_) => None,
     };
     held.objects
         .iter()

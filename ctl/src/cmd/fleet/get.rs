@@ -1,10 +1,10 @@
 //! `agentctl get`: lists of what the controller knows.
 //!
-//! `-o json`: an array of the shapes in [`crate::view`]; policies and collectors are the documents that `deploy` takes. With a NAME
+//! `-o json`: an array of the shapes in [`crate::view`]; policies, collectors and groups of hosts are the documents that `deploy` takes. With a NAME
 //! the list has that one, or the command ends with exit code 1.
 
 use crate::clock;
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{
     Agent, AgentsRequest, HistoryRequest, Object, ObjectsRequest, Operator, OperatorsRequest, Revision,
@@ -15,6 +15,7 @@ use super::{Output, json, print, table, values, yaml_shown};
 use crate::client::{Client, Reach};
 use crate::document::{Kind, name_of, render};
 use crate::exit::Exit;
+use crate::hosts::remove::RemoveArgs;
 use crate::output::{harmless, memory, word};
 use crate::view;
 
@@ -32,6 +33,8 @@ pub(crate) enum What {
     Collectors,
     #[value(alias = "operator")]
     Operators,
+    #[value(name = "hostgroups", alias = "hostgroup")]
+    HostGroups,
     #[value(alias = "token")]
     Tokens,
     #[value(alias = "revision")]
@@ -56,7 +59,10 @@ pub(crate) struct GetArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct AgentsArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<AgentsCommand>,
     /// Only the one of this name.
     #[arg(value_name = "NAME")]
     name: Option<String>,
@@ -65,6 +71,13 @@ pub(crate) struct AgentsArgs {
     output: Output,
     #[command(flatten)]
     reach: Reach,
+}
+
+/// What is done with agents.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum AgentsCommand {
+    /// Takes the agent away from hosts, over ssh, and makes its identity void.
+    Remove(RemoveArgs),
 }
 
 impl From<AgentsArgs> for GetArgs {
@@ -120,11 +133,11 @@ impl List {
                 };
                 Self::Agents(client.ask(fleet.agents(request)).await?.agents)
             }
-            What::Policies | What::Collectors => {
-                let kind = if what == What::Policies {
-                    Kind::Policy
-                } else {
-                    Kind::Collector
+            What::Policies | What::Collectors | What::HostGroups => {
+                let kind = match what {
+                    What::Policies => Kind::Policy,
+                    What::Collectors => Kind::Collector,
+                    _ => Kind::HostGroup,
                 };
                 let objects = client
                     .ask(fleet.objects(ObjectsRequest::default()))
@@ -205,6 +218,7 @@ impl List {
             Self::Objects(Kind::Policy, list) => policies(list, output),
             Self::Objects(Kind::Collector, list) => collectors(list, output),
             Self::Operators(list) => operators(list, output, now),
+            Self::Objects(Kind::HostGroup, list) => host_groups(list, output),
             Self::Tokens(list) => tokens(list, output, now),
             Self::Revisions(list) => revisions(list, output, now),
             Self::Rollouts(list) => rollouts(list, output, now),
@@ -348,6 +362,26 @@ fn by(id: &str) -> String {
         None | Some("") => "(host)".to_owned(),
         Some(name) => word(name),
     }
+}
+
+fn host_groups(list: &[Object], output: Output) -> String {
+    let row = |object: &Object| {
+        let Some(object::Kind::HostGroup(group)) = &object.kind else {
+            return Vec::new();
+        };
+        vec![
+            word(&group.name),
+            group.hosts.len().to_string(),
+            words(&group.hosts),
+            labels(group.labels.iter()),
+        ]
+    };
+    table(
+        &["NAME", "COUNT", "HOSTS", "LABELS"],
+        list.iter().map(row).collect(),
+        &[1],
+        output,
+    )
 }
 
 fn tokens(list: &[Token], output: Output, now: WallTime) -> String {

@@ -6,6 +6,7 @@
 //! agents       id, state, lastSeen
 //!              collectors  the shape in [`crate::view`], with missing: made less the rest, lost: records it never gets
 //!              drops {place: number}: before the records
+//!              untoldOctets  of flows that others left to it and that it did not tell
 //! nothingLost  the exit code is 0
 //! ```
 
@@ -85,13 +86,14 @@ fn counted(agents: &[Agent]) -> impl Iterator<Item = &Agent> {
 /// See the module.
 pub(crate) fn nothing_lost(agents: &[Agent]) -> bool {
     counted(agents).all(|agent| {
-        agent.health.as_ref().is_some_and(|health| {
-            !health.drops.iter().any(is_loss)
-                && health
-                    .collectors
-                    .iter()
-                    .all(|collector| lost(collector) == 0 && missing(collector) == 0)
-        })
+        agent.untold_octets == 0
+            && agent.health.as_ref().is_some_and(|health| {
+                !health.drops.iter().any(is_loss)
+                    && health
+                        .collectors
+                        .iter()
+                        .all(|collector| lost(collector) == 0 && missing(collector) == 0)
+            })
     })
 }
 
@@ -152,6 +154,14 @@ pub(crate) fn text(agents: &[Agent], now: WallTime) -> String {
             }
         }
     }
+    for agent in counted(agents).filter(|agent| agent.untold_octets > 0) {
+        gaps.push(format!(
+            "{}: {} octets of flows that others left to it were told by nobody; has another host one of its addresses? \
+             Such flows are told by both ends now, see `agentctl describe agent`\n",
+            word(&agent.id),
+            grouped(agent.untold_octets)
+        ));
+    }
     gaps.extend(peers(agents));
     let head = ["AGENT", "COLLECTOR", "MADE", "TAKEN", "WAITING", "LOST", "SEEN"];
     let mut text = table(&head, rows, &[2, 3, 4, 5], Output::Table);
@@ -202,6 +212,7 @@ pub(crate) fn told(agents: &[Agent]) -> Plain {
             view::moment(agent.last_seen_ms)
                 .map(|seen| ("lastSeen".to_owned(), Plain::Text(rfc3339(seen).to_string()))),
         );
+        fields.push(number("untoldOctets", agent.untold_octets));
         let Some(health) = &agent.health else {
             return Plain::Map(fields);
         };

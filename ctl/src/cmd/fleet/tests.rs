@@ -131,6 +131,7 @@ fn deploying(desk: &Desk, files: Vec<PathBuf>) -> DeployArgs {
         dry_run: false,
         prune: false,
         follow: Follow::default(),
+        hosts: crate::hosts::HostArgs::default(),
         reach: desk.reach(),
     }
 }

@@ -75,6 +75,15 @@ pub(crate) struct UpArgs {
     #[arg(long, value_enum)]
     pub(crate) command_line: Option<CommandLine>,
 
+    /// Unix socket of a runtime that speaks Docker's API and knows the names of containers. May be repeated [default:
+    /// /run/docker.sock and /run/podman/podman.sock].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) container_socket: Vec<String>,
+
+    /// Asks no runtime for the names of containers: they go by their ids.
+    #[arg(long)]
+    pub(crate) no_container_names: bool,
+
     #[arg(long, value_name = "TIME", value_parser = parse_time, help = active_help())]
     pub(crate) active_timeout: Option<u64>,
 
@@ -266,6 +275,10 @@ impl UpArgs {
             }),
             enrich: Some(wire::Enrich {
                 command_line: command_line.into(),
+                containers: Some(wire::Containers {
+                    names: self.no_container_names.then_some(false),
+                    sockets: self.container_socket.clone(),
+                }),
             }),
             export: Some(wire::Export {
                 collectors: self
@@ -344,7 +357,7 @@ const PORT_OCTETS_MAX: usize = 5;
 
 /// The flag that sets the field at `path`.
 fn flag(path: &str) -> Option<&'static str> {
-    const FLAGS: [(&str, &str); 15] = [
+    const FLAGS: [(&str, &str); 16] = [
         ("capture.include", "--include"),
         ("capture.exclude", "--exclude"),
         ("capture.sampling", "--sample"),
@@ -353,6 +366,7 @@ fn flag(path: &str) -> Option<&'static str> {
         ("capture.activeTimeoutMs", "--active-timeout"),
         ("capture.idleTimeoutMs", "--idle-timeout"),
         ("enrich.commandLine", "--command-line"),
+        ("enrich.containers", "--container-socket"),
         ("export.loopback", "--loopback"),
         ("export.mode", "--failover"),
         ("export.collectors", "--ntopng"),

@@ -118,6 +118,22 @@ fn agents_that_start_among_flows_count_them_once() {
 }
 
 #[test]
+fn agents_that_wait_long_for_their_first_list_count_flows_once() {
+    for seed in seeds(6000) {
+        let mut world = World::new(seed, 3, 4_000);
+        world.freeze(30_000);
+        let until = world.now + 90_000;
+        crowd(&mut world, 3, until);
+        for host in 0..3 {
+            flow(&mut world, [host, 7], until - 89_000, 70_000);
+            flow(&mut world, [8, host], until - 85_000, 9_000);
+        }
+        finish(&mut world);
+        check(&world, seed, "first list");
+    }
+}
+
+#[test]
 fn peers_report_in_place_of_an_agent_that_was_killed() {
     for seed in seeds(2000) {
         let hosts = 2 + usize::try_from(seed % 2).unwrap();

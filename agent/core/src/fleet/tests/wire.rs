@@ -9,8 +9,8 @@ use super::super::ask::{ABSENT_FRESH, ANSWER_WAIT, IN_FLIGHT_MAX};
 use super::super::end::{Asked, LONG_TEXT_OCTETS_MAX, QuestionError, TEXT_OCTETS_MAX, owner_of};
 use super::super::{ADDRESSES_MAX, FarEnd, Fleet, Members, MembersError, start_of};
 use super::world::{SLOT, ms, name, stream};
-use crate::flow::record::FlowRecord;
-use crate::owner::Confidence;
+use crate::flow::record::{Counting, EndReason, FlowRecord};
+use crate::owner::{Confidence, Owner};
 use crate::time::WallOffset;
 
 fn member(agent: &str, addresses: &[&[u8]]) -> session::Member {
@@ -19,6 +19,7 @@ fn member(agent: &str, addresses: &[&[u8]]) -> session::Member {
         addresses: addresses.iter().map(|octets| octets.to_vec()).collect(),
         partial: false,
         stream: 1,
+        since: 1,
     }
 }
 
@@ -164,6 +165,73 @@ fn the_end_that_is_silent_asks_nothing() {
     assert_eq!(fleet.poll_question(), None);
     fleet.judge(&mut record, ms(90_000), ms(90_500));
     assert!(record.held_from.contains(SLOT));
+}
+
+#[test]
+fn whose_an_ended_flow_was_is_known_while_its_record_waits() {
+    let (mut fleet, mut record) = settled();
+    let mine = owner_of(&session::End {
+        pid: 77,
+        ..session::End::default()
+    });
+    record.initiator.owner = Owner {
+        confidence: Confidence::Exact,
+        ..mine.expect("an owner")
+    };
+    record.reason = EndReason::EndOfFlow;
+    let asked = Asked {
+        id: 1,
+        protocol: record.protocol,
+        near: record.initiator.endpoint,
+        peer: record.responder.endpoint,
+    };
+    let now = ms(90_500);
+    assert_eq!(fleet.owner_of_ended(&asked, now), None);
+    assert_eq!(fleet.name_far_end(&mut record, ms(90_000), now), FarEnd::Waiting);
+    let owner = fleet.owner_of_ended(&asked, now).expect("it was remembered");
+    assert_eq!(owner.process.map(|process| process.key.pid), Some(77));
+}
+
+#[test]
+fn a_list_without_this_agent_is_not_for_it() {
+    let mut fleet = Fleet::new();
+    fleet.expect();
+    fleet.feed(stream(), SLOT, ms(0));
+    fleet.handle_connected(name(0));
+    let other = member("host-1", &[&[10, 0, 0, 2]]);
+    let without = Members::parse(&list(1, vec![other.clone()])).unwrap();
+    fleet.handle_members(without, ms(100));
+    let mut record = super::world::record_between([0, 1], [50_000, 443], 200);
+    fleet.judge(&mut record, ms(200), ms(700));
+    assert_eq!((fleet.held(), record.held_from.contains(SLOT)), (1, true));
+    // Addresses that somebody else claims too are left out of a list, their agent is not.
+    let with = vec![member("host-0", &[]), other];
+    fleet.handle_members(Members::parse(&list(2, with)).unwrap(), ms(1_000));
+    fleet.handle_timeout(ms(1_000));
+    assert_eq!(fleet.held(), 0);
+}
+
+#[test]
+fn until_its_first_list_an_agent_tells_totals_while_it_is_connected() {
+    for connected in [true, false] {
+        let mut fleet = Fleet::new();
+        fleet.expect();
+        fleet.feed(stream(), SLOT, ms(0));
+        if connected {
+            fleet.handle_connected(name(0));
+        }
+        let mut record = super::world::record_between([0, 1], [50_000, 443], 20_000);
+        fleet.judge(&mut record, ms(20_000), ms(20_500));
+        let wanted = if connected {
+            Counting::Total
+        } else {
+            Counting::Delta
+        };
+        assert_eq!(
+            (record.counting, record.held_from.contains(SLOT)),
+            (wanted, false)
+        );
+    }
 }
 
 #[test]

@@ -69,6 +69,10 @@ struct Agent {
     /// Whether the controller takes it for alive.
     listed: bool,
     partial: bool,
+    /// As what the last list has it, and since which generation.
+    told_as: (Option<(bool, u64)>, u64),
+    /// When the newest list on its way arrives.
+    told_at: u64,
     /// Every so many flows it tells nothing of.
     leaves_out: Option<usize>,
     spoken: u64,
@@ -76,10 +80,15 @@ struct Agent {
 }
 
 enum Happening {
-    Tell { host: usize, members: session::Members },
+    Tell {
+        host: usize,
+        members: session::Members,
+    },
     Connect(usize),
     Lose(usize),
     Unlist(usize),
+    /// The controller has been up for long enough to tell lists.
+    Thaw,
 }
 
 pub(super) struct World {
@@ -93,6 +102,7 @@ pub(super) struct World {
     /// Agents that were away at any time.
     pub(super) were_away: Vec<bool>,
     generation: u64,
+    frozen_until: u64,
     /// Most ms by which a list is late.
     late: u64,
 }
@@ -109,6 +119,7 @@ impl World {
             collected: BTreeMap::new(),
             were_away: vec![false; hosts],
             generation: 0,
+            frozen_until: 0,
             late,
         };
         for host in 0..hosts {
@@ -149,8 +160,18 @@ impl World {
         self.happenings.push((at, Happening::Unlist(host)));
     }
 
-    /// The stream of an agent breaks; both ends notice, and it comes back after a while.
+    /// The controller has just started: it tells no list for so long.
+    pub(super) fn freeze(&mut self, span: u64) {
+        self.frozen_until = self.now + span;
+        self.happenings.push((self.frozen_until, Happening::Thaw));
+    }
+
+    /// The stream of an agent breaks; both ends notice, and it comes back after a while. One that is away stays so.
     pub(super) fn cut(&mut self, host: usize, away: u64) {
+        let is_of_host = |what: &Happening| matches!(what, Happening::Connect(other) | Happening::Lose(other) | Happening::Unlist(other) if *other == host);
+        if self.happenings.iter().any(|(_, what)| is_of_host(what)) {
+            return;
+        }
         for happening in [Happening::Lose(host), Happening::Unlist(host)] {
             let at = self.now + self.random.u64(0..=self.late);
             self.happenings.push((at, happening));
@@ -188,6 +209,7 @@ impl World {
             }],
             partial: agent.partial,
             stream: agent.stream,
+            since: agent.told_as.1,
         });
         session::Members {
             collector: "main".to_owned(),
@@ -198,13 +220,33 @@ impl World {
     }
 
     fn tell_all(&mut self) {
-        self.generation += 1;
-        let members = self.members();
-        for host in 0..self.agents.len() {
-            let at = self.now + self.random.u64(0..=self.late);
-            let members = members.clone();
-            self.happenings.push((at, Happening::Tell { host, members }));
+        if self.now < self.frozen_until {
+            return;
         }
+        self.generation += 1;
+        for agent in &mut self.agents {
+            let told_as = agent.listed.then_some((agent.partial, agent.stream));
+            if told_as != agent.told_as.0 {
+                agent.told_as = (told_as, self.generation);
+            }
+        }
+        for host in 0..self.agents.len() {
+            self.tell(host, self.members());
+        }
+    }
+
+    /// Tells an agent a list, in its turn. Sometimes in place of the one before, which it never sees: lists are paced.
+    fn tell(&mut self, host: usize, members: session::Members) {
+        if self.random.bool() {
+            let of_host =
+                |what: &Happening| matches!(what, Happening::Tell { host: other, .. } if *other == host);
+            self.happenings.retain(|(_, what)| !of_host(what));
+        }
+        let at = self.now + self.random.u64(0..=self.late);
+        let agent = &mut self.agents[host];
+        agent.told_at = agent.told_at.max(at);
+        self.happenings
+            .push((agent.told_at, Happening::Tell { host, members }));
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -220,14 +262,19 @@ impl World {
                     return;
                 };
                 fleet.handle_connected(name(host));
+                let late = |what: &Happening| match what {
+                    Happening::Unlist(other) | Happening::Tell { host: other, .. } => *other == host,
+                    Happening::Connect(_) | Happening::Lose(_) | Happening::Thaw => false,
+                };
+                self.happenings.retain(|(_, what)| !late(what));
+                self.agents[host].told_at = self.now;
+                // A list that was made before, and is still being told to all.
+                if self.now >= self.frozen_until && self.random.bool() {
+                    self.tell(host, self.members());
+                }
                 self.agents[host].stream += 1;
                 self.agents[host].listed = true;
-                self.happenings
-                    .retain(|(_, what)| !matches!(what, Happening::Unlist(other) if *other == host));
                 self.tell_all();
-                let members = self.members();
-                self.happenings
-                    .push((self.now, Happening::Tell { host, members }));
             }
             Happening::Lose(host) => {
                 if let Some(fleet) = &mut self.agents[host].fleet {
@@ -241,6 +288,7 @@ impl World {
                 self.agents[host].listed = false;
                 self.tell_all();
             }
+            Happening::Thaw => self.tell_all(),
         }
     }
 

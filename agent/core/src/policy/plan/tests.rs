@@ -23,7 +23,15 @@ fn from_nothing_sinks_come_before_their_source() {
     let kinds = kinds(&plan(&InForce::default(), &wanted));
     assert_eq!(
         kinds,
-        ["metering", "naming", "buffer", "start c0", "start c1", "attach"]
+        [
+            "metering",
+            "naming",
+            "containers",
+            "buffer",
+            "start c0",
+            "start c1",
+            "attach"
+        ]
     );
 }
 
@@ -60,6 +68,13 @@ fn a_change_touches_only_what_changed() {
                 ..before.clone()
             },
             vec!["naming"],
+        ),
+        (
+            Choice {
+                container_names: false,
+                ..before.clone()
+            },
+            vec!["containers"],
         ),
         (
             Choice {
@@ -160,7 +175,14 @@ fn rules_that_go_leave_every_flow_kept_and_nothing_is_detached_for_them() {
     assert_eq!(
         kinds(&steps),
         [
-            "metering", "naming", "filter", "limits", "buffer", "start c0", "attach"
+            "metering",
+            "naming",
+            "containers",
+            "filter",
+            "limits",
+            "buffer",
+            "start c0",
+            "attach"
         ]
     );
     execute(&mut in_force, &steps);
@@ -246,6 +268,7 @@ struct Choice {
     scope: Option<u8>,
     idle_s: u64,
     command_line: i32,
+    container_names: bool,
     as_is: bool,
     sync_ms: u64,
     /// Bit 0: an include rule, bit 1: an exclude rule.
@@ -265,6 +288,7 @@ impl Default for Choice {
             scope: None,
             idle_s: 15,
             command_line: 2,
+            container_names: true,
             as_is: false,
             sync_ms: 500,
             rules: 0,
@@ -284,7 +308,7 @@ fn choices() -> impl Strategy<Value = Choice> {
         any::<bool>(),
         prop::option::of(0_u8..2),
         10_u64..12,
-        1..=3,
+        (1..=3, any::<bool>()),
         any::<bool>(),
         500_u64..502,
         (0_u8..4, 1_u64..3, prop::option::of(64_u64..66)),
@@ -292,11 +316,22 @@ fn choices() -> impl Strategy<Value = Choice> {
         collectors,
     )
         .prop_map(
-            |(udp, scope, idle_s, command_line, as_is, sync_ms, content, failover, collectors)| Choice {
+            |(
+                udp,
+                scope,
+                idle_s,
+                (command_line, container_names),
+                as_is,
+                sync_ms,
+                content,
+                failover,
+                collectors,
+            )| Choice {
                 udp,
                 scope,
                 idle_s,
                 command_line,
+                container_names,
                 as_is,
                 sync_ms,
                 rules: content.0,
@@ -337,6 +372,10 @@ fn policy(choice: &Choice) -> Policy {
         }),
         enrich: Some(wire::Enrich {
             command_line: choice.command_line,
+            containers: Some(wire::Containers {
+                names: Some(choice.container_names),
+                sockets: Vec::new(),
+            }),
         }),
         export: Some(wire::Export {
             collectors: choice.collectors.iter().map(|(n, _)| format!("c{n}")).collect(),
@@ -414,6 +453,7 @@ fn execute(in_force: &mut InForce, steps: &[Step]) {
             }
             Step::UpdateMetering(_)
             | Step::UpdateNaming(_)
+            | Step::UpdateContainers(_)
             | Step::UpdateFilter(_)
             | Step::UpdateLimits(_)
             | Step::UpdateBuffer(_) => {}
@@ -430,6 +470,7 @@ fn assert_reached(in_force: &InForce, wanted: &Wanted) {
     if let Some(policy) = wanted.policy() {
         assert_eq!(in_force.metering(), Some(metering_of(policy)));
         assert_eq!(in_force.naming(), Some(policy.enrich.command_line));
+        assert_eq!(in_force.containers(), Some(&policy.enrich.containers));
         assert_eq!(*in_force.filtering(), filtering_of(policy));
         assert_eq!(in_force.limits(), policy.limits);
         assert_eq!(in_force.buffer(), Some(policy.buffer));
@@ -461,6 +502,7 @@ fn kinds(steps: &[Step]) -> Vec<String> {
             Step::ForgetCollector(name) => format!("forget {name}"),
             Step::UpdateMetering(_) => "metering".to_owned(),
             Step::UpdateNaming(_) => "naming".to_owned(),
+            Step::UpdateContainers(_) => "containers".to_owned(),
             Step::UpdateFilter(_) => "filter".to_owned(),
             Step::UpdateLimits(_) => "limits".to_owned(),
             Step::UpdateBuffer(_) => "buffer".to_owned(),

@@ -1,9 +1,10 @@
 //! Each flag: what it refuses stands beside what it makes.
 
 use std::io::Write;
+use std::path::Path;
 
 use clap::Parser;
-use flowtilla_proto::policy::{CommandLine, Loopback, Mode};
+use flowtilla_proto::policy::{CommandLine, Loopback, Mode, SocketPath};
 
 use super::*;
 
@@ -48,6 +49,7 @@ fn each_flag_sets_its_field() {
         "--scope=netns=/run/netns/blue",
         "--no-udp",
         "--command-line=full",
+        "--container-socket=/run/a.sock",
         "--active-timeout=1500ms",
         "--idle-timeout=2m",
         "--max-flows=1000",
@@ -58,6 +60,11 @@ fn each_flag_sets_its_field() {
     assert_eq!(scopes, ["cgroup=/a.slice", "netns=/run/netns/blue"]);
     assert!(policy.capture.tcp && !policy.capture.udp);
     assert_eq!(policy.enrich.command_line, CommandLine::Full);
+    let sockets = policy.enrich.containers.sockets();
+    assert_eq!(
+        sockets.iter().map(SocketPath::as_path).collect::<Vec<_>>(),
+        [Path::new("/run/a.sock")]
+    );
     assert_eq!(policy.capture.active_timeout, Duration::from_millis(1500));
     assert_eq!(policy.capture.idle_timeout, Duration::from_secs(120));
     assert_eq!(

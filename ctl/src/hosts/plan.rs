@@ -1,0 +1,328 @@
+//! What is to be done for one host: decides, and does nothing.
+//!
+//! In: what the script's `probe` said ([`Found`]), what is to be there ([`Wanted`]), what the controller knows of the host's
+//! agent. Out: a [`Plan`], or why there is none. The plan of a host that has everything is empty.
+
+use std::collections::BTreeMap;
+
+use flowtilla_grpc::svid;
+use flowtilla_proto::spiffe::{Role, SpiffeId};
+use flowtilla_proto::wire::fleet::{Agent, AgentState};
+
+use super::program::{Glibc, Program, version_of};
+use super::trouble::{Step, Trouble};
+
+/// How the answer begins; what a login shell says before it is not ours.
+const BEGINS: &str = "flowtilla-probe";
+/// From here on it is the agent's chain, PEM.
+const CHAIN: &str = "svid";
+/// Oldest kernel, as in the README.
+const KERNEL_MIN: (u32, u32) = (5, 14);
+/// Oldest systemd: the first that takes everything in the unit that hardens it. Half of the hosts in the world have 247.
+const SYSTEMD_MIN: u32 = 247;
+
+/// What is on a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    machine: String,
+    kernel: String,
+    glibc: Option<Glibc>,
+    systemd: Option<u32>,
+    btf: bool,
+    cgroup2: bool,
+    /// SHA-256 of the files; empty: there is none.
+    program: String,
+    unit: String,
+    settings: String,
+    /// Of the program; empty: it says none.
+    version: String,
+    active: bool,
+    enabled: bool,
+    reload: bool,
+    /// Whose SVID the agent keeps.
+    pub(crate) identity: Option<SpiffeId>,
+}
+
+impl Found {
+    /// Reads what `probe` said.
+    ///
+    /// # Errors
+    ///
+    /// It is no answer of the script.
+    pub(crate) fn read(said: &str) -> Result<Self, Trouble> {
+        let mut lines = said.lines().skip_while(|line| *line != BEGINS);
+        if lines.next().is_none() {
+            let why = "what came back is no answer of the script";
+            return Err(Trouble::new(
+                Step::Probe,
+                why,
+                "see that the user's login shell runs commands",
+            ));
+        }
+        let mut values = BTreeMap::new();
+        let mut chain = String::new();
+        while let Some(line) = lines.next() {
+            if line == CHAIN {
+                chain = lines.by_ref().flat_map(|line| [line, "\n"]).collect();
+            } else if let Some((key, value)) = line.split_once('=') {
+                values.insert(key, value);
+            }
+        }
+        let text = |key: &str| values.get(key).copied().unwrap_or_default().to_owned();
+        let glibc = text("libc");
+        let glibc = glibc.strip_prefix("glibc 2.").and_then(|minor| {
+            let digits = minor.split(|c: char| !c.is_ascii_digit()).next()?;
+            digits.parse().ok().map(Glibc)
+        });
+        Ok(Self {
+            machine: text("arch"),
+            kernel: text("kernel"),
+            glibc,
+            systemd: text("systemd").parse().ok(),
+            btf: text("btf") == "yes",
+            cgroup2: text("cgroup2") == "yes",
+            program: text("program"),
+            unit: text("unit"),
+            settings: text("settings"),
+            version: version_of(&text("version")),
+            active: text("active") == "active",
+            enabled: text("enabled") == "enabled",
+            reload: text("reload") == "yes",
+            identity: identity(&chain),
+        })
+    }
+}
+
+impl Found {
+    /// Whether nothing of an agent is there.
+    pub(crate) fn is_bare(&self) -> bool {
+        [&self.program, &self.unit, &self.settings]
+            .iter()
+            .all(|digest| digest.is_empty())
+            && self.identity.is_none()
+    }
+}
+
+/// Whose chain it is; `None`: it is none.
+fn identity(chain: &str) -> Option<SpiffeId> {
+    let first = pem::parse_many(chain).ok()?.into_iter().next()?;
+    let facts = svid::read(first.contents()).ok()?;
+    (facts.id.role == Role::Agent).then_some(facts.id)
+}
+
+/// What is to be on a host.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) program: &'a Program,
+    /// SHA-256.
+    pub(crate) unit: &'a str,
+    pub(crate) settings: &'a str,
+    pub(crate) labels: &'a BTreeMap<String, String>,
+}
+
+/// What the controller knows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known<'a> {
+    pub(crate) domain: &'a str,
+    /// By their ids.
+    pub(crate) agents: &'a BTreeMap<String, Agent>,
+}
+
+/// What becomes of the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Replace {
+    Install,
+    /// From this version.
+    Upgrade(String),
+}
+
+/// Why an agent gets an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Enrol {
+    /// It has none, or one that does not count.
+    Anew,
+    /// Its labels are others.
+    Labels,
+}
+
+/// How the service is set going.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Service {
+    Start,
+    Restart,
+}
+
+/// What is to be done. [`Plan::default`]: nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) program: Option<Replace>,
+    pub(crate) unit: bool,
+    pub(crate) settings: bool,
+    pub(crate) enrol: Option<Enrol>,
+    pub(crate) service: Option<Service>,
+    /// The version there is newer than ours, and stays.
+    pub(crate) newer: Option<String>,
+}
+
+/// Whether the agent can run there.
+///
+/// # Errors
+///
+/// The first thing that is lacking.
+pub(crate) fn fits(found: &Found, program: &Program) -> Result<(), Trouble> {
+    let lacks = |why: String, remedy: &str| Err(Trouble::new(Step::Fit, why, remedy));
+    if found.machine != program.machine {
+        let why = format!(
+            "the host is {}, the agent's program is for {}",
+            found.machine, program.machine
+        );
+        return lacks(why, "build it for that machine, and name it with --agent-binary");
+    }
+    match found.glibc {
+        None => {
+            let remedy = "take the host out of the group; the agent needs glibc";
+            return lacks("the host has no glibc".to_owned(), remedy);
+        }
+        Some(has) if has < program.glibc => {
+            let why = format!(
+                "the host has glibc {has}, the agent's program needs {}",
+                program.glibc
+            );
+            return lacks(
+                why,
+                "build it on a system as old as that, and name it with --agent-binary",
+            );
+        }
+        Some(_) => {}
+    }
+    if kernel(&found.kernel).is_none_or(|version| version < KERNEL_MIN) {
+        let why = format!("the host's kernel is {}", found.kernel);
+        return lacks(why, "the agent needs Linux 5.14 or later");
+    }
+    if !found.btf {
+        let why = "the host's kernel has no /sys/kernel/btf/vmlinux".to_owned();
+        return lacks(why, "boot a kernel with CONFIG_DEBUG_INFO_BTF");
+    }
+    if !found.cgroup2 {
+        let why = "the host has no cgroup2 mount".to_owned();
+        return lacks(
+            why,
+            "mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1",
+        );
+    }
+    match found.systemd {
+        None => lacks(
+            "the host does not run systemd".to_owned(),
+            "start flowtilla-agent there by other means",
+        ),
+        Some(version) if version < SYSTEMD_MIN => {
+            let why = format!("the host has systemd {version}");
+            lacks(why, "the agent's unit needs 247 or later")
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn kernel(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// What is to be done.
+pub(crate) fn plan(found: &Found, wanted: &Wanted<'_>, known: &Known<'_>) -> Plan {
+    let mut plan = Plan {
+        unit: found.unit != wanted.unit,
+        settings: found.settings != wanted.settings,
+        enrol: enrol(found, wanted, known),
+        ..Plan::default()
+    };
+    if found.program.is_empty() {
+        plan.program = Some(Replace::Install);
+    } else if found.program != wanted.program.digest {
+        match (numbers(&found.version), numbers(&wanted.program.version)) {
+            (Some(there), Some(ours)) if there > ours => plan.newer = Some(found.version.clone()),
+            _ => plan.program = Some(Replace::Upgrade(found.version.clone())),
+        }
+    }
+    let changed =
+        plan.program.is_some() || plan.unit || plan.settings || plan.enrol.is_some() || found.reload;
+    plan.service = match (changed, found.active && found.enabled) {
+        (true, _) => Some(Service::Restart),
+        (false, false) => Some(Service::Start),
+        (false, true) => None,
+    };
+    plan
+}
+
+fn enrol(found: &Found, wanted: &Wanted<'_>, known: &Known<'_>) -> Option<Enrol> {
+    let Some(identity) = found
+        .identity
+        .as_ref()
+        .filter(|id| id.domain.as_str() == known.domain)
+    else {
+        return Some(Enrol::Anew);
+    };
+    let agent = match known.agents.get(identity.name.as_str()) {
+        Some(agent) if agent.state() != AgentState::Revoked => agent,
+        _ => return Some(Enrol::Anew),
+    };
+    // What the host says of itself is no matter of the group.
+    let own = agent.hello.as_ref().map(|hello| &hello.labels);
+    let of_group = |(key, value): &(&String, &String)| {
+        wanted.labels.contains_key(*key) || own.is_none_or(|own| own.get(*key) != Some(*value))
+    };
+    let same = agent.labels.iter().filter(of_group).eq(wanted.labels.iter());
+    (!same).then_some(Enrol::Labels)
+}
+
+/// `1.2.3` as numbers.
+fn numbers(version: &str) -> Option<Vec<u32>> {
+    version.split('.').map(|number| number.parse().ok()).collect()
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self
+            == Self {
+                newer: self.newer.clone(),
+                ..Self::default()
+            }
+    }
+
+    /// Whether programs, or who may come in, change: what a person wants to be asked about.
+    pub(crate) fn is_weighty(&self) -> bool {
+        self.program.is_some() || self.enrol.is_some()
+    }
+
+    /// What it does, as it is told: each an imperative, such as `install 0.1.0`. `version`: of our program.
+    pub(crate) fn steps(&self, version: &str) -> Vec<String> {
+        let mut steps = Vec::new();
+        match &self.program {
+            Some(Replace::Install) => steps.push(format!("install {version}")),
+            Some(Replace::Upgrade(from)) if from == version => {
+                steps.push(format!("upgrade {version} to another build of it"));
+            }
+            Some(Replace::Upgrade(from)) if from.is_empty() => steps.push(format!("upgrade to {version}")),
+            Some(Replace::Upgrade(from)) => steps.push(format!("upgrade {from} to {version}")),
+            None => {}
+        }
+        if self.program.is_none() && (self.unit || self.settings) {
+            steps.push("change its settings".to_owned());
+        }
+        match self.enrol {
+            Some(Enrol::Anew) => steps.push("enrol it".to_owned()),
+            Some(Enrol::Labels) => steps.push("enrol it anew, with other labels".to_owned()),
+            None => {}
+        }
+        match self.service {
+            Some(Service::Start) => steps.push("start it".to_owned()),
+            Some(Service::Restart) if steps.is_empty() => steps.push("restart it".to_owned()),
+            _ => {}
+        }
+        steps
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+use flowtilla_proto::wire::session::Hello;
+use rcgen::{CertificateParams, KeyPair, SanType};
+
+use super::*;
+
+const SOUND: &str =
+    "arch=x86_64\nkernel=6.1.0-50-cloud-amd64\nlibc=glibc 2.36\nsystemd=252\nbtf=yes\ncgroup2=yes\n";
+
+fn found(more: &str) -> Found {
+    Found::read(&format!("Welcome to web-1!\n{BEGINS}\n{SOUND}{more}")).expect("an answer")
+}
+
+/// What `probe` says of a host that has everything.
+fn complete(version: &str) -> String {
+    let id = "spiffe://fleet.test/agent/web-1-a";
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(id.try_into().expect("ASCII"))];
+    let key = KeyPair::generate().expect("a key");
+    let chain = params.self_signed(&key).expect("signed").pem();
+    format!(
+        "program=p1\nversion=flowtilla-agent {version}\nunit=u1\nsettings=s1\nactive=active\nenabled=enabled\nreload=no\n{CHAIN}\n{chain}"
+    )
+}
+
+fn program(digest: &str) -> Program {
+    Program {
+        octets: Vec::new().into(),
+        digest: digest.to_owned(),
+        machine: "x86_64",
+        glibc: Glibc(34),
+        version: "0.2.0".to_owned(),
+    }
+}
+
+fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+fn agent(state: AgentState, of_group: &[(&str, &str)], own: &[(&str, &str)]) -> BTreeMap<String, Agent> {
+    let agent = Agent {
+        id: "web-1-a".to_owned(),
+        labels: labels(&[of_group, own].concat()),
+        state: state.into(),
+        hello: Some(Hello {
+            labels: labels(own),
+            ..Hello::default()
+        }),
+        ..Agent::default()
+    };
+    [(agent.id.clone(), agent)].into()
+}
+
+fn planned(found: &Found, program: &Program, agents: &BTreeMap<String, Agent>) -> Plan {
+    let wanted = Wanted {
+        program,
+        unit: "u1",
+        settings: "s1",
+        labels: &labels(&[("role", "web")]),
+    };
+    let domain = "fleet.test";
+    plan(found, &wanted, &Known { domain, agents })
+}
+
+#[test]
+fn the_plan_of_a_host_that_has_everything_is_empty() {
+    let agents = agent(AgentState::Offline, &[("role", "web")], &[("rack", "7")]);
+    let plan = planned(&found(&complete("0.2.0")), &program("p1"), &agents);
+    assert!(plan.is_empty() && !plan.is_weighty(), "{plan:?}");
+    assert_eq!(plan.steps("0.2.0"), Vec::<String>::new());
+}
+
+#[test]
+fn a_bare_host_gets_everything() {
+    let plan = planned(
+        &found("program=\nunit=\nsettings=\n"),
+        &program("p1"),
+        &BTreeMap::new(),
+    );
+    assert_eq!(
+        plan,
+        Plan {
+            program: Some(Replace::Install),
+            unit: true,
+            settings: true,
+            enrol: Some(Enrol::Anew),
+            service: Some(Service::Restart),
+            newer: None,
+        }
+    );
+    assert_eq!(plan.steps("0.2.0"), ["install 0.2.0", "enrol it"]);
+}
+
+#[test]
+fn an_older_agent_is_upgraded_and_a_newer_one_stays() {
+    let agents = agent(AgentState::Connected, &[("role", "web")], &[]);
+    let of = |version: &str| planned(&found(&complete(version)), &program("p2"), &agents);
+    assert_eq!(of("0.1.9").steps("0.2.0"), ["upgrade 0.1.9 to 0.2.0"]);
+    assert_eq!(
+        of("0.2.0").steps("0.2.0"),
+        ["upgrade 0.2.0 to another build of it"]
+    );
+    assert_eq!(of("").steps("0.2.0"), ["upgrade to 0.2.0"]);
+    let newer = of("0.10.0");
+    assert_eq!(newer.newer.as_deref(), Some("0.10.0"));
+    assert!(newer.is_empty());
+}
+
+#[test]
+fn only_an_identity_that_counts_is_kept() {
+    let there = found(&complete("0.2.0"));
+    let web = &[("role", "web")][..];
+    for (agents, wanted) in [
+        (agent(AgentState::Connected, web, &[]), None),
+        (agent(AgentState::AwaitingApproval, web, &[]), None),
+        (agent(AgentState::Revoked, web, &[]), Some(Enrol::Anew)),
+        (BTreeMap::new(), Some(Enrol::Anew)),
+        (
+            agent(AgentState::Connected, &[("role", "db")], &[]),
+            Some(Enrol::Labels),
+        ),
+        (
+            agent(AgentState::Connected, &[("role", "web"), ("site", "a")], &[]),
+            Some(Enrol::Labels),
+        ),
+        (agent(AgentState::Connected, &[], &[]), Some(Enrol::Labels)),
+    ] {
+        assert_eq!(
+            planned(&there, &program("p1"), &agents).enrol,
+            wanted,
+            "{agents:?}"
+        );
+    }
+    let elsewhere = Known {
+        domain: "other.test",
+        agents: &agent(AgentState::Connected, web, &[]),
+    };
+    let program = program("p1");
+    let wanted = Wanted {
+        program: &program,
+        unit: "u1",
+        settings: "s1",
+        labels: &labels(web),
+    };
+    assert_eq!(plan(&there, &wanted, &elsewhere).enrol, Some(Enrol::Anew));
+}
+
+#[test]
+fn a_service_that_is_down_is_started_and_one_that_changed_is_restarted() {
+    let agents = agent(AgentState::Offline, &[("role", "web")], &[]);
+    for (is, becomes, service) in [
+        ("active=active", "active=failed", Some(Service::Start)),
+        ("enabled=enabled", "enabled=disabled", Some(Service::Start)),
+        ("reload=no", "reload=yes", Some(Service::Restart)),
+        ("settings=s1", "settings=s0", Some(Service::Restart)),
+        ("unit=u1", "unit=u0", Some(Service::Restart)),
+    ] {
+        let there = found(&complete("0.2.0").replace(is, becomes));
+        let plan = planned(&there, &program("p1"), &agents);
+        assert_eq!(plan.service, service, "{becomes}");
+        assert!(!plan.is_empty() && !plan.is_weighty() && !plan.steps("0.2.0").is_empty());
+    }
+}
+
+#[test]
+fn a_host_that_lacks_something_is_told_what_and_what_to_do() {
+    for (has, has_instead, told) in [
+        (
+            "libc=glibc 2.36",
+            "libc=glibc 2.28",
+            "check: the host has glibc 2.28, the agent's program needs 2.34; build it on a system as old as that, and name it with --agent-binary",
+        ),
+        ("libc=glibc 2.36", "libc=", "check: the host has no glibc;"),
+        (
+            "arch=x86_64",
+            "arch=riscv64",
+            "check: the host is riscv64, the agent's program is for x86_64;",
+        ),
+        (
+            "kernel=6.1.0",
+            "kernel=5.10.0",
+            "check: the host's kernel is 5.10.0-50-cloud-amd64;",
+        ),
+        (
+            "btf=yes",
+            "",
+            "check: the host's kernel has no /sys/kernel/btf/vmlinux;",
+        ),
+        ("cgroup2=yes", "", "check: the host has no cgroup2 mount;"),
+        ("systemd=252", "systemd=", "check: the host does not run systemd;"),
+        ("systemd=252", "systemd=241", "check: the host has systemd 241;"),
+    ] {
+        let text = format!("{BEGINS}\n{}", SOUND.replace(has, has_instead));
+        let there = Found::read(&text).expect("an answer");
+        let trouble = fits(&there, &program("p1")).expect_err(has_instead).to_string();
+        assert!(trouble.starts_with(told), "{trouble}");
+    }
+    assert_eq!(fits(&found(""), &program("p1")), Ok(()));
+    let noise = Found::read("This account is not available.\n").expect_err("no answer");
+    assert!(noise.to_string().starts_with("probe: what came back"), "{noise}");
+}

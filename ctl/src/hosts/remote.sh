@@ -1,0 +1,166 @@
+# What agentctl does on a host, as root: one ACTION a call. POSIX sh; needs coreutils, util-linux and systemd of the host.
+#
+#   probe                              says what is there; changes nothing
+#   install UNIT ENV DIGEST            puts unit (so many octets of stdin), settings (so many) and program (the rest) in place;
+#                                      0 and -: that one stays as it is
+#   enrol TOKEN                        puts a join token (so many octets of stdin) where the agent looks for one
+#   start restart|start                has the service run, now and at every boot, and sees that it stays up
+#   remove                             takes everything away that the other actions brought, records that wait included
+#   revert                             puts the program back that was there before
+#   state                              says how the service does
+#
+# Secrets come by stdin only. A file is written beside its place, synced and renamed. What the agent's user owns is touched
+# as that user only: root would follow a link that it could have put there.
+
+set -eu
+umask 022
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+LC_ALL=C
+export PATH LC_ALL
+
+name=flowtilla-agent
+program=/usr/local/bin/$name
+unit=/etc/systemd/system/$name.service
+settings=/etc/flowtilla/agent.env
+state=/var/lib/flowtilla
+user=flowtilla
+
+fail() {
+    printf 'flowtilla: %s\n' "$1" >&2
+    exit 3
+}
+
+[ "$(id -u)" = 0 ] || fail 'not root'
+
+# The digest of a file; nothing when there is none.
+digest() {
+    [ -f "$1" ] || return 0
+    sum=$(sha256sum <"$1")
+    printf '%s' "${sum%% *}"
+}
+
+# The next $1 octets of stdin, and no more: what reads ahead would take the rest away.
+octets() {
+    dd bs=1 count="$1" 2>/dev/null
+}
+
+# settle NEW PATH: NEW, which is whole, becomes PATH.
+settle() {
+    sync "$1" 2>/dev/null || sync
+    mv -f "$1" "$2"
+    sync "${2%/*}" 2>/dev/null || sync
+}
+
+probe() {
+    echo flowtilla-probe
+    echo "arch=$(uname -m)"
+    echo "kernel=$(uname -r)"
+    echo "libc=$(getconf GNU_LIBC_VERSION 2>/dev/null || :)"
+    systemd=
+    [ ! -d /run/systemd/system ] || systemd=$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
+    echo "systemd=$systemd"
+    [ ! -r /sys/kernel/btf/vmlinux ] || echo btf=yes
+    while read -r _ _ kind _; do
+        [ "$kind" != cgroup2 ] || echo cgroup2=yes
+    done </proc/mounts
+    echo "program=$(digest $program)"
+    if [ -x $program ]; then
+        echo "version=$(timeout 10 $program --version 2>/dev/null || :)"
+    fi
+    echo "unit=$(digest $unit)"
+    echo "settings=$(digest $settings)"
+    echo "active=$(systemctl is-active $name 2>/dev/null || :)"
+    echo "enabled=$(systemctl is-enabled $name 2>/dev/null || :)"
+    echo "reload=$(systemctl show -p NeedDaemonReload --value $name 2>/dev/null || :)"
+    if id -u $user >/dev/null 2>&1; then
+        echo svid
+        runuser -u $user -- head -c 65536 $state/identity/current/chain.pem 2>/dev/null || :
+    fi
+}
+
+install_files() {
+    mkdir -p /etc/flowtilla /usr/local/bin
+    if [ "$1" -gt 0 ]; then
+        octets "$1" >$unit.new
+        settle $unit.new $unit
+    fi
+    if [ "$2" -gt 0 ]; then
+        octets "$2" >$settings.new
+        settle $settings.new $settings
+    fi
+    id -u $user >/dev/null 2>&1 ||
+        useradd --system --user-group --home-dir $state --no-create-home --shell /usr/sbin/nologin $user
+    if [ "$3" != - ]; then
+        rm -f $program.new
+        cat >$program.new
+        [ "$(digest $program.new)" = "$3" ] || fail 'the program that arrived is not the one that was sent'
+        chmod 0755 $program.new
+        timeout 10 $program.new --version >/dev/null || fail 'the program does not run on this host'
+        [ ! -f $program ] || ln -f $program $program.previous
+        settle $program.new $program
+        ! command -v restorecon >/dev/null 2>&1 || restorecon $program $unit || :
+    fi
+    systemctl daemon-reload
+}
+
+enrol() {
+    install -d -m 0700 -o $user -g $user $state
+    octets "$1" | runuser -u $user -- sh -c 'umask 077; cd "$1" && rm -f join-token.new &&
+        cat >join-token.new && mv -f join-token.new join-token' sh $state
+}
+
+# Restarts of the service, so far.
+restarts() {
+    systemctl show -p NRestarts --value $name
+}
+
+start() {
+    systemctl reset-failed $name 2>/dev/null || :
+    systemctl enable --quiet $name
+    systemctl "$1" $name
+    before=$(restarts)
+    n=0
+    while [ $n -lt 4 ]; do
+        sleep 0.5
+        n=$((n + 1))
+        if [ "$(systemctl is-active $name)" != active ] || [ "$(restarts)" != "$before" ]; then
+            tell
+            fail 'the service does not stay up'
+        fi
+    done
+}
+
+revert() {
+    [ -f $program.previous ] || fail 'no program is there from before'
+    mv -f $program.previous $program
+    systemctl restart $name
+}
+
+remove() {
+    systemctl disable --quiet --now $name 2>/dev/null || :
+    rm -f $unit $settings $program $program.new $program.previous
+    rmdir /etc/flowtilla 2>/dev/null || :
+    rm -rf $state
+    ! id -u $user >/dev/null 2>&1 || userdel $user
+    systemctl daemon-reload
+    systemctl reset-failed $name 2>/dev/null || :
+}
+
+# The last words of the service.
+tell() {
+    journalctl -u $name -n 3 -o cat --no-pager >&2 2>/dev/null || :
+}
+
+case ${1-} in
+probe) probe ;;
+install) install_files "$2" "$3" "$4" ;;
+enrol) enrol "$2" ;;
+start) start "$2" ;;
+remove) remove ;;
+revert) revert ;;
+state)
+    systemctl is-active $name || :
+    tell 2>&1
+    ;;
+*) fail 'no such action' ;;
+esac

@@ -1,0 +1,62 @@
+use std::num::NonZeroU16;
+
+use flowtilla_proto::hosts::Target;
+
+use super::*;
+
+fn job(name: &str) -> Job {
+    Job {
+        name: name.to_owned(),
+        way: Way {
+            target: Target {
+                user: None,
+                host: name.to_owned(),
+                port: NonZeroU16::new(22),
+            },
+            jump: Vec::new(),
+            sudo: true,
+        },
+        labels: BTreeMap::new(),
+        settings: String::new(),
+    }
+}
+
+#[test]
+fn each_host_has_its_sentence_and_all_have_a_sum() {
+    let jobs = ["a", "b", "c", "d"].map(job);
+    let outcomes = [
+        Outcome::Done {
+            agent: "a-1".to_owned(),
+            steps: vec!["install 0.1.0".to_owned(), "enrol it".to_owned()],
+        },
+        Outcome::Nothing {
+            agent: "b-1".to_owned(),
+            newer: None,
+        },
+        Outcome::Nothing {
+            agent: "c-1".to_owned(),
+            newer: Some("9.0.0".to_owned()),
+        },
+        Outcome::Failed(Trouble::new(
+            Step::Connect,
+            "it does not answer",
+            "see that it is up",
+        )),
+    ];
+    assert_eq!(
+        told(&jobs, &outcomes, false),
+        "a: done: install 0.1.0, enrol it (a-1)\n\
+         b: nothing to do (b-1)\n\
+         c: nothing to do (c-1); it has the newer version 9.0.0, which stays\n\
+         d: FAILED at connect: it does not answer; see that it is up\n\
+         hosts: 1 changed, 2 as they are to be, 1 failed\n"
+    );
+    let planned = [
+        Outcome::Planned(Vec::new()),
+        Outcome::Planned(vec!["install 0.1.0".to_owned()]),
+    ];
+    assert_eq!(
+        told(&jobs[..2], &planned, true),
+        "a: nothing to do\nb: would install 0.1.0\nhosts: 1 would be changed, 1 as they are to be, 0 failed\n"
+    );
+}
