@@ -14,7 +14,8 @@
 //!               cost {cpuNs, residentOctets, programsNs, mapOctets}, spoolOctets, overLimits [],
 //!               collectors [{name, state, reason, made, taken, waiting, evicted, dropped {place: number}, lagMs}],
 //!               peers [{peer, spokenRecords, spokenOctets, heldRecords, heldOctets}]}
-//! token       id, operator, labels {}, made, expires, usedBy, state "unused" | "used" | "expired" | "revoked"
+//! operator    name, state "in" | "expired" | "revoked", enrolled, svidNotAfter, revoked, admittedBy
+//! token       id, operator, labels {}, made, expires, madeBy, usedBy, state "unused" | "used" | "expired" | "revoked"
 //! revision    revision, made, by, message, rollbackTo, state, changes [{kind, name, change}]
 //! rollout     id, revision, policy, state, wave, waves, began, ended, soakUntil, acked, nacked, pending, offline,
 //!             failures [{gate, agents [], value, baseline, bound, message}]
@@ -29,12 +30,13 @@ use std::time::Duration;
 
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{
-    Agent, AgentState, Change, GateFailure, Revision, Rollout, RolloutState, Root, StatusResponse, Token,
+    Agent, AgentState, Change, GateFailure, Operator, Revision, Rollout, RolloutState, Root, StatusResponse,
+    Token,
 };
 use flowtilla_proto::wire::session::{Aside, CollectorHealth, CollectorState, Drop, Health, Section};
 
 use crate::document::render::Plain;
-use crate::output::{rfc3339, span};
+use crate::output::{rfc3339, span, word};
 
 const NANOSECONDS_A_MS: u64 = 1_000_000;
 
@@ -385,7 +387,7 @@ pub(crate) fn operator(operator: &Operator, now: WallTime) -> Plain {
         .text("name", &operator.name)
         .text("state", operator_state(operator, now))
         .time("enrolled", operator.enrolled_ms)
-        .time("svidExpires", operator.svid_not_after_ms);
+        .time("svidNotAfter", operator.svid_not_after_ms);
     if operator.revoked_ms != 0 {
         fields = fields.time("revoked", operator.revoked_ms);
     }

@@ -408,8 +408,10 @@ fn keep<T>(list: &mut Vec<T>, most: usize) {
 }
 
 fn cut(text: &mut String, octets_max: usize) {
-    text.truncate(text.floor_char_boundary(octets_max));
-    text.shrink_to_fit();
+    if text.len() > octets_max {
+        text.truncate(text.floor_char_boundary(octets_max));
+        text.shrink_to_fit();
+    }
 }
 
 #[cfg(test)]

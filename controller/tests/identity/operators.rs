@@ -1,12 +1,12 @@
 use std::time::Duration;
 
-use flowtilla_controller::enrolment::{TOKEN_LIFE_MAX, TokenOrder};
+use flowtilla_controller::enrolment::{Refusal, TOKEN_LIFE_MAX, TokenOrder};
 use flowtilla_controller::identities::{IdentityError, Revocation};
 use flowtilla_proto::spiffe::SpiffeId;
 use flowtilla_proto::token::JoinToken;
 use flowtilla_proto::wire::enrol::Reason;
 
-use super::scene::{Scene, reason};
+use super::scene::{Scene, csr, pair, reason};
 
 fn token(scene: &Scene, operator: &str, by: Option<&SpiffeId>) -> Result<JoinToken, IdentityError> {
     let order = TokenOrder {
@@ -63,7 +63,14 @@ async fn the_tokens_of_a_revoked_operator_let_nobody_in() {
     scene.clock.advance(Duration::from_secs(20 * 24 * 3_600));
     scene.identities().forget(scene.clock.now()).expect("forgotten");
     assert!(scene.identities().identity(&bob).is_none());
-    assert_eq!(reason(scene.enrol(&by_bob[0]).await), Reason::Revoked);
+    let asked = (by_bob[0].expose(), csr(&pair()));
+    let refused = scene
+        .identities()
+        .enrol(&asked.0, &asked.1, "h", scene.clock.now());
+    assert!(matches!(
+        refused,
+        Err(IdentityError::Refused(Refusal::TokenRevoked))
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,10 +31,10 @@ pub(crate) enum What {
     Policies,
     #[value(alias = "collector")]
     Collectors,
-    #[value(alias = "operator")]
-    Operators,
     #[value(name = "hostgroups", alias = "hostgroup")]
     HostGroups,
+    #[value(alias = "operator")]
+    Operators,
     #[value(alias = "token")]
     Tokens,
     #[value(alias = "revision")]
