@@ -2,7 +2,8 @@
 //!
 //! In: what agents say ([`Hello`], [`Heard`]), what operators want ([`Change`]), and time. Out: speech for streams
 //! ([`Fleet::poll_speech`]) and rows for the store ([`Fleet::take_batch`]). Whoever drives it writes the rows first and
-//! speaks then ([`thread`]). Does no IO, reads no clock.
+//! speaks then ([`thread`]). What agents say of what they hold may wait for the next [`Fleet::handle_timeout`]: after a crash
+//! they say it again when they come back. Does no IO, reads no clock.
 //!
 //! Invariants:
 //! - What an agent is to have is always the whole assignment of one policy of one revision, named by (epoch, version).
@@ -26,7 +27,7 @@ use self::heard::{Heard, Hello, Mark};
 use self::members::Members;
 use self::questions::Questions;
 use self::rollouts::Rollouts;
-use self::row::{META_KEY, MetaRow};
+use self::row::{HoldingsRow, META_KEY, MetaRow, bucket};
 use self::source::SourceIds;
 use self::turns::place;
 use crate::policy::Objects;
@@ -158,7 +159,13 @@ pub struct Fleet {
     members: Members,
     questions: Questions,
     forget_at_ms: u64,
+    /// Agents whose rows are to be written with the next batch.
     dirty: BTreeSet<MemberName>,
+    /// Agents whose rows may wait for the next [`Self::handle_timeout`]: what they said they say again.
+    late: BTreeSet<MemberName>,
+    /// The same for what agents hold, by bucket.
+    holdings: BTreeSet<u8>,
+    holdings_late: BTreeSet<u8>,
     meta_dirty: bool,
     batch: Batch,
     speech: VecDeque<(SessionId, Speech)>,
@@ -219,7 +226,9 @@ impl Fleet {
         for id in gone {
             self.agents.remove(&id);
             self.dirty.remove(&id);
+            self.late.remove(&id);
             self.batch.remove(Table::Agents, id.as_str());
+            self.holdings.insert(bucket(id.as_str()));
         }
     }
 
@@ -262,6 +271,7 @@ impl Fleet {
         agent.line = Some(Line::new(session, now.run_ms));
         self.sessions.insert(session, id.clone());
         self.dirty.insert(id.clone());
+        self.holdings_late.insert(bucket(id.as_str()));
         let welcome = Speech::Welcome {
             source_id: source_id.number(),
         };
@@ -381,12 +391,13 @@ impl Fleet {
         if let Some(agent) = self.agents.get_mut(&id) {
             agent.line = None;
             agent.seen_ms = now.wall_ms;
-            self.dirty.insert(id);
+            self.late.insert(id);
         }
     }
 
     /// Time has passed. To be called at least once a second.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.write_what_waits();
         let silent: Vec<MemberName> = self
             .agents
             .iter()
@@ -414,6 +425,17 @@ impl Fleet {
         }
     }
 
+    /// The last batch is about to be taken: nothing waits for a later one.
+    pub fn handle_stop(&mut self) {
+        self.write_what_waits();
+    }
+
+    fn write_what_waits(&mut self) {
+        self.dirty.append(&mut self.late);
+        self.holdings.append(&mut self.holdings_late);
+        self.rollouts.write_what_waits();
+    }
+
     /// Something may have changed what the rollouts wait for. To be called once a turn, before [`Self::take_batch`].
     pub fn finish_turn(&mut self, now: Now) {
         if self.rollouts_wait(now) {
@@ -428,6 +450,8 @@ impl Fleet {
                 self.batch.put(Table::Agents, id.as_str(), agent.to_row());
             }
         }
+        self.put_holdings();
+        self.put_members();
         if std::mem::take(&mut self.meta_dirty) {
             self.batch.put(Table::Meta, META_KEY, self.meta.encode_to_vec());
         }
@@ -444,6 +468,26 @@ impl Fleet {
         }
         self.numbers_kept = now;
         std::mem::take(&mut self.batch)
+    }
+
+    fn put_holdings(&mut self) {
+        let due = std::mem::take(&mut self.holdings);
+        if due.is_empty() {
+            return;
+        }
+        let empty = |bucket| (bucket, HoldingsRow::default());
+        let mut rows: BTreeMap<u8, HoldingsRow> = due.into_iter().map(empty).collect();
+        for (id, agent) in &self.agents {
+            if let Some(row) = rows.get_mut(&bucket(id.as_str())) {
+                row.agents.push(agent.holding(id.as_str()));
+            }
+        }
+        for (bucket, row) in rows {
+            match row.agents.is_empty() {
+                true => self.batch.remove(Table::Holdings, [bucket]),
+                false => self.batch.put(Table::Holdings, [bucket], row.encode_to_vec()),
+            }
+        }
     }
 
     /// The next thing to say.
@@ -505,9 +549,13 @@ impl Fleet {
         }
         agent.hold(open);
         agent.in_force = agent.wanted.as_ref().map(|wanted| Arc::clone(&wanted.content));
-        agent.effective = Some(effective);
-        agent.nack = None;
-        self.dirty.insert(id.clone());
+        // What it is to have is on the disk since before it was offered, and after a restart of this controller the agent says
+        // that it holds it: an ack by itself need not be there at once.
+        self.holdings_late.insert(bucket(id.as_str()));
+        if agent.nack.take().is_some() || agent.effective.as_ref() != Some(&effective) {
+            agent.effective = Some(effective);
+            self.late.insert(id.clone());
+        }
         self.members.touch();
         self.tell_rollouts(id, now);
     }
@@ -538,7 +586,7 @@ impl Fleet {
         }
         agent.hold(held);
         agent.in_force = self.contents.of_digest(&held.digest).cloned();
-        self.dirty.insert(id.clone());
+        self.holdings_late.insert(bucket(id.as_str()));
         self.members.touch();
         self.reconcile(id);
         self.tell_rollouts(id, now);
@@ -611,8 +659,10 @@ impl Fleet {
             content,
             traceparent: Arc::clone(&self.traceparent),
         });
-        agent.nack = None;
-        self.dirty.insert(id.clone());
+        if agent.nack.take().is_some() {
+            self.late.insert(id.clone());
+        }
+        self.holdings.insert(bucket(id.as_str()));
         self.offer(id);
     }
 

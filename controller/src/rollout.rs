@@ -579,6 +579,7 @@ impl Rollout {
             return;
         }
         self.enter(State::Running);
+        self.changed.head = true; // Also when the wave before had no soak: the state is the same then.
         self.head.wave += 1;
         self.head.wave_began = now;
         self.note_peers(windows);
@@ -671,18 +672,16 @@ impl Rollout {
 
     /// Changes one agent's part, and all that is counted of it.
     fn set(&mut self, agent: &str, change: impl FnOnce(&mut Member)) {
-        let Some(member) = self.members.get(agent) else {
+        let Some(member) = self.members.get_mut(agent) else {
             return;
         };
-        let mut after = member.clone();
-        change(&mut after);
-        if after == *member {
+        let before = member.clone();
+        change(member);
+        if *member == before {
             return;
         }
-        let before = self.members.insert(agent.to_owned(), after.clone());
-        if let Some(before) = before {
-            self.count(&before, -1);
-        }
+        let after = member.clone();
+        self.count(&before, -1);
         self.count(&after, 1);
         self.changed.members.insert(agent.to_owned());
         // Answers only matter when the last one is there: ten thousand of them are not looked at one by one.

@@ -24,8 +24,10 @@ pub enum Table {
     Contents,
     /// Rollouts by number.
     Rollouts,
-    /// What each agent is to have and has, by agent id.
+    /// What each agent is, by agent id.
     Agents,
+    /// What agents are to have and have, many in a row.
+    Holdings,
     /// Source ids that were given, by number: each stays with its agent for ever.
     SourceIds,
 }

@@ -169,6 +169,8 @@ impl Site {
     /// When systemd-nspawn does not start.
     pub fn boot(&mut self, n: u8) -> Result<()> {
         let host = &mut self.hosts[usize::from(n)];
+        // One that is down answers nothing at all.
+        host.netns.run("ip", &["link", "set", INTERFACE, "up"])?;
         let mut command = Command::new("bash");
         command.args(["-c", BOOT, "bash"]);
         command.arg(&host.cgroup).arg(host.netns.path());
@@ -299,7 +301,6 @@ impl Site {
         netns.run("ip", &link)?;
         let address = format!("{}/24", Self::address(n));
         netns.run("ip", &["addr", "add", &address, "dev", INTERFACE])?;
-        netns.run("ip", &["link", "set", INTERFACE, "up"])?;
         self.hub
             .run("ip", &["link", "set", &port, "master", INTERFACE, "up"])?;
 

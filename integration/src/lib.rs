@@ -22,6 +22,7 @@ pub mod product;
 pub mod scene;
 pub mod skew;
 pub mod soak;
+pub mod swarm;
 pub mod traffic;
 pub mod wait;
 pub mod wire;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
+use nix::time::ClockId;
 use nix::unistd::Pid;
 
 use crate::wait;
@@ -266,6 +267,24 @@ pub fn print_line(value: &impl serde::Serialize) -> Result<()> {
         rest = &rest[written..];
     }
     Ok(())
+}
+
+/// CPU time that a process has used, all threads.
+///
+/// # Errors
+/// When it has ended.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(i32::try_from(pid)?));
+    let clock = clock.context("the clock of a process's CPU time")?;
+    Ok(clock.now()?.into())
+}
+
+/// CPU time that this process has used, all threads.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn own_cpu_time() -> Result<Duration> {
+    cpu_time(std::process::id())
 }
 
 /// Folder of the built binaries: where the running executable is, or one above for test binaries in `deps`.

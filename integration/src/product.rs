@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use nix::time::ClockId;
 
 use self::record::{Flow, Record};
 use crate::netns::NetNs;
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::wait::{self, PATIENCE, Stopwatch};
 
 /// Environment variable with the path of another `agentctl`.
@@ -199,9 +198,7 @@ impl Agent {
     /// # Errors
     /// When it has ended.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid())?);
-        let clock = ClockId::pid_cpu_clock_id(pid).context("the clock of the agent's CPU time")?;
-        Ok(clock.now()?.into())
+        process::cpu_time(self.pid())
     }
 
     /// Whether it still runs.

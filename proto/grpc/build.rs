@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={ROOT}");
     tonic_prost_build::configure()
         .extern_path(".flowtilla", "::flowtilla_proto::wire::flowtilla")
+        .codec_path("crate::codec::SmallCodec")
         .compile_fds(protox::compile(FILES, [ROOT])?)?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use prost::Message;
 use super::SessionId;
 use super::content::{Content, Contents};
 use super::heard::{Hello, Mark};
-use super::row::AgentRow;
+use super::row::{AgentRow, Holding};
 use super::silent::Left;
 use super::turns::Turns;
 
@@ -171,10 +171,6 @@ impl Agent {
             labels: self.enrolled.as_map().clone(),
             hello: self.hello.as_deref().cloned(),
             host_labels: self.host.as_map().clone(),
-            wanted: self.wanted.as_ref().map(|wanted| wanted.mark.to_wire()),
-            held: self.held.map(Mark::to_wire),
-            floor_epoch: self.floor.0,
-            floor_version: self.floor.1,
             enrolled_ms: self.enrolled_ms,
             seen_ms: self.seen_ms,
             revoked: self.revoked,
@@ -182,12 +178,29 @@ impl Agent {
             nack: self.nack.as_ref().map(|(_, nack)| (**nack).clone()),
             nacked_epoch: nacked.0,
             nacked_version: nacked.1,
+            ..AgentRow::default()
         }
         .encode_to_vec()
     }
 
-    /// One that was kept. What it is to have is `None` when the content is not there.
-    pub(super) fn from_row(row: AgentRow, contents: &Contents) -> Result<Self, Mistakes> {
+    /// What it is to have and has.
+    pub(super) fn holding(&self, id: &str) -> Holding {
+        Holding {
+            agent: id.to_owned(),
+            wanted: self.wanted.as_ref().map(|wanted| wanted.mark.to_wire()),
+            held: self.held.map(Mark::to_wire),
+            floor_epoch: self.floor.0,
+            floor_version: self.floor.1,
+        }
+    }
+
+    /// One that was kept. What it is to have is `None` when the content is not there. `holding`: `None` in what an earlier
+    /// version kept.
+    pub(super) fn from_row(
+        row: AgentRow,
+        holding: Option<Holding>,
+        contents: &Contents,
+    ) -> Result<Self, Mistakes> {
         let mark = |held: wire::Held| {
             Some(Mark {
                 epoch: held.epoch,
@@ -197,14 +210,18 @@ impl Agent {
         };
         let enrolled = Labels::parse(&row.labels)?;
         let host = Labels::parse(&row.host_labels)?;
-        let wanted = row.wanted.and_then(mark).and_then(|mark| {
+        let (wanted, held, floor) = match holding {
+            Some(kept) => (kept.wanted, kept.held, (kept.floor_epoch, kept.floor_version)),
+            None => (row.wanted, row.held, (row.floor_epoch, row.floor_version)),
+        };
+        let wanted = wanted.and_then(mark).and_then(|mark| {
             Some(Wanted {
                 mark,
                 content: Arc::clone(contents.of_digest(&mark.digest)?),
                 traceparent: Arc::from(""),
             })
         });
-        let held = row.held.and_then(mark);
+        let held = held.and_then(mark);
         let in_force = held.and_then(|held| contents.of_digest(&held.digest).cloned());
         let nacked = (row.nacked_epoch, row.nacked_version);
         Ok(Self {
@@ -218,7 +235,7 @@ impl Agent {
             wanted,
             held,
             in_force,
-            floor: (row.floor_epoch, row.floor_version),
+            floor,
             effective: row.effective.map(Box::new),
             nack: row.nack.map(|nack| (nacked, Box::new(nack))),
             ..Self::new(0)

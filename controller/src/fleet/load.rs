@@ -12,7 +12,7 @@ use super::content::{Content, Contents};
 use super::members::Members;
 use super::questions::Questions;
 use super::rollouts::Rollouts;
-use super::row::{AgentRow, META_KEY, MetaRow, RevisionRow, RolloutRow};
+use super::row::{AgentRow, HoldingsRow, META_KEY, MetaRow, RevisionRow, RolloutRow, bucket};
 use super::source::SourceIds;
 use super::{Fleet, Now, Numbers, targets};
 use crate::policy::Objects;
@@ -136,16 +136,28 @@ impl Fleet {
             .0
             .retain(|(table, key, _)| *table != Table::Contents || !there.contains(&key[..]));
         let mut agents = BTreeMap::new();
+        let mut holdings = BTreeMap::new();
+        for (_, value) in all(store, Table::Holdings)? {
+            let kept = HoldingsRow::decode(&value[..]).map_err(|error| row(Table::Holdings, error))?;
+            holdings.extend(kept.agents.into_iter().map(|kept| (kept.agent.clone(), kept)));
+        }
+        let mut buckets = BTreeSet::new();
         for (key, value) in all(store, Table::Agents)? {
             let kept = AgentRow::decode(&value[..]).map_err(|error| row(Table::Agents, error))?;
-            let mut agent = Agent::from_row(kept, &contents).map_err(|error| row(Table::Agents, error))?;
+            let id = name(Table::Agents, &key)?;
+            let holding = holdings.remove(id.as_str());
+            if holding.is_none() {
+                buckets.insert(bucket(id.as_str()));
+            }
+            let mut agent =
+                Agent::from_row(kept, holding, &contents).map_err(|error| row(Table::Agents, error))?;
             // What is offered again belongs to the deploy that it brings; of earlier ones no context is kept.
             if let Some(wanted) = &mut agent.wanted
                 && wanted.content.revision == meta.revision
             {
                 wanted.traceparent = Arc::from(meta.traceparent.as_str());
             }
-            agents.insert(name(Table::Agents, &key)?, agent);
+            agents.insert(id, agent);
         }
         let mut sources = SourceIds::default();
         for (key, value) in all(store, Table::SourceIds)? {
@@ -155,6 +167,7 @@ impl Fleet {
             let id = SourceId::new(number).ok_or_else(|| row(Table::SourceIds, "0 names no source"))?;
             sources.restore(id, name(Table::SourceIds, &value)?);
         }
+        let rollouts = rollouts(store, &mut batch, now)?;
         let mut fleet = Self {
             traceparent: Arc::from(meta.traceparent.as_str()),
             meta,
@@ -168,11 +181,14 @@ impl Fleet {
             sessions: BTreeMap::new(),
             sources,
             contents,
-            rollouts: rollouts(store, now)?,
+            rollouts,
             members: Members::new(now),
             questions: Questions::default(),
             forget_at_ms: 0,
             dirty: BTreeSet::new(),
+            late: BTreeSet::new(),
+            holdings: buckets,
+            holdings_late: BTreeSet::new(),
             meta_dirty: false,
             batch,
             speech: VecDeque::new(),
@@ -194,7 +210,8 @@ fn name(table: Table, octets: &[u8]) -> Result<MemberName, LoadError> {
     MemberName::parse(text).map_err(|mistakes| row(table, mistakes))
 }
 
-fn rollouts(store: &dyn Store, now: Now) -> Result<Rollouts, LoadError> {
+/// The rollouts. Rows of an earlier version are to go with the first batch, others to come in their place.
+fn rollouts(store: &dyn Store, batch: &mut Batch, now: Now) -> Result<Rollouts, LoadError> {
     let mut rollouts = Rollouts::default();
     let mut heads = BTreeMap::new();
     let mut members = BTreeMap::<u64, BTreeMap<String, Member>>::new();
@@ -204,10 +221,17 @@ fn rollouts(store: &dyn Store, now: Now) -> Result<Rollouts, LoadError> {
             return Err(row(Table::Rollouts, "a key is too short"));
         };
         let id = u64::from_be_bytes(*id);
+        if let [0, _] = agent {
+            let kept: BTreeMap<String, Member> = serde_json::from_slice(&value).map_err(unread)?;
+            members.entry(id).or_default().extend(kept);
+            continue;
+        }
         if !agent.is_empty() {
             let agent = name(Table::Rollouts, agent)?;
             let member = serde_json::from_slice(&value).map_err(unread)?;
             members.entry(id).or_default().insert(agent.to_string(), member);
+            rollouts.note(id, agent.as_str());
+            batch.remove(Table::Rollouts, key);
             continue;
         }
         let kept = RolloutRow::decode(&value[..]).map_err(|error| row(Table::Rollouts, error))?;

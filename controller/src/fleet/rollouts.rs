@@ -2,7 +2,8 @@
 //!
 //! Tells rollouts what agents do, gives agents what they are admitted to, keeps rows. A change makes one rollout for each
 //! policy whose agents get something else; when one of them goes back, the revision goes back, and with it the others.
-//! Invariants: the rollouts that hold agents back are of the revision of record; what is told of a rollout is on the disk.
+//! Invariants: the rollouts that hold agents back are of the revision of record; what is told of a rollout is on the disk,
+//! but for answers of the last half second, which agents give again, and on which no step rests that is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,7 @@ use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet as wire;
 use prost::Message;
 
-use super::row::RolloutRow;
+use super::row::{RolloutRow, bucket};
 use super::{Fleet, Now};
 use crate::rollout::{Content, HealthWindows, Member, Moment, Part, Rollout, State};
 use crate::store::Table;
@@ -35,19 +36,33 @@ pub(super) struct Rollouts {
     touched: bool,
     /// Rollouts of which something was changed since it was asked.
     told: BTreeSet<u64>,
+    /// Rows of members that are to be written with the next batch: rollout, bucket.
+    due: BTreeSet<(u64, u8)>,
+    /// Those that may wait: of agents that have answered, and will say again what they hold.
+    late: BTreeSet<(u64, u8)>,
     /// The first moment, on both clocks.
     began: Option<(Moment, u64)>,
 }
 
-/// Key of an agent's part.
-fn member_key(id: u64, agent: &str) -> Vec<u8> {
-    [&id.to_be_bytes()[..], agent.as_bytes()].concat()
+/// Key of the parts of the agents of a bucket.
+fn members_key(id: u64, bucket: u8) -> Vec<u8> {
+    [&id.to_be_bytes()[..], &[0, bucket]].concat()
 }
 
 impl Rollouts {
     /// Something has changed that a rollout may wait for.
     pub(super) fn touch(&mut self) {
         self.touched = true;
+    }
+
+    /// An agent's part is to be written with the next batch.
+    pub(super) fn note(&mut self, id: u64, agent: &str) {
+        self.due.insert((id, bucket(agent)));
+    }
+
+    /// What may wait waits no longer.
+    pub(super) fn write_what_waits(&mut self) {
+        self.due.append(&mut self.late);
     }
 
     /// One that was kept, as it ended.
@@ -288,6 +303,10 @@ impl Fleet {
         self.rollouts.told.insert(id);
         if changed.head {
             self.put_head(id);
+            // A step of the rollout rests on these.
+            let late = &mut self.rollouts.late;
+            let of_it = late.extract_if((id, 0)..=(id, u8::MAX), |_| true);
+            self.rollouts.due.extend(of_it);
         }
         for agent in changed.members {
             let part = self
@@ -296,7 +315,14 @@ impl Fleet {
                 .get(&id)
                 .and_then(|run| run.members().get(&agent))
                 .cloned();
-            self.put_member(id, &agent, part.as_ref());
+            let answered = matches!(
+                part.as_ref().map(|member| member.part),
+                Some(Part::Acked { .. } | Part::TakenBack)
+            );
+            match answered && !changed.head {
+                true => self.rollouts.late.insert((id, bucket(&agent))),
+                false => self.rollouts.due.insert((id, bucket(&agent))),
+            };
             let Some(Part::Offered { .. } | Part::TakingBack) = part.map(|member| member.part) else {
                 continue;
             };
@@ -321,14 +347,31 @@ impl Fleet {
             .put(Table::Rollouts, id.to_be_bytes(), row.encode_to_vec());
     }
 
-    fn put_member(&mut self, id: u64, agent: &str, member: Option<&Member>) {
-        let key = member_key(id, agent);
-        match member {
-            Some(member) => {
-                let value = serde_json::to_vec(member).unwrap_or_default();
-                self.batch.put(Table::Rollouts, key, value);
+    /// Writes the parts of agents that are due.
+    pub(super) fn put_members(&mut self) {
+        let mut due = BTreeMap::<u64, BTreeMap<u8, BTreeMap<&str, &Member>>>::new();
+        for (id, bucket) in std::mem::take(&mut self.rollouts.due) {
+            due.entry(id).or_default().insert(bucket, BTreeMap::new());
+        }
+        for (id, mut buckets) in due {
+            let Some(run) = self.rollouts.runs.get(&id) else {
+                continue;
+            };
+            for (agent, member) in run.members() {
+                if let Some(members) = buckets.get_mut(&bucket(agent)) {
+                    members.insert(agent, member);
+                }
             }
-            None => self.batch.remove(Table::Rollouts, key),
+            for (bucket, members) in buckets {
+                let key = members_key(id, bucket);
+                match members.is_empty() {
+                    true => self.batch.remove(Table::Rollouts, key),
+                    false => {
+                        let value = serde_json::to_vec(&members).unwrap_or_default();
+                        self.batch.put(Table::Rollouts, key, value);
+                    }
+                }
+            }
         }
     }
 
@@ -338,8 +381,11 @@ impl Fleet {
             return;
         };
         let event = event(&run);
-        for agent in run.members().keys() {
-            self.batch.remove(Table::Rollouts, member_key(id, agent));
+        self.rollouts.due.retain(|(of, _)| *of != id);
+        self.rollouts.late.retain(|(of, _)| *of != id);
+        let buckets: BTreeSet<u8> = run.members().keys().map(|agent| bucket(agent)).collect();
+        for bucket in buckets {
+            self.batch.remove(Table::Rollouts, members_key(id, bucket));
         }
         self.put_past(id, event.clone());
         self.rollouts.told.insert(id);

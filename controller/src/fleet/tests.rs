@@ -15,6 +15,7 @@ pub(crate) mod memory;
 mod order;
 mod questions;
 mod rollouts;
+mod rows;
 mod stream;
 mod waves;
 

@@ -2,7 +2,7 @@
 //!
 //! In: commands, over a channel of [`COMMANDS_MAX`]. Out: speech into mailboxes, answers to commands. Each turn takes what waits
 //! (at most [`TURN_MAX`]), computes, writes one batch, and only then answers and speaks. So many acks cost one sync of the disk,
-//! and nobody is told what a crash can take back.
+//! and nobody is told what a crash can take back; but acks are shown up to a [`TICK`] before they are on the disk.
 //!
 //! When the store fails, what was computed is forgotten: whoever waits is told so, every stream is ended, and the fleet is read
 //! from the store again before anything else is done.
@@ -39,6 +39,11 @@ pub const COMMANDS_MAX: usize = 8_192;
 ///
 /// About as many acks as come during one sync of a disk. Half of it syncs twice as often; double it, and answers wait longer.
 pub const TURN_MAX: usize = 2_048;
+/// Pause after a turn, in which commands gather.
+///
+/// Ten thousand acks come within a second or two: taken one by one, each would wake this thread, and write. Half of it wakes it
+/// twice as often; double it, and who asks about a flow waits longer for the answer.
+pub const TURN_PAUSE: Duration = Duration::from_millis(2);
 /// How often time is told to the fleet.
 ///
 /// Half of what a person notices. Half of it looks through all agents more often; double it, and waves begin a second late.
@@ -398,6 +403,7 @@ impl Driver {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut turn = Vec::with_capacity(TURN_MAX);
         loop {
+            let mut pause = Duration::ZERO;
             // Time before input: a busy fleet must not hold back a deadline.
             tokio::select! { biased;
                 _ = ticks.tick() => self.handle_tick(),
@@ -405,6 +411,7 @@ impl Driver {
                     if count == 0 {
                         break;
                     }
+                    pause = TURN_PAUSE;
                     let now = (self.clock)();
                     for command in turn.drain(..) {
                         self.handle(command, now);
@@ -417,6 +424,7 @@ impl Driver {
             if self.stopping {
                 break;
             }
+            tokio::time::sleep(pause).await;
         }
         self.end_all(EndReason::Stopping, "the controller stops");
     }
@@ -565,7 +573,10 @@ impl Driver {
                 }
             }
             Command::Expired(id) => self.fleet.handle_expired(&id),
-            Command::Stop => self.stopping = true,
+            Command::Stop => {
+                self.fleet.handle_stop();
+                self.stopping = true;
+            }
             Command::Revoked(id, reply) => {
                 let cut = self.fleet.handle_revoked(&id);
                 self.answer(reply, Ok(cut));

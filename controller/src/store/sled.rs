@@ -374,7 +374,7 @@ impl Inner {
 
 impl Table {
     /// All of them, in the order of their numbers.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Meta,
         Self::Roots,
         Self::Tokens,
@@ -384,6 +384,7 @@ impl Table {
         Self::Agents,
         Self::SourceIds,
         Self::Contents,
+        Self::Holdings,
     ];
 
     /// Its number on the disk: never given to another table.
@@ -398,6 +399,7 @@ impl Table {
             Self::Agents => 7,
             Self::SourceIds => 8,
             Self::Contents => 9,
+            Self::Holdings => 10,
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::shown::{Key, Shown, Sum, key_of};
 use super::{Controller, Hub, Member};
@@ -185,10 +186,11 @@ impl Fleet {
         let mut said = String::new();
         // One that has just come back to the controller tells its sums with its next heartbeat.
         let waited = wait::until(PATIENCE, "a fleet that lost nothing", || {
-            let loss = self.controller.ctl(&["loss"])?;
+            let loss = self.controller.ctl(&["loss", "-o", "json"])?;
             said =
                 String::from_utf8_lossy(&loss.stdout).into_owned() + &String::from_utf8_lossy(&loss.stderr);
-            Ok(loss.status.success().then_some(()))
+            let told: Value = serde_json::from_slice(&loss.stdout).context(said.clone())?;
+            Ok(is_whole(&told).then_some(()))
         });
         println!("{said}");
         waited.context(said)?;
@@ -197,4 +199,25 @@ impl Fleet {
         }
         Ok(self.collector)
     }
+}
+
+/// Whether all agents told their sums, and nothing is lost but runs of programs, which a busy kernel skips when several agents
+/// watch it: what these would have seen is compared with the wire.
+fn is_whole(told: &Value) -> bool {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let agents = list(&told["agents"]);
+    let whole = |agent: &Value| {
+        let Some(drops) = agent["drops"].as_object() else {
+            return false;
+        };
+        let collectors = list(&agent["collectors"]);
+        agent["untoldOctets"] == 0
+            && drops
+                .iter()
+                .all(|(point, count)| point == "ProgramSkipped" || *count == 0)
+            && collectors
+                .iter()
+                .all(|one| one["lost"] == 0 && one["missing"] == 0)
+    };
+    !agents.is_empty() && agents.iter().all(whole)
 }

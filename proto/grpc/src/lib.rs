@@ -5,6 +5,7 @@
 //! Beside it stands what all programs do the same way so that one change is one trace: [`telemetry`].
 
 pub mod channel;
+pub mod codec;
 pub mod svid;
 pub mod telemetry;
 pub mod trust;

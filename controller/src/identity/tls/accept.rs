@@ -9,7 +9,7 @@
 //! Out: connections, on a bounded channel. A refusal's reason is known here alone (TLS 1.3 tells a caller little): it is logged.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -306,6 +306,20 @@ impl AsyncWrite for Watched {
     ) -> Poll<io::Result<usize>> {
         self.progress.answered.store(true, Ordering::Relaxed);
         Pin::new(&mut self.tcp).poll_write(context, octets)
+    }
+
+    // TLS gives several records at once.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.progress.answered.store(true, Ordering::Relaxed);
+        Pin::new(&mut self.tcp).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -6,18 +6,19 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future as _;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use flowtilla_proto::spiffe::SpiffeId;
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 use super::accept::Watched;
@@ -52,7 +53,7 @@ pub struct PeerSvid {
 pub struct Connection {
     stream: TlsStream<Watched>,
     peer: Arc<Peer>,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    cut: Arc<Cut>,
     life: Option<Pin<Box<Sleep>>>,
     _entry: Entry,
 }
@@ -67,10 +68,17 @@ pub struct Connections {
 #[derive(Debug, Default)]
 struct Inner {
     last: u64,
-    cuts: HashMap<u64, CancellationToken>,
+    cuts: HashMap<u64, Arc<Cut>>,
     /// By whose they are, the oldest first.
     theirs: HashMap<SpiffeId, BTreeSet<u64>>,
     visitors: BTreeSet<u64>,
+}
+
+/// Cuts a connection off. Asked at each of its reads and writes, so it takes no lock.
+#[derive(Debug, Default)]
+struct Cut {
+    off: AtomicBool,
+    waker: AtomicWaker,
 }
 
 /// Takes a connection out of [`Connections`] when it goes.
@@ -122,8 +130,8 @@ impl Connections {
         self.lock().cuts.len()
     }
 
-    fn enter(self: &Arc<Self>, peer: &Arc<Peer>) -> (Entry, CancellationToken) {
-        let cut = CancellationToken::new();
+    fn enter(self: &Arc<Self>, peer: &Arc<Peer>) -> (Entry, Arc<Cut>) {
+        let cut = Arc::<Cut>::default();
         let mut inner = self.lock();
         let inner = &mut *inner;
         inner.last += 1;
@@ -142,7 +150,7 @@ impl Connections {
             cut.cancel();
         }
         theirs.insert(number);
-        inner.cuts.insert(number, cut.clone());
+        inner.cuts.insert(number, Arc::clone(&cut));
         let (connections, peer) = (Arc::clone(self), Arc::clone(peer));
         let entry = Entry {
             connections,
@@ -160,7 +168,21 @@ impl Connections {
 impl Inner {
     fn cut(&self, numbers: &BTreeSet<u64>) -> usize {
         let cuts = numbers.iter().filter_map(|number| self.cuts.get(number));
-        cuts.map(CancellationToken::cancel).count()
+        cuts.map(|cut| cut.cancel()).count()
+    }
+}
+
+impl Cut {
+    fn cancel(&self) {
+        self.off.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Whether it is; the task is woken when it comes to be.
+    fn is_off(&self, context: &Context<'_>) -> bool {
+        // Before looking: what is cut in between wakes.
+        self.waker.register(context.waker());
+        self.off.load(Ordering::Acquire)
     }
 }
 
@@ -194,14 +216,14 @@ impl Connection {
         Self {
             stream,
             peer,
-            cut: Box::pin(cut.cancelled_owned()),
+            cut,
             life: visitor.then(|| Box::pin(tokio::time::sleep(visitor_life))),
             _entry: entry,
         }
     }
 
     fn is_over(&mut self, context: &mut Context<'_>) -> Option<io::Error> {
-        if self.cut.as_mut().poll(context).is_ready() {
+        if self.cut.is_off(context) {
             return Some(io::Error::new(io::ErrorKind::ConnectionAborted, "cut off"));
         }
         let life = self.life.as_mut()?;
@@ -238,6 +260,19 @@ impl AsyncWrite for Connection {
         octets: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, octets)
+    }
+
+    // HTTP/2 gives a frame's head and its payload: together they are one record and one call of the system.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
