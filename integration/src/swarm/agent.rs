@@ -202,7 +202,6 @@ fn parts(number: u32, noting: Noting) -> Parts<Noting> {
         boot: BootId([7; 16]),
         instance: u64::from(number),
         scope: String::new(),
-        instance: number.into(),
     };
     let address = IpAddr::V4(Ipv4Addr::from(0x0a00_0000_u32.wrapping_add(number)));
     let mut beats = 0;
