@@ -13,17 +13,20 @@
 //!
 //! What was given after the backup is not known when it is put back. So the epoch rises (to the time of the restore at
 //! least, so that two restores of one backup have two epochs), and every counter jumps by 2^20 and one for each second since
-//! the backup. Revocations after the backup are forgotten: the operator must repeat them.
+//! the backup. Revocations after the backup are forgotten: the operator must repeat them. Join tokens that nobody had used by then
+//! may have been used since: all of them are void.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use prost::Message as _;
 use sha2::{Digest, Sha256};
 
 use crate::clock::WallMs;
 use crate::identity::ca::key_file;
+use crate::identity::rows::{self, TokenRow};
 use crate::state::{self, StateDir, StateError};
 use crate::store::counter::{self, Counter};
 use crate::store::sled::{KEY_OCTETS_MAX, SledStore, VALUE_OCTETS_MAX};
@@ -124,12 +127,13 @@ fn whole(file: &File, path: &Path) -> Result<(), BackupError> {
     Ok(())
 }
 
-/// Makes a state directory of a backup.
+/// Makes a state directory of a backup. Tells how many join tokens are void from here on: somebody may have used them after the
+/// backup.
 ///
 /// # Errors
 ///
 /// [`BackupError`]: nothing is made of a backup that is not whole. A state directory must not be there yet.
-pub fn restore(backup: &Path, directory: &Path, now: WallMs) -> Result<(), BackupError> {
+pub fn restore(backup: &Path, directory: &Path, now: WallMs) -> Result<usize, BackupError> {
     let file = File::open(backup).map_err(reading)?;
     whole(&file, backup)?;
     let state = StateDir::create(directory)?;
@@ -140,6 +144,7 @@ pub fn restore(backup: &Path, directory: &Path, now: WallMs) -> Result<(), Backu
     let mut batch = Batch::default();
     let mut octets = 0;
     let mut made = now;
+    let mut voided = 0;
     while let Some((kind, content)) = reader.next()? {
         match kind {
             HEAD => made = WallMs(reader.number(&content)?.cast_signed()),
@@ -151,10 +156,19 @@ pub fn restore(backup: &Path, directory: &Path, now: WallMs) -> Result<(), Backu
                 state::write_private(&file, key)?;
             }
             _ => {
-                let (table, key, value) = entry(&content).ok_or_else(|| reader.damaged("an entry is cut"))?;
+                let (table, key, mut value) =
+                    entry(&content).ok_or_else(|| reader.damaged("an entry is cut"))?;
                 if table == Table::Meta {
                     last.put(table, key, value);
                     continue;
+                }
+                if table == Table::Tokens {
+                    let mut row: TokenRow = rows::read("token", &value)?;
+                    if row.used_by.is_empty() && !row.revoked {
+                        row.revoked = true;
+                        voided += 1;
+                        value = row.encode_to_vec();
+                    }
                 }
                 octets += content.len();
                 batch.put(table, key, value);
@@ -169,7 +183,7 @@ pub fn restore(backup: &Path, directory: &Path, now: WallMs) -> Result<(), Backu
     let jump = JUMP + now.since(made).as_secs();
     raise(&mut last, jump, now);
     store.commit(last)?;
-    Ok(())
+    Ok(voided)
 }
 
 /// Raises the epoch, and every counter by `jump`, in a batch that holds all of `Meta`.

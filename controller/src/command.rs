@@ -1,5 +1,6 @@
 //! What the commands do. What they write to `out` is for whoever asked; the rest is log.
 
+use std::fs::File;
 use std::io::Write;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -55,9 +56,32 @@ fn init(args: &InitArgs, clock: &Clock, out: &mut dyn Write) -> Result<()> {
         _ => Origin::Own,
     };
     let now = clock.now();
-    let opened = setup::create(&args.state.state, &args.domain, &origin, RENEW_GRACE_DEFAULT, now)?;
-    let (token, _) = opened.identities.create_token(&order, None, now)?;
-    hand_over(&token, args.token_file.as_deref(), out)
+    let file = TokenFile::make(args.token_file.as_deref())?;
+    let made = setup::create(&args.state.state, &args.domain, &origin, RENEW_GRACE_DEFAULT, now);
+    let opened = match made {
+        Ok(opened) => opened,
+        Err(error) => {
+            let again = matches!(error, SetupError::State(StateError::Present(_)));
+            let error = anyhow::Error::from(error);
+            return Err(match again {
+                true => anyhow::anyhow!("{error}; its operator's token: {}", remedy(args)),
+                false => error,
+            });
+        }
+    };
+    let token = make_token(&opened.identities, &order, clock);
+    token
+        .and_then(|token| file.hand_over(&token, out))
+        .with_context(|| format!("the state is made, but the token is not: {}", remedy(args)))
+}
+
+/// How to get a token when a state is there.
+fn remedy(args: &InitArgs) -> String {
+    format!(
+        "run `flowtilla-controller token --state {} --operator {}`",
+        args.state.state.display(),
+        args.operator
+    )
 }
 
 async fn run(args: RunArgs, clock: Clock) -> Result<()> {
@@ -97,6 +121,7 @@ fn token(args: &TokenArgs, clock: &Clock, out: &mut dyn Write) -> Result<()> {
     order
         .check()
         .map_err(|mistakes| anyhow::anyhow!("--{mistakes}"))?;
+    let file = TokenFile::make(args.token_file.as_deref())?;
     let token = match setup::open(&args.state.state, RENEW_GRACE_DEFAULT) {
         Ok(opened) => make_token(&opened.identities, &order, clock)?,
         Err(error) => {
@@ -106,7 +131,7 @@ fn token(args: &TokenArgs, clock: &Clock, out: &mut dyn Write) -> Result<()> {
             JoinToken::parse(std::str::from_utf8(&text)?).context("the controller's answer")?
         }
     };
-    hand_over(&token, args.token_file.as_deref(), out)
+    file.hand_over(&token, out)
 }
 
 fn back_up(args: &BackupArgs, clock: &Clock, out: &mut dyn Write) -> Result<()> {
@@ -134,10 +159,11 @@ fn back_up(args: &BackupArgs, clock: &Clock, out: &mut dyn Write) -> Result<()> 
 }
 
 fn restore(args: &RestoreArgs, clock: &Clock, out: &mut dyn Write) -> Result<()> {
-    backup::restore(&args.file, &args.state.state, clock.now())?;
+    let voided = backup::restore(&args.file, &args.state.state, clock.now())?;
     writeln!(
         out,
-        "restored; agents and operators that were revoked after the backup are not: revoke them again"
+        "restored; agents and operators that were revoked after the backup are not: revoke them again\n\
+         {voided} join tokens that were not used before the backup are void, for they may have been used since: make others"
     )?;
     Ok(())
 }
@@ -161,12 +187,35 @@ fn make_token(identities: &Identities, order: &TokenOrder, clock: &Clock) -> Res
     Ok(identities.create_token(order, None, clock.now())?.0)
 }
 
-/// Shows a token, this once.
-fn hand_over(token: &JoinToken, file: Option<&Path>, out: &mut dyn Write) -> Result<()> {
-    let text = token.expose();
-    match file {
-        None => writeln!(out, "{text}")?,
-        Some(file) => state::write_private(&PathBuf::from(file), format!("{text}\n").as_bytes())?,
+/// Where a token goes: a new file of mode 0600, which is made before the token, or the standard output. The file goes again when
+/// there is no token for it.
+struct TokenFile(Option<(PathBuf, File)>);
+
+impl TokenFile {
+    fn make(path: Option<&Path>) -> Result<Self> {
+        let made = path.map(|path| anyhow::Ok((path.to_owned(), state::create_private(path)?)));
+        Ok(Self(made.transpose().context("--token-file")?))
     }
-    Ok(())
+
+    /// Shows a token, this once.
+    fn hand_over(mut self, token: &JoinToken, out: &mut dyn Write) -> Result<()> {
+        let text = token.expose();
+        let Some((path, file)) = &mut self.0 else {
+            return Ok(writeln!(out, "{text}")?);
+        };
+        file.write_all(format!("{text}\n").as_bytes())
+            .and_then(|()| file.sync_all())
+            .with_context(|| format!("writing {}", path.display()))?;
+        state::sync_parent(path)?;
+        self.0 = None; // It holds the token: it stays.
+        Ok(())
+    }
+}
+
+impl Drop for TokenFile {
+    fn drop(&mut self) {
+        if let Some((path, _)) = &self.0 {
+            let _ = std::fs::remove_file(path); // It is empty: nothing is lost.
+        }
+    }
 }

@@ -83,6 +83,15 @@ pub enum Revocation {
     Token(TokenId),
 }
 
+/// What else a revocation has led to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revoked {
+    /// Unused tokens that the operator had made: they are void, too.
+    pub tokens: usize,
+    /// Those who came in by the operator's tokens, and are in still.
+    pub admitted: Vec<SpiffeId>,
+}
+
 /// Why something is not done.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -177,7 +186,10 @@ impl Identities {
                 let row = row.expect("it stands well");
                 (id, IdentityRow::clone(&row))
             }
-            TokenVerdict::Fresh => self.newcomer(&token_row, host_name, now)?,
+            TokenVerdict::Fresh => {
+                self.judge_maker(&token_row)?;
+                self.newcomer(&token_row, host_name, now)?
+            }
         };
         let issued = self.sign(&id, &key, &mut row, None, now)?;
         token_row.used_by = id.to_string();
@@ -186,11 +198,11 @@ impl Identities {
         put_token(&mut batch, token.id, &token_row);
         put_identity(&mut batch, &id, &row);
         self.store.commit(batch)?;
+        tracing::info!(%id, token = %token.id, token_by = by_text(&token_row.made_by), "enrolled");
         self.show(|view| {
             view.tokens.insert(token.id, token_row);
             view.identities.insert(id.clone(), Arc::new(row));
         });
-        tracing::info!(%id, token = %token.id, "enrolled");
         Ok(self.granted(id, issued))
     }
 
@@ -318,6 +330,15 @@ impl Identities {
         ours.then_some(facts).ok_or(Refusal::ForeignSvid)
     }
 
+    /// A token counts no longer than whoever made it.
+    fn judge_maker(&self, token: &TokenRow) -> Result<(), Refusal> {
+        if token.made_by.is_empty() {
+            return Ok(());
+        }
+        let maker = SpiffeId::parse(&token.made_by).map_err(|_| Refusal::TokenRevoked)?;
+        enrolment::judge_standing(&maker, self.row(&maker).as_deref()).map_err(|_| Refusal::TokenRevoked)
+    }
+
     /// Name and row of somebody who shows a token for the first time.
     fn newcomer(
         &self,
@@ -331,6 +352,7 @@ impl Identities {
         let mut row = IdentityRow {
             labels: token.labels.clone(),
             enrolled_ms: now.0,
+            admitted_by: token.made_by.clone(),
             ..IdentityRow::default()
         };
         if !token.operator.is_empty() {
@@ -339,7 +361,16 @@ impl Identities {
             // An operator may enrol on another machine under the same name.
             return match self.row(&id) {
                 Some(known) if known.revoked_ms != 0 => Err(Refusal::Revoked(id).into()),
-                Some(known) => Ok((id, IdentityRow::clone(&known))),
+                // It came in after the token was made.
+                Some(_) if !may_name(&id, &token.made_by) => Err(Refusal::NotAllowed(name_taken(&id)).into()),
+                Some(known) => {
+                    let mut row = IdentityRow::clone(&known);
+                    // A command on the controller's host vouches for it anew.
+                    if token.made_by.is_empty() {
+                        row.admitted_by = String::new();
+                    }
+                    Ok((id, row))
+                }
                 None => Ok((id, row)),
             };
         }
@@ -430,6 +461,27 @@ impl Identities {
 
     fn show<T>(&self, change: impl FnOnce(&mut View) -> T) {
         change(&mut self.view.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Whether whoever is named by `made_by` may make a token for an operator who is there: that operator, or a command on the
+/// controller's host.
+fn may_name(operator: &SpiffeId, made_by: &str) -> bool {
+    made_by.is_empty() || made_by == operator.to_string()
+}
+
+fn name_taken(operator: &SpiffeId) -> String {
+    format!(
+        "{operator} is there already: only that operator, or `flowtilla-controller token` on the controller's host, makes a \
+         token for this name"
+    )
+}
+
+/// Who did something, for the log.
+fn by_text(by: &str) -> &str {
+    match by.is_empty() {
+        true => "the controller's host",
+        false => by,
     }
 }
 

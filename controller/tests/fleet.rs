@@ -235,7 +235,7 @@ async fn many_that_are_revoked_together_are_all_cut_within_five_seconds() {
         let what = Revocation::Identity(member.id.clone());
         scene
             .identities()
-            .revoke(&what, scene.clock.now())
+            .revoke(&what, None, scene.clock.now())
             .expect("revoked");
     }
     let began = tokio::time::Instant::now();

@@ -8,6 +8,8 @@ mod enrol;
 mod hostile;
 #[path = "identity/kill.rs"]
 mod kill;
+#[path = "identity/operators.rs"]
+mod operators;
 #[path = "identity/recover.rs"]
 mod recover;
 #[path = "identity/rotate.rs"]

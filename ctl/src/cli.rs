@@ -58,7 +58,7 @@ pub(crate) enum Command {
     Deploy(Box<DeployArgs>),
     /// Shows how files differ from what the controller has. Exit code 1: they do.
     Diff(DiffArgs),
-    /// Lists agents, policies, collectors, groups of hosts, tokens, revisions or rollouts.
+    /// Lists agents, policies, collectors, groups of hosts, operators, tokens, revisions or rollouts.
     Get(GetArgs),
     /// Lists agents: get agents. Or takes them away from hosts.
     Agents(AgentsArgs),
@@ -280,7 +280,7 @@ mod tests {
             ),
             (
                 &["get", "hosts"],
-                "KIND: \"hosts\" is not known; write one of agents, policies, collectors, hostgroups, tokens, revisions, rollouts",
+                "KIND: \"hosts\" is not known; write one of agents, policies, collectors, hostgroups, operators, tokens, revisions, rollouts",
             ),
             (
                 &["token", "create", "--label", "role"],

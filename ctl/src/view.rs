@@ -15,7 +15,8 @@
 //!               cost {cpuNs, residentOctets, programsNs, mapOctets}, spoolOctets, overLimits [],
 //!               collectors [{name, state, reason, made, taken, waiting, evicted, dropped {place: number}, lagMs}],
 //!               peers [{peer, spokenRecords, spokenOctets, heldRecords, heldOctets}]}
-//! token       id, operator, labels {}, made, expires, usedBy, state "unused" | "used" | "expired" | "revoked"
+//! operator    name, state "in" | "expired" | "revoked", enrolled, svidNotAfter, revoked, admittedBy
+//! token       id, operator, labels {}, made, expires, madeBy, usedBy, state "unused" | "used" | "expired" | "revoked"
 //! revision    revision, made, by, message, rollbackTo, state, changes [{kind, name, change}]
 //! rollout     id, revision, policy, state, wave, waves, began, ended, soakUntil, waitsFor, acked, nacked, pending, offline,
 //!             failures [{gate, agents [], value, baseline, bound, message}]
@@ -30,12 +31,13 @@ use std::time::Duration;
 
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{
-    Agent, AgentState, Change, GateFailure, Revision, Rollout, RolloutState, Root, StatusResponse, Token,
+    Agent, AgentState, Change, GateFailure, Operator, Revision, Rollout, RolloutState, Root, StatusResponse,
+    Token,
 };
 use flowtilla_proto::wire::session::{Aside, CollectorHealth, CollectorState, Drop, Health, Section};
 
 use crate::document::render::Plain;
-use crate::output::{rfc3339, span};
+use crate::output::{rfc3339, span, word};
 
 const NANOSECONDS_A_MS: u64 = 1_000_000;
 
@@ -107,6 +109,22 @@ pub(crate) fn token_state(token: &Token, now: WallTime) -> &'static str {
         Token { expires_ms, .. } if moment(*expires_ms).is_none_or(|then| then.0 <= now.0) => "expired",
         _ => "unused",
     }
+}
+
+/// Word of an operator's state.
+pub(crate) fn operator_state(operator: &Operator, now: WallTime) -> &'static str {
+    let over = moment(operator.svid_not_after_ms).is_none_or(|then| then.0 <= now.0);
+    match (operator.revoked_ms != 0, over) {
+        (true, _) => "revoked",
+        (false, true) => "expired",
+        (false, false) => "in",
+    }
+}
+
+/// A SPIFFE ID without what all of a fleet have in common: `operator/ann`.
+pub(crate) fn short(id: &str) -> String {
+    let of_fleet = id.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/'));
+    word(of_fleet.map_or(id, |(_, rest)| rest))
 }
 
 /// In one word and, when there is something to say, why.
@@ -362,9 +380,23 @@ pub(crate) fn token(token: &Token, now: WallTime) -> Plain {
         .labels(&token.labels)
         .time("made", token.made_ms)
         .time("expires", token.expires_ms)
+        .text("madeBy", &token.made_by)
         .text("usedBy", &token.used_by)
         .text("state", token_state(token, now))
         .done()
+}
+
+/// See the module.
+pub(crate) fn operator(operator: &Operator, now: WallTime) -> Plain {
+    let mut fields = Fields::default()
+        .text("name", &operator.name)
+        .text("state", operator_state(operator, now))
+        .time("enrolled", operator.enrolled_ms)
+        .time("svidNotAfter", operator.svid_not_after_ms);
+    if operator.revoked_ms != 0 {
+        fields = fields.time("revoked", operator.revoked_ms);
+    }
+    fields.text("admittedBy", &operator.admitted_by).done()
 }
 
 /// See the module.

@@ -169,7 +169,7 @@ async fn an_agent_that_was_away_too_long_waits_for_an_operators_approval() -> Re
             .context("it says what it waits for")??;
         let parts = Arc::clone(setting.controller.parts());
         let name = id.name.clone();
-        tokio::task::spawn_blocking(move || parts.identities.approve(&name)).await??;
+        tokio::task::spawn_blocking(move || parts.identities.approve(&name, None)).await??;
         Ok::<_, anyhow::Error>(())
     };
     let both = async { tokio::join!(settling, approve) };
@@ -189,7 +189,7 @@ async fn a_revoked_agent_gets_no_other_svid() -> Result<()> {
     let credentials = setting.settle(Some(&token)).await??;
     let parts = Arc::clone(setting.controller.parts());
     let what = Revocation::Identity(credentials.identity().id().clone());
-    tokio::task::spawn_blocking(move || parts.identities.revoke(&what, parts.clock.now())).await??;
+    tokio::task::spawn_blocking(move || parts.identities.revoke(&what, None, parts.clock.now())).await??;
     let refused = setting.renew(&credentials).await?;
     ensure!(refused.is_err(), "a revoked agent was given an SVID");
     setting.pass(26 * HOUR);

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{self, Read as _};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use flowtilla_agent_core::backoff::Backoff;
@@ -188,6 +189,9 @@ pub async fn settle(
     mut told: impl FnMut(&str) + Send,
 ) -> Result<Credentials, SettleError> {
     let place = Place(directory.clone());
+    if let Some(Token::File { path, .. }) = token {
+        warn_of_readers(path);
+    }
     let kept = match (place.load(), token) {
         (Ok(kept), _) => kept,
         (Err(error @ FileError::Damaged { .. }), Some(_)) => {
@@ -369,6 +373,21 @@ fn keep(
 
 fn store(place: &Place, identity: &Identity) -> Result<(), FileError> {
     place.store(identity, &mut |_| Ok(()))
+}
+
+/// Whoever reads a token first may be in instead of this agent.
+fn warn_of_readers(path: &Path) {
+    let facts = fs::metadata(path).ok().filter(fs::Metadata::is_file);
+    if let Some(mode) = facts
+        .map(|facts| facts.mode() & 0o7777)
+        .filter(|mode| mode & 0o077 != 0)
+    {
+        tracing::warn!(
+            file = %path.display(),
+            mode = format_args!("{mode:o}"),
+            "others can read the token's file, and whoever uses the token first is in: make it with mode 0600"
+        );
+    }
 }
 
 /// The token, wherever it is. The secret is in no error.

@@ -1,7 +1,8 @@
 //! What an agent says, checked: the door of its stream.
 //!
-//! In: wire messages of `session.v1`. Out: [`Hello`] and [`Heard`], in which every list and text has its bound. What is beyond
-//! a bound that an honest agent keeps is refused; long sentences are cut.
+//! In: wire messages of `session.v1`. Out: [`Hello`] and [`Heard`], in which every list and text has its bound, and takes the memory
+//! of what is kept of it and not of what was sent. What is beyond a bound that an honest agent keeps is refused; long sentences
+//! are cut.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -29,6 +30,11 @@ pub const TEXT_OCTETS_MAX: usize = 255;
 /// The agent's programs are tens, its peers are what may be many. Half of it hides peers of a busy host; double it, and
 /// 10,000 agents' health takes more memory than their streams.
 pub const LIST_KEPT_MAX: usize = 256;
+/// Most counts of lost records in a heartbeat that are kept of all collectors together.
+///
+/// An honest agent tells some of each of its collectors, of which it has tens. Half of it still holds those; double it, and a
+/// captured agent takes more memory for what nobody reads.
+pub const DROPS_KEPT_MAX: usize = 1_024;
 
 /// Most octets of an agent's instance. Source: `session.proto`.
 const INSTANCE_OCTETS_MAX: usize = 16;
@@ -327,9 +333,9 @@ fn about(sent: &wire::Question) -> Result<About, Refused> {
 }
 
 fn kept_effective(mut sent: wire::Effective) -> wire::Effective {
-    sent.programs.truncate(LIST_KEPT_MAX);
-    sent.refused.truncate(LIST_KEPT_MAX);
-    sent.collectors.truncate(LIST_KEPT_MAX);
+    keep(&mut sent.programs, LIST_KEPT_MAX);
+    keep(&mut sent.refused, LIST_KEPT_MAX);
+    keep(&mut sent.collectors, LIST_KEPT_MAX);
     for text in sent.programs.iter_mut().chain(&mut sent.collectors) {
         cut(text, TEXT_OCTETS_MAX);
     }
@@ -342,10 +348,10 @@ fn kept_effective(mut sent: wire::Effective) -> wire::Effective {
 }
 
 fn kept_health(mut sent: wire::Health) -> wire::Health {
-    sent.drops.truncate(LIST_KEPT_MAX);
-    sent.peers.truncate(LIST_KEPT_MAX);
-    sent.collectors.truncate(LIST_KEPT_MAX);
-    sent.over_limits.truncate(LIST_KEPT_MAX);
+    keep(&mut sent.drops, LIST_KEPT_MAX);
+    keep(&mut sent.peers, LIST_KEPT_MAX);
+    keep(&mut sent.collectors, LIST_KEPT_MAX);
+    keep(&mut sent.over_limits, LIST_KEPT_MAX);
     for drop in &mut sent.drops {
         cut(&mut drop.point, TEXT_OCTETS_MAX);
     }
@@ -355,10 +361,12 @@ fn kept_health(mut sent: wire::Health) -> wire::Health {
     for text in &mut sent.over_limits {
         sentence(text);
     }
+    let mut drops_left = DROPS_KEPT_MAX;
     for collector in &mut sent.collectors {
         cut(&mut collector.name, TEXT_OCTETS_MAX);
         sentence(&mut collector.reason);
-        collector.dropped.truncate(LIST_KEPT_MAX);
+        keep(&mut collector.dropped, drops_left.min(LIST_KEPT_MAX));
+        drops_left -= collector.dropped.len();
         for drop in &mut collector.dropped {
             cut(&mut drop.point, TEXT_OCTETS_MAX);
         }
@@ -388,12 +396,22 @@ fn kept_end(mut sent: wire::End) -> wire::End {
 
 fn sentence(text: &mut String) {
     if let Some((at, _)) = text.char_indices().nth(SENTENCE_CHARS_MAX) {
-        text.truncate(at);
+        cut(text, at);
     }
 }
 
+/// The first `most` of a list. The memory of the others goes, too: a list grows by doubling, and an empty element of two octets on
+/// the line takes a hundred here.
+fn keep<T>(list: &mut Vec<T>, most: usize) {
+    list.truncate(most);
+    list.shrink_to_fit();
+}
+
 fn cut(text: &mut String, octets_max: usize) {
-    text.truncate(text.floor_char_boundary(octets_max));
+    if text.len() > octets_max {
+        text.truncate(text.floor_char_boundary(octets_max));
+        text.shrink_to_fit();
+    }
 }
 
 #[cfg(test)]

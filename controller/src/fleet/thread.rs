@@ -19,7 +19,7 @@ use flowtilla_proto::wire::fleet::{
     Steering,
 };
 use flowtilla_proto::wire::session::EndReason;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::heard::{Heard, Hello};
@@ -89,7 +89,8 @@ enum Command {
         mailbox: Arc<Mailbox>,
         reply: Reply<SessionId>,
     },
-    Heard(SessionId, Heard),
+    /// With its place among what waits of its stream, which is free when this is handled.
+    Heard(SessionId, Heard, OwnedSemaphorePermit),
     Closed(SessionId),
     /// Whether these are all that there are.
     Known(Vec<Known>, bool),
@@ -228,8 +229,13 @@ impl FleetHandle {
     /// # Errors
     ///
     /// [`FleetError::Stopping`].
-    pub async fn heard(&self, session: SessionId, heard: Heard) -> Result<(), FleetError> {
-        let sent = self.commands.send(Command::Heard(session, heard)).await;
+    pub async fn heard(
+        &self,
+        session: SessionId,
+        heard: Heard,
+        place: OwnedSemaphorePermit,
+    ) -> Result<(), FleetError> {
+        let sent = self.commands.send(Command::Heard(session, heard, place)).await;
         sent.map_err(|_| FleetError::Stopping)
     }
 
@@ -525,7 +531,7 @@ impl Driver {
 
     fn handle(&mut self, command: Command, now: Now) {
         match command {
-            Command::Heard(session, heard) => {
+            Command::Heard(session, heard, _place) => {
                 self.offers.handle_heard(session, &heard, now.run_ms);
                 self.fleet.handle_heard(session, heard, now);
             }

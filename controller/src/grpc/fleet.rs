@@ -15,10 +15,10 @@ use flowtilla_proto::token::TokenId;
 use flowtilla_proto::wire::fleet::{
     Agent, AgentState, AgentsRequest, AgentsResponse, ApplyRequest, ApplyResponse, ApproveRequest,
     ApproveResponse, CreateTokenRequest, CreateTokenResponse, HistoryRequest, HistoryResponse, Mistake,
-    Mistakes, ObjectsRequest, ObjectsResponse, RevokeRequest, RevokeResponse, RollbackRequest, Rollout,
-    RolloutAgent, RolloutEvent, RolloutsRequest, RolloutsResponse, Root, RotateCaRequest, RotateCaResponse,
-    RotateCaStep, StatusRequest, StatusResponse, SteerRequest, Token, TokensRequest, TokensResponse,
-    WatchRequest, revoke_request::What,
+    Mistakes, ObjectsRequest, ObjectsResponse, Operator, OperatorsRequest, OperatorsResponse, RevokeRequest,
+    RevokeResponse, RollbackRequest, Rollout, RolloutAgent, RolloutEvent, RolloutsRequest, RolloutsResponse,
+    Root, RotateCaRequest, RotateCaResponse, RotateCaStep, StatusRequest, StatusResponse, SteerRequest,
+    Token, TokensRequest, TokensResponse, WatchRequest, revoke_request::What,
 };
 use futures_util::Stream;
 use futures_util::stream::unfold;
@@ -44,6 +44,8 @@ pub const RESPONSE_OCTETS_MAX: usize = 256 << 20;
 const LIMIT_DEFAULT: usize = 50;
 /// Most entries of a history or a list of rollouts.
 const LIMIT_MAX: usize = 1_000;
+/// Most identities that a revocation names of those who came in by the operator's tokens.
+const ADMITTED_TOLD_MAX: usize = 1_000;
 
 /// The service.
 pub struct Service {
@@ -252,14 +254,33 @@ impl Fleet for Service {
             expires_ms: facts.expires.0,
             used_by: facts.used_by,
             revoked: facts.revoked,
+            made_by: facts.made_by,
         });
         Ok(Response::new(TokensResponse {
             tokens: tokens.collect(),
         }))
     }
 
-    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+    async fn operators(
+        &self,
+        request: Request<OperatorsRequest>,
+    ) -> Result<Response<OperatorsResponse>, Status> {
         self.operator(&request)?;
+        let all = self.identities.operators().into_iter();
+        let operators = all.map(|(name, record)| Operator {
+            name: name.to_string(),
+            enrolled_ms: record.enrolled.0,
+            svid_not_after_ms: record.not_after.0,
+            revoked_ms: record.revoked.map_or(0, |when| when.0),
+            admitted_by: record.admitted_by,
+        });
+        Ok(Response::new(OperatorsResponse {
+            operators: operators.collect(),
+        }))
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        let by = self.operator(&request)?;
         let (what, agent) = match request.into_inner().what {
             Some(What::Agent(name)) => {
                 let id = self.id(Role::Agent, "agent", &name)?;
@@ -284,19 +305,27 @@ impl Fleet for Service {
             None => return Err(Status::invalid_argument("name an agent, an operator or a token")),
         };
         let now = self.clock.now();
-        self.identities(move |identities| identities.revoke(&what, now))
+        let revoked = self
+            .identities(move |identities| identities.revoke(&what, Some(&by), now))
             .await?;
         let cut = match agent {
             Some(agent) => self.fleet.revoked(agent).await.map_err(status)?,
             None => false,
         };
-        Ok(Response::new(RevokeResponse { streams: cut.into() }))
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let told = revoked.admitted.iter().take(ADMITTED_TOLD_MAX);
+        Ok(Response::new(RevokeResponse {
+            streams: cut.into(),
+            tokens: count(revoked.tokens),
+            admitted: told.map(ToString::to_string).collect(),
+            admitted_total: count(revoked.admitted.len()),
+        }))
     }
 
     async fn approve(&self, request: Request<ApproveRequest>) -> Result<Response<ApproveResponse>, Status> {
-        self.operator(&request)?;
+        let by = self.operator(&request)?;
         let agent = self.id(Role::Agent, "agent", &request.get_ref().agent)?.name;
-        self.identities(move |identities| identities.approve(&agent))
+        self.identities(move |identities| identities.approve(&agent, Some(&by)))
             .await?;
         Ok(Response::new(ApproveResponse {}))
     }

@@ -1,7 +1,7 @@
 //! The agents' stream: who calls is who speaks.
 //!
-//! In: messages of one agent, at most [`FROM_AGENT_OCTETS_MAX`] each and [`MESSAGES_PER_SECOND`] a second; what is faster is read
-//! later. Out: what the fleet puts into the stream's mailbox. New streams take places in a row ([`Admission`]), so that all
+//! In: messages of one agent, at most [`FROM_AGENT_OCTETS_MAX`] each and [`MESSAGES_PER_SECOND`] a second, of which
+//! [`WAITING_OCTETS_MAX`] wait for the fleet; what is more is read later. Out: what the fleet puts into the stream's mailbox. New streams take places in a row ([`Admission`]), so that all
 //! agents coming at once are a queue and not a load; who would wait too long is asked to come again.
 //!
 //! One task a stream: it reads, and ends with the stream. It holds no lock and decides nothing.
@@ -14,6 +14,8 @@ use flowtilla_grpc::session::session_server::{Session, SessionServer};
 use flowtilla_proto::labels::Labels;
 use flowtilla_proto::spiffe::{MemberName, SpiffeId};
 use flowtilla_proto::wire::session::{EndReason, FromAgent};
+use prost::Message as _;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -49,6 +51,12 @@ pub const ADMISSION_WAIT_MAX: Duration = Duration::from_secs(8);
 pub const MESSAGES_PER_SECOND: u32 = 100;
 /// Messages of one stream at once.
 pub const MESSAGES_BURST: u32 = 500;
+
+/// Octets of one stream's messages that wait for the fleet, at most; further ones are read later.
+///
+/// Two of the largest messages. Half of it has one wait for the other; double it, and captured agents take twice the memory while
+/// the disk stalls.
+pub const WAITING_OCTETS_MAX: usize = 2 * FROM_AGENT_OCTETS_MAX;
 
 /// Agents whose place in the row is kept in mind, at most; then those whose place has come are forgotten.
 ///
@@ -221,6 +229,7 @@ impl Stream {
     /// Until the stream has ended, from either side.
     async fn listen(&mut self, session: SessionId) {
         let mut pace = Pace::new(MESSAGES_PER_SECOND, MESSAGES_BURST);
+        let waiting = Arc::new(Semaphore::new(WAITING_OCTETS_MAX));
         loop {
             let message = tokio::select! { biased;
                 () = self.mailbox.ended() => return,
@@ -231,12 +240,18 @@ impl Stream {
                 Ok(None) => return,
                 Err(status) => return self.end_of(&status),
             };
+            let octets = message.encoded_len().clamp(1, FROM_AGENT_OCTETS_MAX);
             let heard = match Heard::parse(message) {
                 Ok(heard) => heard,
                 Err(refused) => return self.end(EndReason::Protocol, refused.to_string()),
             };
             let goodbye = heard == Heard::Goodbye;
-            if self.fleet.heard(session, heard).await.is_err() || goodbye {
+            let octets = u32::try_from(octets).expect("clamped above");
+            let place = tokio::select! { biased;
+                () = self.mailbox.ended() => return,
+                place = Arc::clone(&waiting).acquire_many_owned(octets) => place.expect("nobody closes it"),
+            };
+            if self.fleet.heard(session, heard, place).await.is_err() || goodbye {
                 return;
             }
             let wait = pace.take((self.clock)().run_ms, Duration::MAX);

@@ -1,37 +1,60 @@
 //! What operators do with identities: tokens, revocation, approval, change of root. Blocking, as all that changes something.
 
+use std::collections::BTreeMap;
+
 use flowtilla_proto::spiffe::{MemberName, Role, SpiffeId};
 use flowtilla_proto::token::{JoinToken, TokenId, TokenSecret};
 
-use super::{FORGET_MAX, Identities, IdentityError, Revocation, TOKEN_KEPT, TOKENS_MAX, fill, put_token};
+use super::{
+    FORGET_MAX, Identities, IdentityError, Revocation, Revoked, TOKEN_KEPT, TOKENS_MAX, by_text, fill,
+    may_name, name_taken, put_token,
+};
 use crate::clock::WallMs;
 use crate::enrolment::{self, Refusal, TokenOrder};
 use crate::identity::ca::{CaError, RootFacts, RotateStep};
 use crate::identity::rows::{IdentityRow, TokenRow};
 use crate::store::{Batch, Table};
 
+/// How many tokens that are of no use any more go at once when there is no room for another one.
+const SPENT_MAX: usize = 1_024;
+
 impl Identities {
-    /// Makes an identity void, or takes a token back. Listeners hear of an identity when it is on the disk. Blocking.
+    /// Makes an identity void, with the unused tokens of an operator, or takes a token back. Listeners hear of an identity when it
+    /// is on the disk. `by`: who asks; `None`: a command on the controller's host. Blocking.
     ///
     /// # Errors
     ///
-    /// [`IdentityError::NotFound`], [`IdentityError::Precondition`] for a token that was used, [`IdentityError::Store`].
-    pub fn revoke(&self, what: &Revocation, now: WallMs) -> Result<(), IdentityError> {
+    /// [`IdentityError::NotFound`], [`IdentityError::Precondition`] for a token that was used, and for the last operator unless
+    /// the controller's host asks; [`IdentityError::Store`].
+    pub fn revoke(
+        &self,
+        what: &Revocation,
+        by: Option<&SpiffeId>,
+        now: WallMs,
+    ) -> Result<Revoked, IdentityError> {
         let _changing = self.change();
+        let by_whom = by.map(ToString::to_string).unwrap_or_default();
         match what {
             Revocation::Identity(id) => {
                 let Some(row) = self.row(id) else {
                     return Err(IdentityError::NotFound(format!("{id} is not known here")));
                 };
                 if row.revoked_ms == 0 {
+                    if by.is_some() && self.is_last_operator(id, now) {
+                        return Err(IdentityError::Precondition(format!(
+                            "{id} is the last operator: let another one log in first, with a token of `agentctl token create \
+                             --operator NAME`"
+                        )));
+                    }
                     let mut row = IdentityRow::clone(&row);
                     row.revoked_ms = now.0.max(1);
                     row.awaiting = false;
                     row.approved = false;
                     self.write(id, row)?;
-                    tracing::info!(%id, "revoked");
+                    tracing::info!(%id, by = by_text(&by_whom), "revoked");
                 }
                 let _ = self.revocations.send(id.clone()); // Nobody listens: no stream is open.
+                return self.void_tokens_of(id);
             }
             Revocation::Token(id) => {
                 let Some(mut row) = self.token_row(*id) else {
@@ -46,10 +69,62 @@ impl Identities {
                 put_token(&mut batch, *id, &row);
                 self.store.commit(batch)?;
                 self.show(|view| view.tokens.insert(*id, row));
-                tracing::info!(token = %id, "taken back");
+                tracing::info!(token = %id, by = by_text(&by_whom), "taken back");
             }
         }
-        Ok(())
+        Ok(Revoked::default())
+    }
+
+    /// Takes back what an operator has made and nobody has used. The operator is revoked on the disk: a crash in between leaves
+    /// tokens that are refused because of their maker, and the next revocation takes them back.
+    fn void_tokens_of(&self, operator: &SpiffeId) -> Result<Revoked, IdentityError> {
+        let made_by = operator.to_string();
+        let unused: Vec<(TokenId, TokenRow)> = self.read(|view| {
+            let theirs = view
+                .tokens
+                .iter()
+                .filter(|(_, row)| row.made_by == made_by && row.used_by.is_empty() && !row.revoked);
+            theirs.map(|(id, row)| (*id, row.clone())).collect()
+        });
+        for page in unused.chunks(FORGET_MAX) {
+            let mut page = page.to_vec();
+            let mut batch = Batch::default();
+            for (id, row) in &mut page {
+                row.revoked = true;
+                put_token(&mut batch, *id, row);
+            }
+            self.store.commit(batch)?;
+            self.show(|view| view.tokens.extend(page));
+        }
+        let admitted = self.read(|view| {
+            let theirs = view
+                .identities
+                .iter()
+                .filter(|(_, row)| row.admitted_by == made_by && row.revoked_ms == 0);
+            theirs.map(|(id, _)| id.clone()).collect::<Vec<_>>()
+        });
+        if !unused.is_empty() || !admitted.is_empty() {
+            let tokens = unused.len();
+            let came = admitted.len();
+            tracing::warn!(%operator, tokens, came, "unused tokens of a revoked operator are void; some came in by others");
+        }
+        Ok(Revoked {
+            tokens: unused.len(),
+            admitted,
+        })
+    }
+
+    /// Whether nobody but this operator could ask anything of the controller.
+    fn is_last_operator(&self, id: &SpiffeId, now: WallMs) -> bool {
+        let may_come = |row: &IdentityRow| {
+            row.revoked_ms == 0 && now.since(WallMs::from_seconds(row.not_after)) <= self.grace
+        };
+        let is_other = |other: &SpiffeId| other.role == Role::Operator && other != id;
+        id.role == Role::Operator
+            && !self.read(|view| {
+                let mut all = view.identities.iter();
+                all.any(|(other, row)| is_other(other) && may_come(row))
+            })
     }
 
     /// Forgets identities that are void for good: revoked, and the newest SVID ran out so long ago that nobody gets it back.
@@ -80,12 +155,13 @@ impl Identities {
         Ok(void.len())
     }
 
-    /// Lets an agent have its identity back once, that waits for it. Blocking.
+    /// Lets an agent have its identity back once, that waits for it. `by`: who asks; `None`: a command on the controller's host.
+    /// Blocking.
     ///
     /// # Errors
     ///
     /// [`IdentityError::NotFound`], [`IdentityError::Precondition`] when it does not wait, [`IdentityError::Store`].
-    pub fn approve(&self, agent: &MemberName) -> Result<(), IdentityError> {
+    pub fn approve(&self, agent: &MemberName, by: Option<&SpiffeId>) -> Result<(), IdentityError> {
         let _changing = self.change();
         let id = self.id(Role::Agent, agent.clone());
         let Some(row) = self.row(&id) else {
@@ -102,7 +178,8 @@ impl Identities {
         let mut row = IdentityRow::clone(&row);
         row.approved = true;
         self.write(&id, row)?;
-        tracing::info!(%id, "approved");
+        let by = by.map(ToString::to_string).unwrap_or_default();
+        tracing::info!(%id, by = by_text(&by), "approved");
         Ok(())
     }
 
@@ -110,7 +187,7 @@ impl Identities {
     ///
     /// # Errors
     ///
-    /// [`IdentityError`].
+    /// [`IdentityError`]; [`IdentityError::Precondition`] for the name of another operator who is there.
     pub fn create_token(
         &self,
         order: &TokenOrder,
@@ -119,20 +196,30 @@ impl Identities {
     ) -> Result<(JoinToken, WallMs), IdentityError> {
         let order = order.check().map_err(IdentityError::Mistakes)?;
         let _changing = self.change();
+        if let Some(by) = by {
+            // A moment ago it stood well.
+            enrolment::judge_standing(by, self.row(by).as_deref())?;
+        }
+        let made_by = by.map(ToString::to_string).unwrap_or_default();
         if let Some(name) = &order.operator {
             let id = self.id(Role::Operator, name.clone());
-            if self.row(&id).is_some_and(|row| row.revoked_ms != 0) {
-                let why = format!("{id} was revoked: choose another name");
+            let why = match self.row(&id) {
+                Some(row) if row.revoked_ms != 0 => format!("{id} was revoked: choose another name"),
+                Some(_) if !may_name(&id, &made_by) => name_taken(&id),
+                _ => String::new(),
+            };
+            if !why.is_empty() {
                 return Err(IdentityError::Precondition(why));
             }
         }
         let mut batch = Batch::default();
-        let stale = self.stale_tokens(now);
-        for id in &stale {
+        let gone = self.read(|view| tokens_to_drop(&view.tokens, now));
+        for id in &gone {
             batch.remove(Table::Tokens, id.0.to_be_bytes());
         }
-        if self.read(|view| view.tokens.len()) - stale.len() >= TOKENS_MAX {
-            return Err(Refusal::Busy("there are too many join tokens: wait until some have run out").into());
+        if self.read(|view| view.tokens.len()) - gone.len() >= TOKENS_MAX {
+            let why = "there are too many join tokens that nobody has used: take some back with `agentctl token revoke`";
+            return Err(Refusal::Busy(why).into());
         }
         let mut secret = [0; 32];
         let mut id = [0; 8];
@@ -153,18 +240,23 @@ impl Identities {
                 .unwrap_or_default(),
             made_ms: now.0,
             expires_ms: expires.0,
-            made_by: by.map(ToString::to_string).unwrap_or_default(),
+            made_by,
             ..TokenRow::default()
         };
         put_token(&mut batch, token.id, &row);
         self.store.commit(batch)?;
+        tracing::info!(
+            token = %token.id,
+            by = by_text(&row.made_by),
+            operator = row.operator,
+            "a join token was made"
+        );
         self.show(|view| {
-            for id in &stale {
+            for id in &gone {
                 view.tokens.remove(id);
             }
             view.tokens.insert(token.id, row);
         });
-        tracing::info!(token = %token.id, "a join token was made");
         Ok((token, expires))
     }
 
@@ -197,14 +289,6 @@ impl Identities {
         })
     }
 
-    fn stale_tokens(&self, now: WallMs) -> Vec<TokenId> {
-        let stale = |row: &TokenRow| now.since(WallMs(row.expires_ms)) > TOKEN_KEPT;
-        self.read(|view| {
-            let rows = view.tokens.iter().filter(|(_, row)| stale(row));
-            rows.map(|(id, _)| *id).collect()
-        })
-    }
-
     /// Those whose newest SVID was signed under the root that is to be retired, and who may still come back by themselves.
     fn believers_of_retiring(&self, now: WallMs) -> Vec<SpiffeId> {
         let roots = self.authority.roots();
@@ -223,5 +307,63 @@ impl Identities {
                 .filter(|(_, row)| retiring.contains(&row.root) && may_come(row));
             left.map(|(id, _)| id.clone()).collect()
         })
+    }
+}
+
+/// Those that have run out long ago; and when there is no room, of those that are of no use any more the oldest. Used ones that have
+/// not run out come last: whoever did not hear the answer may show one again.
+fn tokens_to_drop(tokens: &BTreeMap<TokenId, TokenRow>, now: WallMs) -> Vec<TokenId> {
+    let is_stale = |row: &TokenRow| now.since(WallMs(row.expires_ms)) > TOKEN_KEPT;
+    let stale = tokens.iter().filter(|(_, row)| is_stale(row));
+    let mut gone: Vec<TokenId> = stale.map(|(id, _)| *id).collect();
+    if tokens.len() - gone.len() < TOKENS_MAX {
+        return gone;
+    }
+    let spent = tokens.iter().filter_map(|(id, row)| {
+        let is_void = row.revoked || now.0 >= row.expires_ms;
+        let is_spent = is_void || !row.used_by.is_empty();
+        (is_spent && !is_stale(row)).then_some((!is_void, row.made_ms, *id))
+    });
+    let mut spent: Vec<(bool, i64, TokenId)> = spent.collect();
+    spent.sort_unstable();
+    gone.extend(spent.iter().take(SPENT_MAX).map(|(_, _, id)| *id));
+    gone
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_of_no_use_make_room_and_unused_ones_stay() {
+        let now = WallMs(1_000_000_000_000);
+        let later = now.plus(TOKEN_KEPT).0;
+        let row = |used: &str, revoked| TokenRow {
+            used_by: used.to_owned(),
+            revoked,
+            expires_ms: later,
+            ..TokenRow::default()
+        };
+        let full = |spent: u64, used: &str, revoked| -> BTreeMap<TokenId, TokenRow> {
+            let unused = (spent..TOKENS_MAX as u64).map(|n| (TokenId(n), row("", false)));
+            let spent = (0..spent).map(|n| (TokenId(n), row(used, revoked)));
+            spent.chain(unused).collect()
+        };
+        assert_eq!(tokens_to_drop(&full(0, "", false), now), []);
+        assert_eq!(
+            tokens_to_drop(&full(2, "x", false), now),
+            [TokenId(0), TokenId(1)]
+        );
+        assert_eq!(tokens_to_drop(&full(2, "", true), now), [TokenId(0), TokenId(1)]);
+        // What is void goes before what was used and may be shown again.
+        let mut mixed = full(SPENT_MAX as u64 + 5, "x", false);
+        mixed.insert(TokenId(SPENT_MAX as u64 + 4), row("", true));
+        let gone = tokens_to_drop(&mixed, now);
+        assert_eq!((gone.len(), gone[0]), (SPENT_MAX, TokenId(SPENT_MAX as u64 + 4)));
+        // With room nothing goes but what has run out long ago.
+        mixed.remove(&TokenId(TOKENS_MAX as u64 - 1));
+        assert_eq!(tokens_to_drop(&mixed, now), []);
+        let long_after = WallMs(later).plus(TOKEN_KEPT * 2);
+        assert_eq!(tokens_to_drop(&mixed, long_after).len(), mixed.len());
     }
 }

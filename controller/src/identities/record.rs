@@ -22,6 +22,8 @@ pub struct IdentityRecord {
     pub awaiting: bool,
     /// The host's name, as it told it when it enrolled; empty for an operator.
     pub host_name: String,
+    /// SPIFFE ID of whoever made the token that it came with; empty: a command on the controller's host.
+    pub admitted_by: String,
 }
 
 /// A token, for people: without its secret.
@@ -41,6 +43,8 @@ pub struct TokenFacts {
     pub used_by: String,
     /// Whether it was taken back.
     pub revoked: bool,
+    /// SPIFFE ID of whoever made it; empty: a command on the controller's host.
+    pub made_by: String,
 }
 
 impl IdentityRecord {
@@ -52,6 +56,7 @@ impl IdentityRecord {
             revoked: (row.revoked_ms != 0).then_some(WallMs(row.revoked_ms)),
             awaiting: row.awaiting && !row.approved,
             host_name: row.host_name.clone(),
+            admitted_by: row.admitted_by.clone(),
         }
     }
 }
@@ -66,6 +71,7 @@ impl TokenFacts {
             expires: WallMs(row.expires_ms),
             used_by: row.used_by.clone(),
             revoked: row.revoked,
+            made_by: row.made_by.clone(),
         }
     }
 }

@@ -6,6 +6,9 @@
 //! is also signed by the root before (`cross`), so that those who were away since before *prepare* still believe the controller.
 //! What is in use is one value behind an [`ArcSwap`]: readers see all of a change or nothing of it. Blocking where it writes.
 //!
+//! Trusted is whoever signs SVIDs, and nobody above: of an operator's own CA the intermediate that was brought, because its root
+//! signs others, too. So bundles and pins hold signers, and [`Authority::has_signed`] is asked of each SVID that is shown.
+//!
 //! SVIDs: ECDSA P-256, one URI (the SPIFFE ID), the DNS name of a controller for controllers only, 24 h, backdated 5 min.
 //! Source: X.509-SVID §2 to §4; RFC 5280.
 
@@ -84,7 +87,7 @@ pub struct Issued {
 pub struct RootFacts {
     /// Its number.
     pub number: u64,
-    /// SHA-256 of its public key.
+    /// SHA-256 of the public key that signs SVIDs under it: what tokens pin.
     pub pin: RootPin,
     /// Seconds since the epoch after which it is void.
     pub not_after: i64,
@@ -242,26 +245,33 @@ impl Authority {
         })
     }
 
-    /// The certificates that peers' chains may end in.
+    /// The certificates that peers' chains may end in: the signers, and not the root of an operator's own CA. Whatever else
+    /// that root signs, an SVID it is not.
     #[must_use]
     pub fn bundle(&self) -> Vec<CertificateDer<'static>> {
-        self.trust.load().iter().map(|root| root.root.clone()).collect()
+        self.trust.load().iter().map(|root| root.signer.clone()).collect()
     }
 
-    /// What a controller shows: its chain, then every root, so that a pin can be checked.
+    /// What a controller shows: its chain, then every signer, so that a pin can be checked.
     #[must_use]
     pub fn presented(&self, issued: &Issued) -> Vec<CertificateDer<'static>> {
-        issued.chain.iter().cloned().chain(self.bundle()).collect()
+        let mut shown = issued.chain.clone();
+        for signer in self.bundle() {
+            if !shown.contains(&signer) {
+                shown.push(signer);
+            }
+        }
+        shown
     }
 
-    /// What a token made at this moment pins: the root that signs.
+    /// What a token made at this moment pins: the key that signs.
     ///
     /// # Errors
     ///
     /// [`CaError::None`].
     pub fn pin(&self) -> Result<RootPin, CaError> {
         let root = self.signing()?;
-        pin_of(&root.root).map(RootPin).ok_or(CaError::Certificate)
+        pin_of(&root.signer).map(RootPin).ok_or(CaError::Certificate)
     }
 
     /// The roots, the oldest first.
@@ -270,7 +280,7 @@ impl Authority {
         let facts = |root: &Arc<Root>| {
             Some(RootFacts {
                 number: root.number,
-                pin: RootPin(pin_of(&root.root)?),
+                pin: RootPin(pin_of(&root.signer)?),
                 not_after: root.not_after,
                 signs: root.state == RootState::Signing,
                 retiring: root.state == RootState::Retiring,

@@ -121,7 +121,10 @@ impl Root {
                 "the last certificate is no root: append the certificates up to your root to the file",
             ));
         }
-        let signer = chain.first().unwrap_or(&root).clone();
+        let signer = chain.first().cloned().ok_or(CaError::Brought(
+            "it is a root alone, and whatever a root signs would be believed: have it sign an intermediate for this \
+             controller, and give that one's certificate, then the root's",
+        ))?;
         let made = Self {
             number,
             state,
@@ -204,7 +207,9 @@ impl Root {
 
     fn check(&self, now: WallMs) -> Result<(), CaError> {
         self.check_key()?;
+        // As the operator's CA allows it, and as it is believed here: with the signer as the end of each chain.
         self.probe(&self.root, &self.between, now)
+            .and_then(|()| self.probe(&self.signer, &[], now))
             .map_err(CaError::BroughtChain)
     }
 

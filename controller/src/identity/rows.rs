@@ -88,6 +88,9 @@ pub(crate) struct IdentityRow {
     pub(crate) approved: bool,
     #[prost(string, tag = "9")]
     pub(crate) host_name: String,
+    /// SPIFFE ID of whoever made the token that it came with; empty: a command on the controller's host.
+    #[prost(string, tag = "10")]
+    pub(crate) admitted_by: String,
 }
 
 /// Reads a row. `what` names it in the error.

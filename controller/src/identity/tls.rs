@@ -82,6 +82,12 @@ impl Tls {
         &self.id
     }
 
+    /// Whether one of the signers there are has signed this SVID itself: an authority below one of them has no say.
+    #[must_use]
+    pub fn has_signed(&self, svid: &[u8]) -> bool {
+        self.authority.has_signed(svid)
+    }
+
     /// What the next connection uses.
     #[must_use]
     pub fn current(&self) -> Arc<ServerConfig> {

@@ -11,8 +11,9 @@ use flowtilla_controller::setup;
 use flowtilla_controller::store::counter::{self, Counter};
 use flowtilla_controller::store::{Batch, Store as _};
 use flowtilla_proto::token::JoinToken;
+use flowtilla_proto::wire::enrol::Reason;
 
-use super::scene::{Scene, loopback};
+use super::scene::{Scene, loopback, reason};
 
 /// Runs a command as `main` does; what it wrote.
 async fn command(scene: &Scene, words: &[&str]) -> anyhow::Result<String> {
@@ -30,6 +31,7 @@ fn text(path: &Path) -> &str {
 async fn a_restore_brings_everybody_back_and_gives_no_number_again() {
     let scene = Scene::start().await;
     let member = scene.member().await;
+    let waiting = scene.token();
     let store = &scene.controller.parts().store;
     let mut batch = Batch::default();
     for (counter, last) in Counter::ALL.into_iter().zip(5..) {
@@ -55,9 +57,10 @@ async fn a_restore_brings_everybody_back_and_gives_no_number_again() {
     for n in 0..2 {
         scene.clock.advance(Duration::from_secs(10));
         let to = scene.directory.path().join(format!("restored-{n}"));
-        command(&scene, &["restore", text(&file), "--state", text(&to)])
+        let told = command(&scene, &["restore", text(&file), "--state", text(&to)])
             .await
             .expect("restored");
+        assert!(told.contains("\n1 join tokens that were not used"), "{told}");
         let opened = setup::open(&to, Duration::from_secs(3600)).expect("a state");
         for (counter, last) in Counter::ALL.into_iter().zip(5u64..) {
             let now = counter.last(&*opened.store).expect("readable");
@@ -79,6 +82,8 @@ async fn a_restore_brings_everybody_back_and_gives_no_number_again() {
             .await
             .expect("who had an identity has it still");
         restored.member().await;
+        // Somebody may have used it since the backup.
+        assert_eq!(reason(restored.enrol(&waiting).await), Reason::Revoked);
         restored.controller.stop().await.expect("a stop");
     }
     assert!(epochs.is_sorted_by(|a, b| a < b), "{epochs:?}");
@@ -176,6 +181,13 @@ async fn an_operators_token_is_made_with_and_without_a_controller_that_runs() {
 async fn init_makes_a_state_once_and_shows_a_token_once() {
     let scene = Scene::start().await;
     let state = scene.directory.path().join("another");
+    let nowhere = scene.directory.path().join("nowhere/token");
+    let lost = ["init", "--state", text(&state), "--token-file", text(&nowhere)];
+    let error = command(&scene, &lost)
+        .await
+        .expect_err("there is no such directory");
+    assert!(format!("{error:#}").starts_with("--token-file: "), "{error:#}");
+    assert!(!state.exists(), "nothing is made without a place for the token");
     let words = [
         "init",
         "--state",
@@ -192,6 +204,19 @@ async fn init_makes_a_state_once_and_shows_a_token_once() {
         .expect_err("it is there")
         .to_string();
     assert!(error.contains("already"), "{error}");
+    let remedy = format!(
+        "flowtilla-controller token --state {} --operator root",
+        text(&state)
+    );
+    assert!(error.contains(&remedy), "{error}");
+    let file = scene.directory.path().join("again");
+    let again: Vec<&str> = words
+        .iter()
+        .copied()
+        .chain(["--token-file", text(&file)])
+        .collect();
+    command(&scene, &again).await.expect_err("it is there");
+    assert!(!file.exists(), "no empty file stays");
 
     let mut options = Options::new(state, vec![loopback()]);
     options.clock = scene.clock.clone();

@@ -75,10 +75,10 @@ async fn a_token_that_is_not_good_is_refused_with_its_reason() {
     let now = scene.clock.now();
     scene
         .identities()
-        .revoke(&Revocation::Token(revoked.id), now)
+        .revoke(&Revocation::Token(revoked.id), None, now)
         .expect("taken back");
     assert_eq!(reason(scene.enrol(&revoked).await), Reason::Revoked);
-    let error = scene.identities().revoke(&Revocation::Token(used.id), now);
+    let error = scene.identities().revoke(&Revocation::Token(used.id), None, now);
     assert!(matches!(error, Err(IdentityError::Precondition(_))), "{error:?}");
 
     scene.clock.advance(Duration::from_secs(3601));
@@ -189,7 +189,7 @@ async fn an_operator_has_the_name_that_the_token_has() {
     let waiting = make().expect("a token for another machine").0;
     scene
         .identities()
-        .revoke(&Revocation::Identity(member.id), scene.clock.now())
+        .revoke(&Revocation::Identity(member.id), None, scene.clock.now())
         .expect("revoked");
     assert_eq!(reason(scene.enrol(&waiting).await), Reason::Revoked);
     assert!(matches!(make(), Err(IdentityError::Precondition(_))));

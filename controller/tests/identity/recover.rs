@@ -65,7 +65,7 @@ async fn an_svid_that_ran_out_is_refused_and_comes_back_with_its_own_key() {
 async fn beyond_the_grace_an_operator_decides_once() {
     let scene = Scene::start().await;
     let member = scene.member().await;
-    let early = scene.identities().approve(&member.id.name);
+    let early = scene.identities().approve(&member.id.name, None);
     assert!(matches!(early, Err(IdentityError::Precondition(_))), "{early:?}");
     scene
         .clock
@@ -74,7 +74,10 @@ async fn beyond_the_grace_an_operator_decides_once() {
     let recover = || scene.recover(&member.chain[0], member.same_pair());
     assert_eq!(reason(recover().await), Reason::AwaitingApproval);
     assert!(scene.identities().identity(&member.id).expect("known").awaiting);
-    scene.identities().approve(&member.id.name).expect("approved");
+    scene
+        .identities()
+        .approve(&member.id.name, None)
+        .expect("approved");
     let back = recover().await.expect("it comes back");
     scene.believes(&back).await.expect("it is believed again");
     assert_eq!(
@@ -97,7 +100,7 @@ async fn what_others_signed_and_who_was_revoked_does_not_come_back() {
     let now = scene.clock.now();
     scene
         .identities()
-        .revoke(&Revocation::Identity(member.id.clone()), now)
+        .revoke(&Revocation::Identity(member.id.clone()), None, now)
         .expect("revoked");
     let refused = scene.recover(&member.chain[0], member.same_pair()).await;
     assert_eq!(reason(refused), Reason::Revoked);
@@ -118,7 +121,7 @@ async fn a_revoked_identity_is_refused_and_its_connections_are_cut() {
     let now = scene.clock.now();
     scene
         .identities()
-        .revoke(&Revocation::Identity(member.id.clone()), now)
+        .revoke(&Revocation::Identity(member.id.clone()), None, now)
         .expect("revoked");
     assert_eq!(heard.recv().await.expect("told"), member.id);
     assert_eq!(reason(scene.renew(channel).await), Reason::Revoked);
@@ -146,7 +149,7 @@ async fn what_is_void_for_good_is_forgotten_and_stays_out() {
         let now = scene.clock.now();
         scene
             .identities()
-            .revoke(&Revocation::Identity(id), now)
+            .revoke(&Revocation::Identity(id), None, now)
             .expect("revoked");
     };
     let forget = || scene.identities().forget(scene.clock.now()).expect("a store");

@@ -1,9 +1,15 @@
+use std::sync::Arc;
+
+use flowtilla_controller::enrolment::TokenOrder;
 use flowtilla_controller::identities::IdentityError;
 use flowtilla_controller::identity::ca::{Origin, RotateStep};
 use flowtilla_controller::identity::tls::accept::Limits;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use flowtilla_grpc::trust::{self, CONTROLLER_NAME};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use super::scene::{PATIENCE, Scene, pair};
+use super::scene::{Member, PATIENCE, Scene, pair};
 
 async fn step(scene: &Scene, step: RotateStep, force: bool) -> Result<usize, IdentityError> {
     let mut shown = scene.controller.parts().tls.current();
@@ -150,28 +156,155 @@ async fn a_ca_that_cannot_sign_svids_is_refused_with_a_remedy() {
     }
 }
 
+/// Another intermediate of the same root stands for any that the operator's CA has for other ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_operators_root_signs_beside_is_no_svid() {
+    let root = OwnRoot::new();
+    let (chain, key) = root.intermediate(IsCa::Ca(BasicConstraints::Constrained(0)));
+    let (beside, beside_key) = root.intermediate(IsCa::Ca(BasicConstraints::Constrained(0)));
+    let origin = Origin::Brought {
+        chain: chain.into_bytes(),
+        key: key.into_bytes(),
+    };
+    let scene = Scene::start_with(&origin, Limits::default()).await;
+    let order = TokenOrder {
+        operator: "admin".into(),
+        ..TokenOrder::default()
+    };
+    let made = scene.identities().create_token(&order, None, scene.clock.now());
+    let token = made.expect("a token").0;
+    let admin = scene.enrol(&token).await.expect("an identity");
+    scene.believes(&admin).await.expect("ours is believed");
+
+    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(beside.as_bytes())
+        .collect::<Result<_, _>>()
+        .expect("PEM");
+    let beside_pair = KeyPair::from_pem(&beside_key).expect("a key");
+    let issuer = Issuer::from_ca_cert_der(&certificates[0], beside_pair).expect("an authority");
+    let leaf = |id: &str| {
+        let (pair, mut params) = (pair(), CertificateParams::default());
+        let uri = format!("spiffe://fleet.example/{id}").try_into().expect("ASCII");
+        let name = CONTROLLER_NAME.try_into().expect("ASCII");
+        params.subject_alt_names = vec![SanType::URI(uri), SanType::DnsName(name)];
+        let der = params.signed_by(&pair, &issuer).expect("signed").der().clone();
+        (pair, [vec![der], certificates.clone()].concat())
+    };
+    let (liars_pair, chain) = leaf("operator/admin");
+    let liar = Member {
+        id: admin.id.clone(),
+        chain,
+        bundle: admin.bundle.clone(),
+        pair: liars_pair,
+    };
+    scene.believes(&liar).await.err().expect("no SVID of ours");
+
+    // Nor is a controller one that shows such a certificate, whatever else it shows.
+    let (controllers_pair, mut chain) = leaf("controller/one");
+    chain.extend(admin.bundle.clone());
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(controllers_pair.serialize_der()));
+    let shown = rustls::ServerConfig::builder_with_provider(trust::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("ring has it")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .expect("they belong together");
+    let posing = Arc::new(shown);
+    let believers = [
+        trust::with_bundle(&admin.bundle, None).expect("a bundle"),
+        trust::with_pin(scene.token().pin.0),
+    ];
+    for believer in believers {
+        let error = greet(believer, &posing).expect_err("it is not the controller");
+        assert!(matches!(error, rustls::Error::InvalidCertificate(_)), "{error}");
+    }
+    // The same with what the controller itself shows.
+    let real = scene.controller.parts().tls.current();
+    for believer in [
+        trust::with_bundle(&admin.bundle, None).expect("a bundle"),
+        trust::with_pin(scene.token().pin.0),
+    ] {
+        greet(believer, &real).expect("it is the controller");
+    }
+}
+
+/// A handshake in memory; what the calling side says to it.
+fn greet(caller: rustls::ClientConfig, answering: &Arc<rustls::ServerConfig>) -> Result<(), rustls::Error> {
+    let name = rustls::pki_types::ServerName::try_from(CONTROLLER_NAME).expect("a name");
+    let mut caller = rustls::ClientConnection::new(Arc::new(caller), name).expect("a caller");
+    let mut answering = rustls::ServerConnection::new(Arc::clone(answering)).expect("an end");
+    while caller.is_handshaking() {
+        let mut octets = Vec::new();
+        while caller.wants_write() {
+            caller.write_tls(&mut octets).expect("memory");
+        }
+        answering.read_tls(&mut octets.as_slice()).expect("memory");
+        answering.process_new_packets()?;
+        let mut octets = Vec::new();
+        while answering.wants_write() {
+            answering.write_tls(&mut octets).expect("memory");
+        }
+        caller.read_tls(&mut octets.as_slice()).expect("memory");
+        caller.process_new_packets()?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_alone_is_no_ca_for_a_controller() {
+    let root = OwnRoot::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    let origin = Origin::Brought {
+        chain: root.pem.into_bytes(),
+        key: root.pair.serialize_pem().into_bytes(),
+    };
+    let now = flowtilla_controller::clock::Clock::system().now();
+    let (state, domain) = (directory.path().join("state"), super::scene::domain());
+    let made = flowtilla_controller::setup::create(&state, &domain, &origin, PATIENCE, now);
+    let error = made.err().expect("refused").to_string();
+    assert!(error.contains("intermediate"), "{error}");
+}
+
 /// A root, and an intermediate under it: the chain and the intermediate's key, PEM.
 fn own_ca(intermediate: IsCa) -> (String, String) {
-    let params = |name: &str, is_ca| {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = is_ca;
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        params
-    };
-    let root_pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("a key");
-    let pin = &root_pair.public_key_raw()[1..5];
-    let root_params = params(
-        &format!("root {pin:?}"),
-        IsCa::Ca(BasicConstraints::Unconstrained),
-    );
-    let root = root_params.self_signed(&root_pair).expect("a root");
-    let pair = KeyPair::generate().expect("a key");
-    let signed = params("intermediate", intermediate)
-        .signed_by(&pair, &Issuer::from_params(&root_params, &root_pair))
-        .expect("an intermediate");
-    (
-        format!("{}{}", signed.pem(), root.pem()).replace("\r\n", "\n"),
-        pair.serialize_pem(),
-    )
+    OwnRoot::new().intermediate(intermediate)
+}
+
+/// The root of an operator's own CA.
+struct OwnRoot {
+    pair: KeyPair,
+    params: CertificateParams,
+    pem: String,
+}
+
+impl OwnRoot {
+    fn new() -> Self {
+        let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("a key");
+        let pin = &pair.public_key_raw()[1..5];
+        let params = authority(
+            &format!("root {pin:?}"),
+            IsCa::Ca(BasicConstraints::Unconstrained),
+        );
+        let pem = params.self_signed(&pair).expect("a root").pem();
+        Self { pair, params, pem }
+    }
+
+    /// The chain from an intermediate on, and the intermediate's key, PEM.
+    fn intermediate(&self, is_ca: IsCa) -> (String, String) {
+        let pair = KeyPair::generate().expect("a key");
+        let signed = authority("intermediate", is_ca)
+            .signed_by(&pair, &Issuer::from_params(&self.params, &self.pair))
+            .expect("an intermediate");
+        (
+            format!("{}{}", signed.pem(), self.pem).replace("\r\n", "\n"),
+            pair.serialize_pem(),
+        )
+    }
+}
+
+fn authority(name: &str, is_ca: IsCa) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = is_ca;
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    params
 }

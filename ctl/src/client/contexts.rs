@@ -7,10 +7,11 @@
 //! contexts:
 //!   prod:
 //!     controller: HOST:PORT
-//!     identity: /…/flowtilla/prod    # directory: identity.pem (0600), bundle.pem
+//!     identity: /…/flowtilla/config.yaml.d/prod    # directory: identity.pem (0600), bundle.pem
 //! ```
 //!
-//! Replaced as a whole: written under another name, synced, renamed. Identities are below the file's directory.
+//! Replaced as a whole: written under another name, synced, renamed. Identities are beside the file, below a directory
+//! with its name and `.d`: those of another config file are below another one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -161,7 +162,9 @@ impl Home {
     pub(crate) fn identity_of(&self, name: &str) -> anyhow::Result<PathBuf> {
         let refused = |mistakes| UsageError(vec![format!("--context: {mistakes}")]);
         MemberName::parse(name).map_err(refused)?;
-        Ok(self.directory()?.join(name))
+        let mut below = self.file.file_name().unwrap_or_default().to_owned();
+        below.push(".d");
+        Ok(self.directory()?.join(below).join(name))
     }
 
     fn directory(&self) -> io::Result<&Path> {

@@ -145,7 +145,7 @@ async fn agents_keep_what_is_in_force_without_a_controller_and_come_back_as_who_
     ensure!(agents.iter().all(|(_, record)| record.awaiting), "{agents:?}");
     for (host, (name, _)) in (1..).zip(&agents) {
         let (parts, name) = (Arc::clone(setting.controller.parts()), name.clone());
-        tokio::task::spawn_blocking(move || parts.identities.approve(&name)).await??;
+        tokio::task::spawn_blocking(move || parts.identities.approve(&name, None)).await??;
         wait_for(async || Ok(setting.connected().await? == (host, host))).await?;
     }
     for host in [first, second] {

@@ -8,13 +8,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flowtilla_proto::spiffe::SpiffeId;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::svid;
 use crate::trust::CONTROLLER_NAME;
 
 /// Port of a controller when the address names none.
@@ -131,19 +134,8 @@ pub async fn connect(address: &Address, tls: Arc<ClientConfig>) -> Result<Channe
     let connector = tower::service_fn(move |_| {
         let (target, tls) = (target.clone(), Arc::clone(&tls));
         async move {
-            let connecting = async {
-                let tcp = TcpStream::connect((target.0.as_str(), target.1)).await?;
-                tcp.set_nodelay(true)?;
-                let name = ServerName::try_from(CONTROLLER_NAME).expect("a DNS name");
-                TlsConnector::from(tls).connect(name, tcp).await
-            };
-            match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-                Ok(connected) => connected.map(TokioIo::new),
-                Err(_) => Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
-                )),
-            }
+            let connected = handshake(&target.0, target.1, tls).await;
+            connected.map(TokioIo::new)
         }
     });
     // The scheme and the name are tonic's alone: TLS is in the connector.
@@ -157,6 +149,39 @@ pub async fn connect(address: &Address, tls: Arc<ClientConfig>) -> Result<Channe
             address: address.clone(),
             source,
         })
+}
+
+/// Who answers at an address: TLS, the SVID that it shows, and closed again. Nothing is asked and nothing is shown.
+///
+/// # Errors
+///
+/// What the line or TLS says; also when what is shown is no SVID.
+///
+/// # Cancel safety
+///
+/// The connection is dropped.
+pub async fn who(address: &Address, tls: Arc<ClientConfig>) -> io::Result<SpiffeId> {
+    let stream = handshake(&address.host, address.port, tls).await?;
+    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let facts = shown.and_then(|shown| svid::read(shown).ok());
+    let facts = facts.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it shows no SVID"))?;
+    Ok(facts.id)
+}
+
+async fn handshake(host: &str, port: u16, tls: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+    let connecting = async {
+        let tcp = TcpStream::connect((host, port)).await?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::try_from(CONTROLLER_NAME).expect("a DNS name");
+        TlsConnector::from(tls).connect(name, tcp).await
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+        )),
+    }
 }
 
 #[cfg(test)]

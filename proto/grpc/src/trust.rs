@@ -1,7 +1,8 @@
 //! Whom a caller believes to be its controller.
 //!
 //! Two ways. With a bundle: the chain ends in one of its roots. With a pin (enrolment, nothing else is known yet): the chain
-//! ends in a root that the controller shows itself and whose public key has the pinned hash. In both the controller's SVID
+//! ends in a root that the controller shows itself and whose public key has the pinned hash. Roots are what signs SVIDs: of an
+//! operator's own CA the controller's intermediate, and not what signed that. In both the controller's SVID
 //! holds the DNS name [`CONTROLLER_NAME`], which the CA gives to nobody else, whatever address it is reached at; and TLS is
 //! 1.3, without resumption, so that a renewed or revoked identity counts from the next connection on.
 

@@ -59,6 +59,51 @@ fn what_is_beyond_a_bound_is_refused_or_cut() {
 }
 
 #[test]
+fn a_heartbeat_of_empty_elements_takes_the_memory_of_what_is_kept() {
+    use prost::Message;
+
+    let beat = |health| wire::FromAgent {
+        body: Some(Body::Heartbeat(wire::Heartbeat {
+            health: Some(health),
+            ..wire::Heartbeat::default()
+        })),
+    };
+    let many = FROM_AGENT_OCTETS_MAX / 2 - 16;
+    let flat = beat(wire::Health {
+        collectors: vec![wire::CollectorHealth::default(); many],
+        ..wire::Health::default()
+    });
+    let nested = beat(wire::Health {
+        collectors: vec![
+            wire::CollectorHealth {
+                dropped: vec![wire::Drop::default(); LIST_KEPT_MAX],
+                ..wire::CollectorHealth::default()
+            };
+            FROM_AGENT_OCTETS_MAX / (2 * LIST_KEPT_MAX + 8)
+        ],
+        ..wire::Health::default()
+    });
+    for (sent, kept) in [(flat, LIST_KEPT_MAX), (nested, LIST_KEPT_MAX)] {
+        let octets = sent.encode_to_vec();
+        assert!(octets.len() <= FROM_AGENT_OCTETS_MAX, "{}", octets.len());
+        let read = wire::FromAgent::decode(&octets[..]).expect("a message");
+        let Ok(Heard::Heartbeat {
+            health: Some(health), ..
+        }) = Heard::parse(read)
+        else {
+            panic!("it is a heartbeat");
+        };
+        assert!(
+            health.collectors.capacity() <= kept,
+            "{}",
+            health.collectors.capacity()
+        );
+        let drops: usize = health.collectors.iter().map(|one| one.dropped.capacity()).sum();
+        assert!(drops <= DROPS_KEPT_MAX, "{drops}");
+    }
+}
+
+#[test]
 fn any_octets_are_a_message_or_a_refusal() {
     use prost::Message;
 

@@ -250,6 +250,15 @@ async fn handshake(watched: Watched, address: SocketAddr, door: Door) {
             return;
         }
     };
+    if shown.is_some_and(|shown| !door.tls.has_signed(shown)) {
+        refused(
+            &door,
+            address,
+            Reason::Issuer,
+            &"an SVID that this controller's CA has not signed",
+        );
+        return;
+    }
     if let Some(svid) = &svid
         && svid.id.domain != door.domain
     {

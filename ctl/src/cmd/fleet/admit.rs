@@ -1,12 +1,13 @@
 //! `agentctl revoke` and `agentctl approve`: who may be in, and who may not any more.
 
 use clap::{Args, ValueEnum};
-use flowtilla_proto::wire::fleet::{ApproveRequest, RevokeRequest, revoke_request};
+use flowtilla_proto::wire::fleet::{ApproveRequest, RevokeRequest, RevokeResponse, revoke_request};
 
 use super::print;
 use crate::client::{Client, Reach};
 use crate::exit::Exit;
 use crate::output::harmless;
+use crate::view::short;
 
 /// What is made void.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -56,10 +57,30 @@ pub(crate) async fn revoke(args: RevokeArgs) -> anyhow::Result<Exit> {
     let request = RevokeRequest { what: Some(what) };
     let answer = client.ask(client.fleet().revoke(request)).await?;
     let name = harmless(&args.name);
-    print(&match answer.streams {
+    let told = match answer.streams {
         0 => format!("{kind} {name} is void\n"),
         n => format!("{kind} {name} is void; {n} stream(s) of it were cut\n"),
-    })
+    };
+    print(&(told + &left_behind(&answer)))
+}
+
+/// What an operator leaves: tokens that are void, and those whom it has let in.
+fn left_behind(answer: &RevokeResponse) -> String {
+    let mut text = match answer.tokens {
+        0 => String::new(),
+        n => format!("{n} unused token(s) of its making are void, too\n"),
+    };
+    if !answer.admitted.is_empty() {
+        text += "these came in by its tokens and are in still; revoke those that you do not know:\n";
+    }
+    for id in &answer.admitted {
+        text += &format!("  {}\n", short(id));
+    }
+    let told = u32::try_from(answer.admitted.len()).unwrap_or(u32::MAX);
+    match answer.admitted_total.saturating_sub(told) {
+        0 => text,
+        more => text + &format!("  and {more} more\n"),
+    }
 }
 
 /// Runs `approve`.

@@ -7,8 +7,8 @@ use crate::clock;
 use clap::{Args, Subcommand, ValueEnum};
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{
-    Agent, AgentsRequest, HistoryRequest, Object, ObjectsRequest, Revision, Rollout, RolloutsRequest, Token,
-    TokensRequest, object,
+    Agent, AgentsRequest, HistoryRequest, Object, ObjectsRequest, Operator, OperatorsRequest, Revision,
+    Rollout, RolloutsRequest, Token, TokensRequest, object,
 };
 
 use super::{Output, json, print, table, values, yaml_shown};
@@ -33,6 +33,8 @@ pub(crate) enum What {
     Collectors,
     #[value(name = "hostgroups", alias = "hostgroup")]
     HostGroups,
+    #[value(alias = "operator")]
+    Operators,
     #[value(alias = "token")]
     Tokens,
     #[value(alias = "revision")]
@@ -94,6 +96,7 @@ impl From<AgentsArgs> for GetArgs {
 pub(crate) enum List {
     Agents(Vec<Agent>),
     Objects(Kind, Vec<Object>),
+    Operators(Vec<Operator>),
     Tokens(Vec<Token>),
     Revisions(Vec<Revision>),
     Rollouts(Vec<Rollout>),
@@ -145,6 +148,9 @@ impl List {
                     .filter(|object| name_of(object).kind == kind.name());
                 Self::Objects(kind, of_kind.collect())
             }
+            What::Operators => {
+                Self::Operators(client.ask(fleet.operators(OperatorsRequest {})).await?.operators)
+            }
             What::Tokens => Self::Tokens(client.ask(fleet.tokens(TokensRequest {})).await?.tokens),
             What::Revisions => {
                 let request = HistoryRequest { limit: ENTRIES_MAX };
@@ -170,6 +176,7 @@ impl List {
         match self {
             Self::Agents(list) => list.retain(|agent| agent.id == name),
             Self::Objects(_, list) => list.retain(|object| name_of(object).name == name),
+            Self::Operators(list) => list.retain(|operator| operator.name == name),
             Self::Tokens(list) => list.retain(|token| token.id == name),
             Self::Revisions(list) => list.retain(|revision| revision.revision.to_string() == name),
             Self::Rollouts(list) => list.retain(|rollout| rollout.id.to_string() == name),
@@ -181,6 +188,7 @@ impl List {
         match self {
             Self::Agents(list) => list.iter().map(|agent| agent.id.clone()).collect(),
             Self::Objects(_, list) => list.iter().map(|object| name_of(object).name).collect(),
+            Self::Operators(list) => list.iter().map(|operator| operator.name.clone()).collect(),
             Self::Tokens(list) => list.iter().map(|token| token.id.clone()).collect(),
             Self::Revisions(list) => list
                 .iter()
@@ -209,6 +217,7 @@ impl List {
             Self::Agents(list) => agents(list, output, now),
             Self::Objects(Kind::Policy, list) => policies(list, output),
             Self::Objects(Kind::Collector, list) => collectors(list, output),
+            Self::Operators(list) => operators(list, output, now),
             Self::Objects(Kind::HostGroup, list) => host_groups(list, output),
             Self::Tokens(list) => tokens(list, output, now),
             Self::Revisions(list) => revisions(list, output, now),
@@ -233,6 +242,10 @@ impl List {
         match self {
             Self::Agents(list) => list.iter().map(view::agent).collect(),
             Self::Objects(_, list) => list.iter().map(render::plain).collect(),
+            Self::Operators(list) => list
+                .iter()
+                .map(|operator| view::operator(operator, now))
+                .collect(),
             Self::Tokens(list) => list.iter().map(|token| view::token(token, now)).collect(),
             Self::Revisions(list) => list.iter().map(view::revision).collect(),
             Self::Rollouts(list) => list.iter().map(view::rollout).collect(),
@@ -329,6 +342,28 @@ fn collectors(list: &[Object], output: Output) -> String {
     )
 }
 
+fn operators(list: &[Operator], output: Output, now: WallTime) -> String {
+    let row = |operator: &Operator| {
+        vec![
+            word(&operator.name),
+            view::operator_state(operator, now).to_owned(),
+            view::ago(operator.enrolled_ms, now),
+            view::until(operator.svid_not_after_ms, now),
+            by(&operator.admitted_by),
+        ]
+    };
+    let head = ["NAME", "STATE", "ENROLLED", "SVID", "LET-IN-BY"];
+    table(&head, list.iter().map(row).collect(), &[], output)
+}
+
+/// Name of the operator who did something.
+fn by(id: &str) -> String {
+    match id.rsplit('/').next() {
+        None | Some("") => "(host)".to_owned(),
+        Some(name) => word(name),
+    }
+}
+
 fn host_groups(list: &[Object], output: Output) -> String {
     let row = |object: &Object| {
         let Some(object::Kind::HostGroup(group)) = &object.kind else {
@@ -361,11 +396,14 @@ fn tokens(list: &[Token], output: Output, now: WallTime) -> String {
             view::token_state(token, now).to_owned(),
             view::ago(token.made_ms, now),
             view::until(token.expires_ms, now),
-            word(&token.used_by),
+            by(&token.made_by),
+            view::short(&token.used_by),
             labels(token.labels.iter()),
         ]
     };
-    let head = ["NAME", "FOR", "STATE", "MADE", "EXPIRES", "USED-BY", "LABELS"];
+    let head = [
+        "NAME", "FOR", "STATE", "MADE", "EXPIRES", "BY", "USED-BY", "LABELS",
+    ];
     table(&head, list.iter().map(row).collect(), &[], output)
 }
 

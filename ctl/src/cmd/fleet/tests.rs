@@ -57,10 +57,21 @@ impl Desk {
     }
 
     async fn login(&self, controller: &str, token: &str) -> anyhow::Result<String> {
+        self.login_with(controller, token, None, false).await
+    }
+
+    async fn login_with(
+        &self,
+        controller: &str,
+        token: &str,
+        context: Option<&str>,
+        replace: bool,
+    ) -> anyhow::Result<String> {
         let args = LoginArgs {
             controller: controller.to_owned(),
             token_file: "-".into(),
-            context: None,
+            context: context.map(str::to_owned),
+            replace,
         };
         login(&self.home, &args, token.as_bytes()).await
     }
@@ -71,8 +82,13 @@ impl Desk {
         path
     }
 
+    /// Where a file of a context is.
+    fn kept(&self, name: &str) -> PathBuf {
+        self.directory.path().join("config.yaml.d").join(name)
+    }
+
     fn identity(&self) -> Vec<u8> {
-        fs::read(self.directory.path().join("fleet.example/identity.pem")).expect("there is one")
+        fs::read(self.kept("fleet.example/identity.pem")).expect("there is one")
     }
 }
 

@@ -1,10 +1,16 @@
 //! `agentctl token`: join tokens, each of which lets one host or one operator in, once.
 //!
-//! `create` prints the token alone on stdout, once: it is kept nowhere. With `-o json`: `{token, id, expires}`.
+//! `create` prints the token alone on stdout, once: it is kept nowhere. With `-o json`: `{token, id, expires}`. With `--token-file` it
+//! is in a new file of mode 0600 instead, which is made before the token.
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
 use crate::clock;
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet::{CreateTokenRequest, RevokeRequest, revoke_request};
@@ -39,6 +45,9 @@ pub(crate) struct CreateArgs {
     /// Lets an operator of this name in instead of an agent.
     #[arg(long, value_name = "NAME", conflicts_with = "label")]
     pub(crate) operator: Option<String>,
+    /// Write the token to a new file of mode 0600, instead of the standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) output: Brief,
@@ -116,35 +125,99 @@ fn request(args: &CreateArgs) -> Result<CreateTokenRequest, UsageError> {
 }
 
 async fn create(client: &Client, args: &CreateArgs, request: CreateTokenRequest) -> anyhow::Result<Exit> {
-    let made = client.ask(client.fleet().create_token(request)).await?;
+    let file = args.token_file.as_deref().map(TokenFile::make).transpose()?;
+    let mut made = client.ask(client.fleet().create_token(request)).await?;
+    let to_file = file.is_some();
+    if let Some(file) = file {
+        file.keep(&std::mem::take(&mut made.token))?;
+    }
     let text = match args.output {
+        Brief::Text if to_file => String::new(),
         Brief::Text => format!("{}\n", harmless(&made.token)),
         Brief::Json => {
             let expires = moment(made.expires_ms).map(|time| rfc3339(time).to_string());
             let text = |name: &str, text: String| (name.to_owned(), Plain::Text(text));
-            json(&Plain::Map(vec![
-                text("token", made.token),
+            let mut members = vec![
                 text("id", made.id.clone()),
                 text("expires", expires.unwrap_or_default()),
-            ]))
+            ];
+            if !to_file {
+                members.insert(0, text("token", made.token));
+            }
+            json(&Plain::Map(members))
         }
     };
     let exit = print(&text)?;
     let left = until(made.expires_ms, clock::wall_now());
-    say(format_args!(
-        "token {} may be used once, within {left}; put it in a file of mode 0600, then:",
-        harmless(&made.id)
-    ));
+    let id = harmless(&made.id);
+    let file = match &args.token_file {
+        Some(file) => {
+            say(format_args!("token {id} may be used once, within {left}:"));
+            harmless(&file.to_string_lossy())
+        }
+        None => {
+            say(format_args!(
+                "token {id} may be used once, within {left}; put it in a file of mode 0600 (or let --token-file do that), then:"
+            ));
+            "FILE".to_owned()
+        }
+    };
     let address = client.address();
     match &args.operator {
         Some(_) => say(format_args!(
-            "  agentctl login --controller {address} --token-file FILE"
+            "  agentctl login --controller {address} --token-file {file}"
         )),
         None => say(format_args!(
-            "  flowtilla-agent run --state DIR --controller {address} --token-file FILE"
+            "  flowtilla-agent run --state DIR --controller {address} --token-file {file}"
         )),
     }
     Ok(exit)
+}
+
+/// A new file of mode 0600 for a token. It goes again when there is no token for it.
+struct TokenFile {
+    path: PathBuf,
+    file: File,
+    is_kept: bool,
+}
+
+impl TokenFile {
+    fn make(path: &Path) -> Result<Self, UsageError> {
+        let made = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path);
+        let refused = |error: io::Error| {
+            let shown = harmless(&path.to_string_lossy());
+            UsageError(vec![format!(
+                "--token-file: {shown:?} cannot be made ({error}); name a file that is not there yet"
+            )])
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            file: made.map_err(refused)?,
+            is_kept: false,
+        })
+    }
+
+    fn keep(mut self, token: &str) -> anyhow::Result<()> {
+        let written = self
+            .file
+            .write_all(format!("{token}\n").as_bytes())
+            .and_then(|()| self.file.sync_all());
+        written.with_context(|| format!("writing {}", harmless(&self.path.to_string_lossy())))?;
+        self.is_kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for TokenFile {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            let _ = std::fs::remove_file(&self.path); // It holds no token.
+        }
+    }
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {

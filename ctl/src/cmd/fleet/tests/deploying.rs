@@ -294,6 +294,7 @@ async fn what_is_not_there_is_told() {
         What::Agents,
         What::Policies,
         What::Collectors,
+        What::Operators,
         What::Tokens,
         What::Revisions,
         What::Rollouts,

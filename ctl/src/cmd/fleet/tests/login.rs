@@ -17,6 +17,56 @@ async fn login_keeps_an_identity_that_calls() {
 }
 
 #[tokio::test]
+async fn a_login_takes_no_other_controllers_context_away() {
+    let (controller, desk) = logged_in().await;
+    let other = Scripted::start().await;
+    let (first, second) = (controller.address.to_string(), other.address.to_string());
+    let (kept, contexts) = (desk.identity(), desk.home.load().expect("readable"));
+    // It has the same trust domain.
+    for name in [None, Some("fleet.example")] {
+        let token = other.token(2).expose();
+        let refused = desk.login_with(&second, &token, name, false).await;
+        let told = lines_of(&refused.expect_err("the context is of another controller")).join(" ");
+        assert!(told.contains("--context") && told.contains("--replace"), "{told}");
+    }
+    assert_eq!(
+        (desk.identity(), desk.home.load().expect("readable")),
+        (kept.clone(), contexts)
+    );
+    assert!(other.script().used.is_empty(), "the token is not used up");
+    let token = other.token(2).expose();
+    let said = desk
+        .login_with(&second, &token, Some("lab"), false)
+        .await
+        .expect("a name of its own");
+    assert!(said.contains("context lab is the current one"), "{said}");
+    assert_eq!(desk.identity(), kept);
+    // The same controller once more: the key is a new one, the place the same.
+    let said = desk
+        .login(&first, &controller.token(4).expose())
+        .await
+        .expect("let in again");
+    assert!(
+        said.contains("context fleet.example is the current one"),
+        "{said}"
+    );
+    assert_ne!(desk.identity(), kept);
+    let token = other.token(6).expose();
+    desk.login_with(&second, &token, None, true)
+        .await
+        .expect("it was said to replace it");
+    let contexts = desk.home.load().expect("readable");
+    assert_eq!(contexts.contexts["fleet.example"].controller, second);
+    // Another config file in the same directory shares nothing.
+    let path = desk.directory.path().join("other.yaml");
+    let home = Home::by(|name| (name == "FLOWTILLA_CONFIG").then(|| path.clone().into())).expect("a place");
+    assert_ne!(
+        home.identity_of("lab").expect("a name"),
+        desk.home.identity_of("lab").expect("a name")
+    );
+}
+
+#[tokio::test]
 async fn each_refusal_of_a_login_is_a_sentence_with_a_remedy() {
     let (controller, other, desk) = (Scripted::start().await, Scripted::start().await, Desk::new());
     let address = controller.address.to_string();
@@ -41,10 +91,13 @@ async fn each_refusal_of_a_login_is_a_sentence_with_a_remedy() {
     let plain = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let speaks = plain.local_addr().expect("bound").to_string();
     let serving = tokio::spawn(async move {
-        let (mut tcp, _) = plain.accept().await.expect("somebody calls");
-        tokio::io::AsyncWriteExt::write_all(&mut tcp, b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            .await
-            .expect("it is told");
+        // Once to see who it is, once for the identity.
+        for _ in 0..2 {
+            let (mut tcp, _) = plain.accept().await.expect("somebody calls");
+            tokio::io::AsyncWriteExt::write_all(&mut tcp, b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .await
+                .expect("it is told");
+        }
     });
     refuse("no TLS", &speaks, &controller.token(8).expose()).await;
     serving.await.expect("it spoke");
@@ -81,7 +134,7 @@ async fn an_svid_is_renewed_past_half_of_its_life_and_recovered_when_it_has_run_
 async fn an_identity_that_others_can_read_is_refused() {
     use std::os::unix::fs::PermissionsExt as _;
     let (_controller, desk) = logged_in().await;
-    let path = desk.directory.path().join("fleet.example/identity.pem");
+    let path = desk.kept("fleet.example/identity.pem");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("ours");
     let error = Client::reach(&desk.reach()).await.expect_err("it is open");
     assert!(
@@ -123,11 +176,7 @@ async fn a_controller_of_another_domain_is_not_believed() {
         .await
         .expect("let in there");
     let bundle = "fleet.example/bundle.pem";
-    fs::copy(
-        strange.directory.path().join(bundle),
-        desk.directory.path().join(bundle),
-    )
-    .expect("copied");
+    fs::copy(strange.kept(bundle), desk.kept(bundle)).expect("copied");
     let asked = async {
         let client = Client::reach(&desk.reach()).await?;
         anyhow::Ok(client.ask(client.fleet().status(StatusRequest {})).await?)
@@ -147,7 +196,7 @@ fn contexts_are_listed_chosen_and_taken_away() {
     let mut contexts = desk.home.load().expect("nothing yet");
     for (name, at) in [("lab", "[::1]:7443"), ("prod", "c.example:7443")] {
         let identity = desk.home.identity_of(name).expect("a name");
-        fs::create_dir(&identity).expect("made");
+        fs::create_dir_all(&identity).expect("made");
         fs::write(identity.join("identity.pem"), "x").expect("written");
         let place = crate::client::contexts::Place {
             controller: at.to_owned(),
@@ -176,8 +225,8 @@ fn contexts_are_listed_chosen_and_taken_away() {
     told(context::ContextCommand::Delete(named("prod"))).expect("known");
     let left = desk.home.load().expect("readable");
     assert_eq!((left.current, left.contexts.len()), (None, 1));
-    assert!(!desk.directory.path().join("prod").exists());
-    assert!(desk.directory.path().join("lab/identity.pem").exists());
+    assert!(!desk.kept("prod").exists());
+    assert!(desk.kept("lab/identity.pem").exists());
 }
 
 #[tokio::test]

@@ -130,6 +130,10 @@ fn lists() -> Vec<(&'static str, List)> {
         made_ms: ms(Duration::from_secs(600)),
         expires_ms: ms(Duration::ZERO) + left,
         used_by: used_by.to_owned(),
+        made_by: match operator {
+            "" => "spiffe://fleet.example/operator/ann".to_owned(),
+            _ => String::new(),
+        },
         ..Token::default()
     };
     let change = |kind: &str, name: &str, change: Change| ObjectChange {
@@ -160,6 +164,24 @@ fn lists() -> Vec<(&'static str, List)> {
         ("agents", List::Agents(agents())),
         ("policies", object(Kind::Policy)),
         ("collectors", object(Kind::Collector)),
+        (
+            "operators",
+            List::Operators(vec![
+                Operator {
+                    name: "ann".to_owned(),
+                    enrolled_ms: ms(Duration::from_secs(600)),
+                    svid_not_after_ms: ms(Duration::ZERO) + 3_000_000,
+                    ..Operator::default()
+                },
+                Operator {
+                    name: "bob".to_owned(),
+                    enrolled_ms: ms(Duration::from_secs(600)),
+                    svid_not_after_ms: ms(Duration::ZERO) + 3_000_000,
+                    revoked_ms: ms(Duration::from_secs(60)),
+                    admitted_by: "spiffe://fleet.example/operator/ann".to_owned(),
+                },
+            ]),
+        ),
         (
             "tokens",
             List::Tokens(vec![

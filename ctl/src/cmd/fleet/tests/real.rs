@@ -265,3 +265,51 @@ async fn a_token_lets_in_once_and_a_revoked_operator_is_out() {
     assert!(format!("{error:#}").contains("log in"), "{error:#}");
     controller.stop().await.expect("it ends");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_goes_to_a_new_file_of_its_owner_and_operators_are_listed() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let (controller, desk) = logged_in().await;
+    let client = Client::reach(&desk.reach()).await.expect("let in");
+    let path = desk.directory.path().join("bob.token");
+    let create = || {
+        token::run(token::TokenCommand::Create(token::CreateArgs {
+            label: Vec::new(),
+            ttl: None,
+            operator: Some("bob".to_owned()),
+            token_file: Some(path.clone()),
+            output: Brief::Text,
+            reach: desk.reach(),
+        }))
+    };
+    assert_eq!(create().await.expect("made"), Exit::Done);
+    let mode = fs::metadata(&path).expect("there").permissions().mode() & 0o7777;
+    assert_eq!(mode, 0o600);
+    let text = fs::read_to_string(&path).expect("readable");
+    let count = async || {
+        let told = client.ask(client.fleet().tokens(TokensRequest {})).await;
+        told.expect("told").tokens.len()
+    };
+    let before = count().await;
+    let refused = create().await.expect_err("it is there");
+    assert!(lines_of(&refused)[0].starts_with("--token-file: "), "{refused:#}");
+    assert_eq!(
+        (count().await, fs::read_to_string(&path).expect("readable")),
+        (before, text.clone())
+    );
+    let other = Desk::new();
+    other
+        .login(&controller.address().to_string(), &text)
+        .await
+        .expect("let in");
+    let listed = List::fetch(&client, What::Operators, None).await.expect("told");
+    let table = listed.text(Output::Table, clock::wall_now());
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let told: Vec<_> = rows[1..].iter().map(|row| (row[0], row[1], row[4])).collect();
+    assert_eq!(told, [("ann", "in", "(host)"), ("bob", "in", "ann")], "{table}");
+    controller.stop().await.expect("it ends");
+}

@@ -346,10 +346,18 @@ impl Fleet for Scripted {
         Ok(Response::new(TokensResponse::default()))
     }
 
+    async fn operators(&self, request: Request<OperatorsRequest>) -> Answer<OperatorsResponse> {
+        self.operator(&request)?;
+        Ok(Response::new(OperatorsResponse::default()))
+    }
+
     async fn revoke(&self, request: Request<RevokeRequest>) -> Answer<RevokeResponse> {
         self.operator(&request)?;
         self.script().revoked.push(request.into_inner());
-        Ok(Response::new(RevokeResponse { streams: 1 }))
+        Ok(Response::new(RevokeResponse {
+            streams: 1,
+            ..RevokeResponse::default()
+        }))
     }
 
     async fn approve(&self, request: Request<ApproveRequest>) -> Answer<ApproveResponse> {
