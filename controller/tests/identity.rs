@@ -4,6 +4,8 @@
 mod backup;
 #[path = "identity/enrol.rs"]
 mod enrol;
+#[path = "identity/garbled.rs"]
+mod garbled;
 #[path = "identity/hostile.rs"]
 mod hostile;
 #[path = "identity/kill.rs"]
