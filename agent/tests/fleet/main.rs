@@ -171,13 +171,19 @@ impl Agent {
     }
 }
 
-#[tokio::test]
-async fn an_agent_enrols_is_offered_a_policy_applies_it_and_acks() {
-    let mut controller = Scripted::start().await;
+/// A controller, and the state directory of an agent that it has let in.
+async fn enrolled() -> (Scripted, tempfile::TempDir, Credentials) {
+    let controller = Scripted::start().await;
     let state = tempfile::tempdir().expect("a directory");
     let credentials = settle(&controller, state.path(), true)
         .await
         .expect("an identity");
+    (controller, state, credentials)
+}
+
+#[tokio::test]
+async fn an_agent_enrols_is_offered_a_policy_applies_it_and_acks() {
+    let (mut controller, state, credentials) = enrolled().await;
     assert_eq!(credentials.identity().id().to_string(), "spiffe://test/agent/a");
     let agent = start(&controller, state.path(), credentials).await;
     let (mut session, hello) = controller.welcomed().await;
@@ -209,11 +215,7 @@ async fn an_agent_enrols_is_offered_a_policy_applies_it_and_acks() {
 
 #[tokio::test]
 async fn what_cannot_be_applied_is_nacked_and_the_former_stays_in_force() {
-    let mut controller = Scripted::start().await;
-    let state = tempfile::tempdir().expect("a directory");
-    let credentials = settle(&controller, state.path(), true)
-        .await
-        .expect("an identity");
+    let (mut controller, state, credentials) = enrolled().await;
     let agent = start(&controller, state.path(), credentials).await;
     let (mut session, _) = controller.welcomed().await;
     let held = session.offer(1, 1, 1, &content(1)).await;
@@ -245,11 +247,7 @@ async fn what_cannot_be_applied_is_nacked_and_the_former_stays_in_force() {
 
 #[tokio::test]
 async fn without_a_controller_the_policy_stays_and_the_agent_comes_back() {
-    let mut controller = Scripted::start().await;
-    let state = tempfile::tempdir().expect("a directory");
-    let credentials = settle(&controller, state.path(), true)
-        .await
-        .expect("an identity");
+    let (mut controller, state, credentials) = enrolled().await;
     let mut agent = start(&controller, state.path(), credentials).await;
     let (mut session, _) = controller.welcomed().await;
     let held = session.offer(1, 1, 1, &content(1)).await;
@@ -268,11 +266,7 @@ async fn without_a_controller_the_policy_stays_and_the_agent_comes_back() {
 
 #[tokio::test]
 async fn stale_and_replayed_offers_change_nothing() {
-    let mut controller = Scripted::start().await;
-    let state = tempfile::tempdir().expect("a directory");
-    let credentials = settle(&controller, state.path(), true)
-        .await
-        .expect("an identity");
+    let (mut controller, state, credentials) = enrolled().await;
     let agent = start(&controller, state.path(), credentials).await;
     let (mut session, _) = controller.welcomed().await;
     let newest = session.offer(1, 2, 5, &content(5)).await;
@@ -295,11 +289,7 @@ async fn stale_and_replayed_offers_change_nothing() {
 
 #[tokio::test]
 async fn a_source_id_that_the_controller_gives_is_used() {
-    let mut controller = Scripted::start().await;
-    let state = tempfile::tempdir().expect("a directory");
-    let credentials = settle(&controller, state.path(), true)
-        .await
-        .expect("an identity");
+    let (mut controller, state, credentials) = enrolled().await;
     let mut agent = start(&controller, state.path(), credentials).await;
     let mut session = controller.session().await;
     assert!(matches!(session.hear().await, Body::Hello(_)));
@@ -465,11 +455,7 @@ async fn a_controller_with_another_root_than_the_pin_is_not_believed() {
 
 #[tokio::test]
 async fn a_controller_that_breaks_the_protocol_or_sends_the_agent_away_is_asked_less_and_less() {
-    let mut controller = Scripted::start().await;
-    let state = tempfile::tempdir().expect("a directory");
-    let credentials = settle(&controller, state.path(), true)
-        .await
-        .expect("an identity");
+    let (mut controller, state, credentials) = enrolled().await;
     let agent = start(&controller, state.path(), credentials).await;
     let mut session = controller.session().await;
     session.offer(1, 1, 1, &content(1)).await;
@@ -499,11 +485,7 @@ async fn a_controller_that_breaks_the_protocol_or_sends_the_agent_away_is_asked_
 
 #[tokio::test]
 async fn a_damaged_assignment_is_told_nothing_is_in_force_and_the_controller_is_asked() {
-    let mut controller = Scripted::start().await;
-    let state = tempfile::tempdir().expect("a directory");
-    let credentials = settle(&controller, state.path(), true)
-        .await
-        .expect("an identity");
+    let (mut controller, state, credentials) = enrolled().await;
     std::fs::write(state.path().join("held"), b"FTHDgarbage").expect("a file");
     let agent = start(&controller, state.path(), credentials).await;
     let (mut session, hello) = controller.welcomed().await;
@@ -551,11 +533,7 @@ async fn everything_that_is_kept_is_for_this_user_alone() {
 /// out orders runs only when everybody else waits.
 #[tokio::test]
 async fn an_offer_right_behind_the_welcome_is_not_left_lying() {
-    let mut controller = Scripted::start().await;
-    let state = tempfile::tempdir().expect("a directory");
-    let credentials = settle(&controller, state.path(), true)
-        .await
-        .expect("an identity");
+    let (mut controller, state, credentials) = enrolled().await;
     let agent = start(&controller, state.path(), credentials).await;
     let mut session = controller.session().await;
     assert!(matches!(session.hear().await, Body::Hello(_)));

@@ -24,6 +24,9 @@ unit=/etc/systemd/system/$name.service
 settings=/etc/flowtilla/agent.env
 state=/var/lib/flowtilla
 user=flowtilla
+# How often the service is looked at after its start, half a second apart: one that cannot run ends within a second, and is started
+# again after two.
+looks=4
 
 fail() {
     printf 'flowtilla: %s\n' "$1" >&2
@@ -120,7 +123,7 @@ start() {
     systemctl "$1" $name
     before=$(restarts)
     n=0
-    while [ $n -lt 4 ]; do
+    while [ $n -lt $looks ]; do
         sleep 0.5
         n=$((n + 1))
         if [ "$(systemctl is-active $name)" != active ] || [ "$(restarts)" != "$before" ]; then

@@ -25,7 +25,7 @@
 //! reason         "active-timeout" (it lives) | "idle-timeout" | "end-of-flow" | "forced-end" | "lack-of-resources" |
 //!                "refused" | "reset" | "timed-out" | "unreachable"
 //! ```
-//! Text is as processes chose it; whatever a terminal would obey is written as `\uXXXX`.
+//! Text is as processes chose it; whatever a terminal would obey is written as `\u` and four digits.
 
 use std::fmt::Write as _;
 
