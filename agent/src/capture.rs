@@ -5,6 +5,7 @@
 
 mod attach;
 mod batch;
+mod outside;
 mod scope;
 mod walk;
 
@@ -21,6 +22,7 @@ use flowtilla_agent_core::observe::{self, Cookie, NameObservation, Observation};
 use flowtilla_agent_core::policy::CapturePlan;
 
 pub use attach::OBJECT;
+pub use outside::LeftOutSum;
 pub use scope::{ScopeError, ScopeSet};
 
 use crate::clock;

@@ -74,6 +74,12 @@ impl Lookups {
         self.cgroups.walk()
     }
 
+    /// Whether the paths of cgroups begin at the root of the hierarchy, not at that of a cgroup namespace or of a mount.
+    #[must_use]
+    pub fn sees_whole_hierarchy(&self) -> bool {
+        self.cgroups.sees_whole(&self.proc)
+    }
+
     /// Where the cgroup2 hierarchy is mounted; `None`: nowhere.
     #[must_use]
     pub fn cgroup2_root(&self) -> Option<&Path> {

@@ -7,6 +7,7 @@
 //! before any record is named.
 
 mod left_out;
+pub(crate) mod outside;
 pub(crate) mod peers;
 mod spooling;
 
@@ -39,6 +40,7 @@ use crate::spool::Spool;
 use crate::status::{AgentStatus, AttachReport, Coverage};
 
 use left_out::LeftOut;
+use outside::Outside;
 use peers::{FleetIn, Peers};
 use spooling::Spooling;
 
@@ -116,6 +118,8 @@ pub(crate) struct Meter {
     pub(crate) naming: Naming,
     /// `None`: every flow is kept.
     pub(crate) filter: Option<Filter>,
+    /// What the kernel leaves out of what the filter would.
+    pub(crate) outside: Outside,
     pub(crate) lookups: Beside,
     /// What tells of containers; `None`: they go by their ids.
     pub(crate) containers: Option<containers::Link>,
@@ -140,7 +144,10 @@ pub(crate) struct Turns {
     names_lost: u64,
     /// Socket events of the last drain.
     events: usize,
-    inherited: bool,
+    /// Whether a walk of the open files has something to find.
+    walk_wanted: bool,
+    /// Flows that were decided about without the name of a container.
+    unnamed_containers: u64,
     records: u64,
     left_out: LeftOut,
     /// Records for the view.
@@ -189,6 +196,7 @@ impl Meter {
                 let attached = Capture::attach(&plan, max_flows, &self.cgroup_root).map(|capture| {
                     let report = capture.report().clone();
                     self.capture = Some(capture);
+                    self.outside.handle_attached();
                     self.meet_older_sockets();
                     report
                 });
@@ -204,7 +212,11 @@ impl Meter {
                     filter.set_flows_max(self.table.flows_max());
                 }
             }
-            Command::Filter(wanted) => self.filter = Filter::new(&wanted, self.table.flows_max()),
+            Command::Filter(wanted) => {
+                self.count_unnamed();
+                self.filter = Filter::new(&wanted, self.table.flows_max());
+                self.outside.handle_rules();
+            }
             Command::Containers(link) => {
                 let sockets = link.as_ref().map_or(0, containers::Link::sockets);
                 self.naming.set_container_sockets(sockets);
@@ -232,7 +244,8 @@ impl Meter {
     fn detach(&mut self) {
         let now = clock::kernel_now();
         self.read_all(now);
-        if let Some(capture) = self.capture.take() {
+        if let Some(mut capture) = self.capture.take() {
+            self.outside.handle_detaching(&mut capture);
             let drops = capture.drops();
             drops.lossy().for_each(|(point, n)| self.state.past.add(point, n));
             self.state.past_time = sum(self.state.past_time, capture.programs_time());
@@ -294,6 +307,8 @@ impl Meter {
 
     fn turn(&mut self, now: KernelTime) {
         self.drain();
+        self.learn_containers();
+        self.leave_out(now);
         let second = now >= self.state.next_second;
         if second {
             self.state.next_second = now.after(SECOND);
@@ -336,10 +351,10 @@ impl Meter {
     fn drain(&mut self) {
         self.state.events = 0;
         let Some(capture) = &mut self.capture else { return };
-        let (naming, table, inherited) = (&mut self.naming, &mut self.table, &mut self.state.inherited);
+        let (naming, table, wanted) = (&mut self.naming, &mut self.table, &mut self.state.walk_wanted);
         loop {
             let taken = capture.drain_flows(|seen| {
-                *inherited |= is_inherited(&seen);
+                *wanted |= is_inherited(&seen);
                 table.observe(&seen);
             });
             self.state.events += taken.as_ref().copied().unwrap_or_default();
@@ -352,11 +367,16 @@ impl Meter {
                 }
             }
         }
-        capture.drain_names(|seen| naming.learn(&seen));
+        let outside = &mut self.outside;
+        capture.drain_names(|seen| {
+            outside.learn(&seen);
+            naming.learn(&seen);
+        });
         let lost = capture.names_lost();
         if lost > self.state.names_lost {
             self.state.names_lost = lost;
             naming.lost_events();
+            outside.handle_lost();
         }
     }
 
@@ -366,10 +386,10 @@ impl Meter {
         warn(capture.walk_udp(|seen| table.observe(&seen)));
         let drops = capture.drops();
         warn(capture.collect_unsent(drops.at(DropPoint::FlowRingFull), |seen| table.observe(&seen)));
-        if self.state.inherited && now >= self.state.next_file_walk {
+        if self.state.walk_wanted && now >= self.state.next_file_walk {
             let began = clock::instant();
             warn(capture.walk_files());
-            self.state.inherited = false;
+            self.state.walk_wanted = false;
             self.state.next_file_walk = now.after((began.elapsed() * FILE_WALK_SHARE).max(FILE_WALK_PAUSE));
         }
     }
@@ -378,9 +398,7 @@ impl Meter {
     fn deliver(&mut self, now: KernelTime, patience: Patience, wait: &mut Duration) {
         let offset = clock::wall_offset();
         self.keep_released();
-        if let Some(link) = &mut self.containers {
-            link.tell(&mut self.naming);
-        }
+        self.learn_containers();
         while let Some(mut record) = self.table.poll_record(offset) {
             // Asked at once, so that all that wait do so together.
             let start = start_of(&record, offset);
@@ -459,8 +477,29 @@ impl Meter {
             return true;
         };
         let naming = &self.naming;
-        let verdict = filter.judge(record, |cgroup| naming.cgroup_path(cgroup));
+        let verdict = filter.judge(record, |owner| naming.whereabouts(owner));
         self.state.left_out.count(verdict, record)
+    }
+
+    /// Takes in what runtimes told.
+    fn learn_containers(&mut self) {
+        if let Some(link) = &mut self.containers {
+            link.tell(&mut self.naming);
+        }
+    }
+
+    /// Has the kernel leave out what it can.
+    fn leave_out(&mut self, now: KernelTime) {
+        let Some(capture) = &mut self.capture else { return };
+        // Sockets that were left out until now are to be found, and the UDP sockets of what is left out from here on.
+        self.state.walk_wanted |= self
+            .outside
+            .turn(self.filter.as_ref(), &mut self.naming, capture, now);
+    }
+
+    fn count_unnamed(&mut self) {
+        let unnamed = self.filter.as_mut().map_or(0, Filter::take_unnamed);
+        self.state.unnamed_containers += unnamed;
     }
 
     /// Hands what was made to the view, all at once: its reader is woken once.
@@ -482,9 +521,10 @@ impl Meter {
     fn count(&mut self, record: &FlowRecord) {
         self.state.records += 1;
         if record.reason != EndReason::ActiveTimeout {
-            count(&mut self.state.coverage, &record.initiator.owner);
+            let outside = self.outside.is_any();
+            count(&mut self.state.coverage, &record.initiator.owner, outside);
             if !record.reason.is_failed_attempt() {
-                count(&mut self.state.coverage, &record.responder.owner);
+                count(&mut self.state.coverage, &record.responder.owner, outside);
             }
         }
     }
@@ -524,6 +564,9 @@ impl Meter {
         let (flows, records, coverage) = (self.table.flows() as u64, self.state.records, self.state.coverage);
         let unnamed = waiting as u64;
         let peers = self.peers.sums();
+        self.count_unnamed();
+        let unnamed_containers = self.state.unnamed_containers;
+        let left_out = self.outside.status(self.capture.as_ref());
         let containers = self.naming.container_counts();
         self.status.send_modify(|status| {
             status.peers = peers;
@@ -534,6 +577,8 @@ impl Meter {
             status.drops = drops;
             status.kernel_law = law;
             status.record_law = record_law;
+            status.left_out = left_out;
+            status.unnamed_containers = unnamed_containers;
             status.coverage = coverage;
             status.programs_time = programs_time;
         });
@@ -546,8 +591,10 @@ fn is_inherited(seen: &flowtilla_agent_core::observe::Observation) -> bool {
         && matches!(tcp.owner.confidence, Confidence::Inherited | Confidence::Unknown(Unknown::NotSeen)))
 }
 
-fn count(coverage: &mut Coverage, owner: &Owner) {
-    if owner.is_remote() {
+/// `outside`: the kernel leaves out something, which may be what nobody saw at the other end of this host.
+fn count(coverage: &mut Coverage, owner: &Owner, outside: bool) {
+    let unseen = owner.confidence == Confidence::Unknown(Unknown::NotSeen);
+    if owner.is_remote() || (unseen && outside) {
         return;
     }
     coverage.ends += 1;

@@ -145,6 +145,27 @@ fn render(status: &AgentStatus, news: &News) -> String {
         "Containers that others pushed out of the table of names",
         status.containers.evicted,
     );
+    let outside = &status.left_out;
+    counter(
+        "kernel_left_out_connections",
+        "TCP connections that the kernel side left out by the policy",
+        outside.sum.connections,
+    );
+    counter(
+        "kernel_left_out_packets",
+        "Their packets, counted when they end, and datagrams, as each socket saw them",
+        outside.sum.packets,
+    );
+    counter(
+        "kernel_left_out_octets",
+        "IP octets of these packets",
+        outside.sum.octets,
+    );
+    counter(
+        "unnamed_container_decisions",
+        "Flows that a rule was to decide about by a container that no runtime had named",
+        status.unnamed_containers,
+    );
     counter("sessions", "Sessions with a controller", news.sessions);
     counter("svid_renewals", "SVIDs renewed", news.renewals);
     let mut gauge =
@@ -159,6 +180,16 @@ fn render(status: &AgentStatus, news: &News) -> String {
         "container_sockets",
         "Sockets of runtimes that tell of their containers",
         signed(status.containers.telling),
+    );
+    gauge(
+        "kernel_left_out_cgroups",
+        "Cgroups that the kernel side leaves out by the policy",
+        signed(outside.cgroups),
+    );
+    gauge(
+        "kernel_left_out_beyond",
+        "Cgroups that found no room there: the agent leaves them out",
+        signed(outside.beyond),
     );
     gauge(
         "connected",

@@ -44,6 +44,7 @@ use crate::containers::Containers;
 use crate::enrich::{Beside, LookupError, Lookups};
 use crate::export::{self, Announcements, ExporterOptions};
 use crate::host::Host;
+use crate::meter::outside::Outside;
 use crate::meter::peers::Peers;
 use crate::meter::{Command, Commands, Meter, Turns};
 use crate::peers::{FLEET_OUT_MAX, FleetIn, PeerLink};
@@ -190,6 +191,7 @@ impl Agent {
             }),
             naming,
             filter: None,
+            outside: Outside::new(cgroup_root.clone(), lookups.sees_whole_hierarchy()),
             cgroup_root: cgroup_root.clone(),
             lookups: Beside::start(lookups).map_err(StartError::Thread)?,
             containers: None,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use flowtilla_agent_core::enrich::container::ContainerCounts;
 use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw, RecordLaw};
 
+use crate::capture::LeftOutSum;
 use crate::spool::SpoolStatus;
 
 /// One kernel program and whether this kernel runs it.
@@ -136,6 +137,17 @@ pub struct PeerStatus {
     pub held_octets: u64,
 }
 
+/// What the kernel side leaves out by itself, because the policy leaves out all that a cgroup does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelLeftOut {
+    /// Cgroups that are left out at this moment.
+    pub cgroups: u64,
+    /// Cgroups that would be too, if the kernel's map had room: the agent leaves out what they do.
+    pub beyond: u64,
+    /// What was left out since the agent's start.
+    pub sum: LeftOutSum,
+}
+
 /// The agent, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgentStatus {
@@ -153,6 +165,10 @@ pub struct AgentStatus {
     pub kernel_law: KernelLaw,
     /// Law 3: what the policy left out, and that nothing else is missing.
     pub record_law: RecordLaw,
+    /// What the kernel side left out by itself: nothing of it is in the laws.
+    pub left_out: KernelLeftOut,
+    /// Flows that a rule was to decide about by a container that no runtime had named.
+    pub unnamed_containers: u64,
     /// What is beyond the policy's limits, one sentence each.
     pub over_limits: Vec<String>,
     /// Flows with other agents, by agent.

@@ -15,6 +15,7 @@ enum event_kind {
 	EVENT_EXEC = 16,      /* struct exec_event */
 	EVENT_FORK = 17,      /* struct fork_event */
 	EVENT_CGROUP = 18,    /* struct cgroup_event */
+	EVENT_CGROUP_GONE = 19, /* struct event_head, its cookie the id of a cgroup of `left_out` that was removed */
 };
 
 enum owner_kind {
@@ -107,7 +108,8 @@ struct udp_entry {
 	__u32 lock;           /* bpf_spin_lock in the kernel; reads as 0 */
 	__u8 spilled;         /* 1: other peers of this socket are in udp_peers */
 	__u8 backfilled;
-	__u8 pad[2];
+	__u8 left_out;        /* 1: its cgroup came into left_out after the socket was made */
+	__u8 pad;
 	__u64 created_ns;
 	struct owner owner;
 	struct tuple tuple;   /* of the socket's first peer, for its life; remote_port 0: none yet */
@@ -135,6 +137,13 @@ struct listener_key {
 };
 
 struct listener_value { __u64 cookie; struct owner owner; };
+
+#define LEFT_OUT_MAX 4096
+#define LEFT_OUT_DEPTHS 32 /* a cgroup deeper below the root has no place in left_out_depths */
+
+/* What was left out because of one cgroup: TCP connections as they begin, their packets and IP octets when they end; datagrams
+ * and their IP octets as they pass. */
+struct left_out_sum { __u64 connections, packets, octets; };
 
 struct event_head { __u32 kind; __u32 pad; __u64 cookie; __u64 at_ns; };
 struct tcp_event { struct event_head head; struct tcp_entry entry; };

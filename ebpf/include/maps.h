@@ -16,7 +16,7 @@ struct {
 /* struct udp_entry with its lock: two processors may see the first datagram of one socket at once. */
 struct udp_slot {
 	struct bpf_spin_lock lock;
-	__u8 spilled, backfilled, pad[2];
+	__u8 spilled, backfilled, left_out, pad;
 	__u64 created_ns;
 	struct owner owner;
 	struct tuple tuple;
@@ -67,6 +67,18 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } due SEC(".maps");
+
+/* Cgroups that the policy leaves out with all below them, by id. Writer of keys: the agent; of sums: all. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, LEFT_OUT_MAX);
+	__type(key, __u64);
+	__type(value, struct left_out_sum);
+} left_out SEC(".maps");
+
+/* Bit N: `left_out` has a cgroup N levels below the root. 0, and nothing is asked of anybody. Writer: the agent, while the
+ * programs run; the only variable of .data. */
+volatile __u32 left_out_depths SEC(".data") = 0;
 
 /* One counter a reason to give up. Writers: all. Reader: the agent. */
 struct {

@@ -67,6 +67,24 @@ int BPF_PROG(name_cgroup, struct cgroup *cg, const char *path)
 	return 0;
 }
 
+SEC("tp_btf/cgroup_rmdir")
+int BPF_PROG(name_cgroup_gone, struct cgroup *cg, const char *path)
+{
+	if (!left_out_depths)
+		return 0;
+	__u64 id = BPF_CORE_READ(cg, kn, id);
+	if (!bpf_map_lookup_elem(&left_out, &id))
+		return 0;
+	struct event_head *e = bpf_ringbuf_reserve(&name_events, sizeof(*e), 0);
+	if (!e) {
+		drop(DROP_NAME_RING_FULL, 1);
+		return 0;
+	}
+	head(e, EVENT_CGROUP_GONE, id, bpf_ktime_get_boot_ns());
+	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
 static __always_inline void backfill_tcp(struct sock *sk, struct task_struct *task, __u64 cookie, __u64 now)
 {
 	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
@@ -77,7 +95,7 @@ static __always_inline void backfill_tcp(struct sock *sk, struct task_struct *ta
 		return;
 	}
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	if (state == TCP_CLOSE || !sock_in_scope(sk))
+	if (state == TCP_CLOSE || !sock_in_scope(sk) || sock_left_out(sk))
 		return;
 	struct tcp_entry old;
 	begin(&old, sk, now, state == TCP_LISTEN ? ROLE_LISTENER : ROLE_UNKNOWN);
@@ -97,7 +115,7 @@ static __always_inline void backfill_udp(struct sock *sk, struct task_struct *ta
 {
 	struct udp_slot *s = bpf_map_lookup_elem(&udp_sockets, &cookie);
 	if (!s) {
-		if (!sock_in_scope(sk))
+		if (!sock_in_scope(sk) || sock_left_out(sk))
 			return;
 		bpf_map_update_elem(&udp_sockets, &cookie, &no_slot, BPF_NOEXIST);
 		s = bpf_map_lookup_elem(&udp_sockets, &cookie);
@@ -106,6 +124,8 @@ static __always_inline void backfill_udp(struct sock *sk, struct task_struct *ta
 		s->created_ns = now;
 		s->backfilled = 1;
 	}
+	/* it was there before its cgroup was left out: counted no further, and over for the agent after its idle timeout */
+	s->left_out = sock_left_out(sk) != 0;
 	if (!s->tuple.netns)
 		s->tuple.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 	if (s->owner.kind == OWNER_NONE)

@@ -104,6 +104,44 @@ static __always_inline bool task_in_scope(void)
 	return in_scope(BPF_CORE_READ(task, cgroups, dfl_cgrp), BPF_CORE_READ(task, nsproxy, net_ns, ns.inum));
 }
 
+/* The sum of the cgroup in `left_out` that is `cg` or above it; 0: it is not left out. */
+static __noinline struct left_out_sum *left_out_at(struct cgroup *cg, __u32 depths)
+{
+	__u32 level = BPF_CORE_READ(cg, level);
+	for (__u32 depth = 0; depth < LEFT_OUT_DEPTHS && depth <= level; depth++) {
+		if (!(depths >> depth & 1))
+			continue;
+		__u64 id = bpf_core_field_exists(cg->ancestors) ? ancestor(cg, depth) : ancestor_id(cg, depth);
+		struct left_out_sum *sum = bpf_map_lookup_elem(&left_out, &id);
+		if (sum)
+			return sum;
+	}
+	return 0;
+}
+
+static __always_inline struct left_out_sum *sock_left_out(struct sock *sk)
+{
+	__u32 depths = left_out_depths;
+	return depths ? left_out_at(cgroup_of_sock(sk), depths) : 0;
+}
+
+static __always_inline struct left_out_sum *task_left_out(void)
+{
+	__u32 depths = left_out_depths;
+	if (!depths)
+		return 0;
+	struct task_struct *task = (void *)bpf_get_current_task();
+	return left_out_at(BPF_CORE_READ(task, cgroups, dfl_cgrp), depths);
+}
+
+static __always_inline void count_left_out(struct left_out_sum *sum, __u64 connections, __u64 packets, __u64 octets)
+{
+	if (connections)
+		__sync_fetch_and_add(&sum->connections, connections);
+	__sync_fetch_and_add(&sum->packets, packets);
+	__sync_fetch_and_add(&sum->octets, octets);
+}
+
 static __always_inline void mapped(__u8 to[16], __be32 v4)
 {
 	__u32 *word = (void *)to;

@@ -172,9 +172,48 @@ static __always_inline void tell_listener(const struct tcp_entry *e, __u64 cooki
 	bpf_map_update_elem(&listeners, &k, &v, BPF_ANY);
 }
 
+/* IPv4 in IPv6 is IPv4 on the wire. */
+static __always_inline __u32 ip_header(struct sock *sk)
+{
+	const struct in6_addr *to = &sk->__sk_common.skc_v6_daddr;
+	bool v6 = sk->__sk_common.skc_family == AF_INET6 &&
+		  (to->in6_u.u6_addr32[0] || to->in6_u.u6_addr32[1] || to->in6_u.u6_addr32[2] != bpf_htonl(0xffff));
+	return v6 ? 40 : 20;
+}
+
+/* A connection that is left out begins. Of a passive one the SYN-ACK was the listener's: no counter of its own has it. */
+static __noinline int left_out_begins(struct sock *sk, struct left_out_sum *sum, bool passive)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	count_left_out(sum, 1, passive, passive && tp ? ip_header(sk) + tp->tcp_header_len : 0);
+	return 0;
+}
+
+/* It ends: what it moved, reckoned as the agent does for others (agent/core/src/flow/counters.rs). */
+static __noinline int left_out_ends(struct sock *sk, int left)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp || left == TCP_LISTEN || left == TCP_SYN_RECV || !sock_in_scope(sk))
+		return 0;
+	struct left_out_sum *sum = sock_left_out(sk);
+	if (!sum)
+		return 0;
+	bool done = sk->__sk_common.skc_flags >> SOCK_DONE_BIT & 1;
+	__u32 tw = left == TCP_FIN_WAIT2 && !done, ip = ip_header(sk), hl = tp->tcp_header_len;
+	__u32 syn = hl > 20 ? 8 : 12;
+	__u64 out = tp->segs_out + tw, in = tp->segs_in + tw;
+	__u64 octets = tp->bytes_sent + tp->bytes_received - done + out * (ip + hl);
+	if (left == TCP_SYN_SENT)
+		octets += out * syn + in * (ip + 20);
+	else
+		octets += in * (ip + hl) + 2 * syn;
+	count_left_out(sum, 0, out + in, octets);
+	return 0;
+}
+
 static __always_inline int on_listen(struct sock *sk, __u64 now)
 {
-	if (!sock_in_scope(sk))
+	if (!sock_in_scope(sk) || sock_left_out(sk))
 		return 0;
 	__u64 cookie = bpf_get_socket_cookie(sk);
 	struct tcp_entry e;
@@ -191,6 +230,9 @@ static __always_inline int on_connect(struct sock *sk, __u64 now)
 {
 	if (!sock_in_scope(sk))
 		return 0;
+	struct left_out_sum *sum = sock_left_out(sk);
+	if (sum)
+		return left_out_begins(sk, sum, false);
 	struct tcp_entry e;
 	begin(&e, sk, now, ROLE_ACTIVE);
 	owner_of_trusted(&e.owner, bpf_get_current_task_btf(), OWNER_EXACT);
@@ -205,6 +247,9 @@ static __always_inline int on_established(struct sock *sk, __u64 now, bool passi
 	if (passive) {
 		if (!sock_in_scope(sk))
 			return 0;
+		struct left_out_sum *sum = sock_left_out(sk);
+		if (sum)
+			return left_out_begins(sk, sum, true);
 		struct tcp_entry e;
 		begin(&e, sk, now, ROLE_PASSIVE);
 		load_tuple(&e.tuple, sk);
@@ -225,7 +270,9 @@ static __always_inline int on_close(struct sock *sk, int left, __u64 now)
 {
 	__u64 cookie = bpf_get_socket_cookie(sk);
 	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
-	if (!e || e->phase != PHASE_OPEN)
+	if (!e)
+		return left_out_depths ? left_out_ends(sk, left) : 0;
+	if (e->phase != PHASE_OPEN)
 		return 0;
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	if (tp)

@@ -16,7 +16,8 @@ pub use self::containers::{Containers, SOCKET_OCTETS_MAX, SOCKETS_MAX, SocketPat
 pub use self::limits::{CPU_PERMILLE, Limits, MEMORY_OCTETS};
 pub use self::rollout::{Gates, Rollout, Wave};
 pub use self::rule::{
-    FlowRule, PROCESS_OCTETS_MAX, PortRange, ProcessPattern, RULE_MEMBERS_MAX, RULES_MAX, USER_OCTETS_MAX,
+    FlowRule, NAME_PATTERN_OCTETS_MAX, NamePattern, POD_LABEL_KEY_OCTETS_MAX, POD_LABEL_VALUE_OCTETS_MAX,
+    PROCESS_OCTETS_MAX, PodLabel, PortRange, ProcessPattern, RULE_MEMBERS_MAX, RULES_MAX, USER_OCTETS_MAX,
     User,
 };
 pub use self::sampling::{ONE_IN, Sampling};

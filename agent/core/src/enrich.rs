@@ -36,6 +36,7 @@ pub use account::USER_FRESH;
 use account::{Account, Accounts, Standing};
 pub use ask::{Answer, Ask, ParentFacts, ProcessFacts, Scope};
 use container::{ContainerAsk, ContainerCounts, ContainerId, ContainerNews, Containers};
+pub use place::Whereabouts;
 use place::{CgroupPath, Cgroups};
 pub use process::{COMMAND_LINE_OCTETS_MAX, CommandLineMode};
 use process::{Described, Entry, Lineage, Link, Program, Reading};
@@ -137,6 +138,8 @@ pub struct Naming {
     generation: u64,
     epoch: u64,
     counts: NamingCounts,
+    /// Whether a cgroup or a container became known since it was last asked.
+    places_changed: bool,
 }
 
 impl Naming {
@@ -153,6 +156,7 @@ impl Naming {
             generation: 0,
             epoch: 0,
             counts: NamingCounts::default(),
+            places_changed: false,
         }
     }
 
@@ -199,8 +203,10 @@ impl Naming {
                 // A path of full length may have lost its end, and with it the container: it is asked for instead.
                 if path.len() < CGROUP_PATH_MAX - 1 {
                     self.cgroups.know(*id, CgroupPath::known(path));
+                    self.places_changed = true;
                 }
             }
+            NameObservation::CgroupGone { id } => self.cgroups.gone(*id),
         }
     }
 
@@ -224,6 +230,7 @@ impl Naming {
 
     /// Takes in what a runtime told.
     pub fn learn_container(&mut self, news: ContainerNews) {
+        self.places_changed |= matches!(news, ContainerNews::Known(_));
         self.containers.learn(news);
     }
 
@@ -284,20 +291,59 @@ impl Naming {
             ),
             Ask::User { scope, uid } => self.accounts.answered(Account::User(scope, uid), named(answer)),
             Ask::Group { scope, gid } => self.accounts.answered(Account::Group(scope, gid), named(answer)),
-            Ask::Cgroup { id, .. } => self.cgroups.know(
-                id,
-                match answer {
+            Ask::Cgroup { id, .. } => {
+                let path = match answer {
                     Answer::Path(Some(path)) => CgroupPath::known(&path),
                     _ => CgroupPath::Absent,
-                },
-            ),
+                };
+                self.cgroups.know(id, path);
+                self.places_changed = true;
+            }
         }
     }
 
-    /// Path of a cgroup from the root of its file system; `None`: not known, or forgotten.
+    /// Where an owner is; nothing of one that is not on this host.
     #[must_use]
-    pub fn cgroup_path(&self, id: u64) -> Option<&str> {
-        self.cgroups.text(id)
+    pub fn whereabouts(&self, owner: &Owner) -> Whereabouts<'_> {
+        let Some(process) = owner.process.as_ref().filter(|_| !owner.is_remote()) else {
+            return Whereabouts::default();
+        };
+        match self.cgroups.peek(process.cgroup_id) {
+            Some((path, container)) => self.place(Some(path), container),
+            // Of what was described a while ago the container is in the names.
+            None => {
+                let names = owner.names.as_ref();
+                self.place(None, names.and_then(|names| names.container.as_ref()))
+            }
+        }
+    }
+
+    /// Every cgroup that is there, as far as was told, and whose path is known; by its id.
+    pub fn places(&self) -> impl Iterator<Item = (u64, Whereabouts<'_>)> {
+        let place = |(id, path, container)| (id, self.place(Some(path), container));
+        self.cgroups.known().map(place)
+    }
+
+    /// Where the processes of a cgroup are.
+    #[must_use]
+    pub fn place_of(&self, cgroup_id: u64) -> Option<Whereabouts<'_>> {
+        let (path, container) = self.cgroups.peek(cgroup_id)?;
+        Some(self.place(Some(path), container))
+    }
+
+    /// Whether a cgroup or a container became known, or is known otherwise, since this was last asked.
+    pub fn take_places_changed(&mut self) -> bool {
+        std::mem::take(&mut self.places_changed)
+    }
+
+    fn place<'a>(&'a self, cgroup: Option<&'a str>, container: Option<&Container>) -> Whereabouts<'a> {
+        let id = container.and_then(|container| ContainerId::parse(&container.id));
+        let facts = id.and_then(|id| self.containers.facts(id));
+        Whereabouts {
+            cgroup,
+            container: facts,
+            unnamed: container.is_some() && facts.is_none(),
+        }
     }
 
     /// What it did so far.

@@ -1,11 +1,17 @@
 //! Which flows are kept: the policy's include and exclude rules, and sampling.
 //!
-//! In: named records, and the paths of their owners' cgroups. Out: a [`Verdict`] for each. Reads nothing, counts nothing:
-//! whoever drives it counts what is left out.
+//! In: named records, and where their owners are. Out: a [`Verdict`] for each. Reads nothing, and does not count what is left
+//! out: whoever drives it does. What the kernel is to leave out by itself is worked out in [`cgroups`].
 //!
 //! Rules. A rule matches when each of its lists has a member that matches, at either end. A flow is left out when there
 //! are include rules and none matches, or when an exclude rule matches. An attribute that is not known (a process that
-//! nobody saw, the far end of a connection to another host) matches nothing.
+//! nobody saw, the far end of a connection to another host, a container that no runtime has named when the flow's first
+//! record has waited for it) matches nothing.
+//!
+//! Exclude rules about nothing but cgroups, containers and pods mean cgroups as wholes, because the kernel leaves out sockets,
+//! not flows: such a rule looks at one end at a time, and a flow is left out when every owner on this host is in what is
+//! left out. A connection between such a cgroup and something else on this host is told, by the end of the latter; before
+//! the kernel knows of the cgroup as after it.
 //!
 //! One flow, one decision. What is known of an owner may change while a flow lives: a name comes late, a process executes
 //! something else, the other end's process is found. So the rules are asked at the first record that leaves, and the
@@ -21,12 +27,18 @@ use std::num::NonZeroUsize;
 use flowtilla_proto::policy::Sampling as Share;
 use lru::LruCache;
 
+use crate::enrich::Whereabouts;
 use crate::flow::record::{EndReason, FlowRecord, Protocol, RecordId};
 use crate::observe::Cookie;
+use crate::owner::Owner;
 use crate::policy::Filtering;
 
+use place::Place;
 use rule::{Ends, Rule};
 
+pub mod cgroups;
+mod pattern;
+mod place;
 mod rule;
 
 /// What becomes of a record.
@@ -46,6 +58,14 @@ pub enum Verdict {
 pub struct Filter {
     include: Vec<Rule>,
     exclude: Vec<Rule>,
+    /// Exclude rules that mean cgroups as wholes.
+    wholes: Vec<Place>,
+    /// Whether a rule asks where an owner is.
+    asks_places: bool,
+    /// Whether one asks what runtimes tell.
+    asks_runtimes: bool,
+    /// Decisions made without what a runtime would have told, since it was last asked.
+    unnamed: u64,
     sampling: Sampling,
     /// Whether the rules keep a flow that has told a record and not its last; unused without rules. Some 80 octets each.
     decided: LruCache<FlowKey, bool>,
@@ -61,9 +81,20 @@ impl Filter {
         if wanted.keeps_everything() {
             return None;
         }
+        let (wholes, exclude): (Vec<_>, Vec<_>) =
+            wanted.exclude.iter().partition(|rule| Place::is_all_of(rule));
+        let include: Vec<Rule> = wanted.include.iter().map(Rule::new).collect();
+        let exclude: Vec<Rule> = exclude.into_iter().map(Rule::new).collect();
+        let wholes: Vec<Place> = wholes.into_iter().map(Place::new).collect();
+        let mut rules = include.iter().chain(&exclude);
+        let asks_runtimes = rules.clone().any(Rule::asks_runtimes) || wholes.iter().any(Place::asks_runtimes);
         let mut filter = Self {
-            include: wanted.include.iter().map(Rule::new).collect(),
-            exclude: wanted.exclude.iter().map(Rule::new).collect(),
+            asks_places: rules.any(Rule::asks_places) || !wholes.is_empty(),
+            asks_runtimes,
+            unnamed: 0,
+            include,
+            exclude,
+            wholes,
             sampling: Sampling::new(wanted.sampling),
             // It grows as it is filled; `new` would take the memory of all at once.
             decided: LruCache::unbounded(),
@@ -78,9 +109,13 @@ impl Filter {
             .resize(NonZeroUsize::new(flows_max).unwrap_or(NonZeroUsize::MIN));
     }
 
-    /// Whether a record is kept. `cgroup` gives the path of a cgroup by its number.
-    pub fn judge<'a>(&mut self, record: &FlowRecord, cgroup: impl Fn(u64) -> Option<&'a str>) -> Verdict {
-        if !self.keeps(record, cgroup) {
+    /// Whether a record is kept. `whereabouts` tells where an owner is.
+    pub fn judge<'a>(
+        &mut self,
+        record: &'a FlowRecord,
+        whereabouts: impl Fn(&Owner) -> Whereabouts<'a>,
+    ) -> Verdict {
+        if !self.keeps(record, whereabouts) {
             return Verdict::Filtered;
         }
         if !self.sampling.keeps(&record.id, record.protocol) {
@@ -89,8 +124,13 @@ impl Filter {
         Verdict::Kept
     }
 
-    fn keeps<'a>(&mut self, record: &FlowRecord, cgroup: impl Fn(u64) -> Option<&'a str>) -> bool {
-        if self.include.is_empty() && self.exclude.is_empty() {
+    /// Flows that were decided about without the name of a container that a rule asks for, since this was last asked.
+    pub fn take_unnamed(&mut self) -> u64 {
+        std::mem::take(&mut self.unnamed)
+    }
+
+    fn keeps<'a>(&mut self, record: &'a FlowRecord, whereabouts: impl Fn(&Owner) -> Whereabouts<'a>) -> bool {
+        if self.include.is_empty() && self.exclude.is_empty() && self.wholes.is_empty() {
             return true;
         }
         let flow = (record.id.cookie, record.id.stream);
@@ -100,15 +140,27 @@ impl Filter {
             false => self.decided.get(&flow).copied(),
         };
         known.unwrap_or_else(|| {
-            let ends = Ends::of(record);
-            let matched = |rules: &[Rule]| rules.iter().any(|rule| rule.matches(&ends, &cgroup));
-            let kept = (self.include.is_empty() || matched(&self.include)) && !matched(&self.exclude);
+            let asks = self.asks_places;
+            let ends = Ends::of(record, |owner| match asks {
+                true => whereabouts(owner),
+                false => Whereabouts::default(),
+            });
+            let matched = |rules: &[Rule]| rules.iter().any(|rule| rule.matches(&ends));
+            let kept = (self.include.is_empty() || matched(&self.include))
+                && !matched(&self.exclude)
+                && !ends.all_own(|at| is_in(&self.wholes, at));
+            self.unnamed += u64::from(self.asks_runtimes && ends.is_unnamed());
             if !last {
                 self.decided.put(flow, kept);
             }
             kept
         })
     }
+}
+
+/// Whether a place is in one of these.
+fn is_in(wholes: &[Place], at: &Whereabouts<'_>) -> bool {
+    wholes.iter().any(|place| place.holds(at))
 }
 
 /// Keeps one flow in so many.

@@ -204,6 +204,11 @@ pub enum NameObservation {
         /// Path below the cgroup2 root.
         path: String,
     },
+    /// A cgroup was removed. Told of those only that the kernel side leaves out.
+    CgroupGone {
+        /// Inode its folder had.
+        id: u64,
+    },
 }
 
 impl Endpoint {
@@ -331,7 +336,9 @@ pub fn flow_event(event: &abi::Event<'_>, slept: Slept) -> Option<Observation> {
             tcp(event.head.cookie, event.head.at_ns, sight, &event.entry)
         }
         abi::Event::UdpEnded(event) => udp(event.head.cookie, event.head.at_ns, &event.entry, true, slept),
-        abi::Event::Exec(_) | abi::Event::Fork(_) | abi::Event::Cgroup(_) => return None,
+        abi::Event::Exec(_) | abi::Event::Fork(_) | abi::Event::Cgroup(_) | abi::Event::CgroupGone(_) => {
+            return None;
+        }
     })
 }
 
@@ -408,6 +415,7 @@ pub fn name_event(event: &abi::Event<'_>) -> Option<NameObservation> {
             id: event.cgroup_id,
             path: text(&event.path[..(event.path_octets as usize).min(event.path.len())]),
         },
+        abi::Event::CgroupGone(head) => NameObservation::CgroupGone { id: head.cookie },
         _ => return None,
     })
 }

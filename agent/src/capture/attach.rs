@@ -171,6 +171,14 @@ const PROGRAMS: &[Hook] = &[
         "containers made after the start are known only while a process of theirs lives",
     ),
     hook(
+        "name_cgroup_gone",
+        "tp_btf/cgroup_rmdir",
+        Kind::TpBtf("cgroup_rmdir"),
+        Part::Both,
+        false,
+        "containers that are left out and have ended keep their place in the kernel's list",
+    ),
+    hook(
         "walk_files",
         "iter/task_file",
         Kind::Files,

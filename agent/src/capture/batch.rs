@@ -10,10 +10,11 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use flowtilla_abi::{SNAP_KEYS_MAX, UdpPeerKey, UdpPeerValue};
 use flowtilla_agent_core::observe::{Cookie, Endpoint};
 
-use zerocopy::{FromBytes, FromZeros as _};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::CaptureError;
 
+const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
@@ -170,21 +171,54 @@ pub(super) fn take_peer(
         remote_port: peer.port,
         pad: [0; 6],
     };
-    let mut value = UdpPeerValue::new_zeroed();
+    take(map, &key, "forgetting a UDP peer")
+}
+
+/// Puts one element in, or in the place of one with this key.
+///
+/// # Errors
+/// [`CaptureError::Call`]; that of a full map is `E2BIG`.
+pub(super) fn put<K, V>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &V,
+    what: &'static str,
+) -> Result<(), CaptureError>
+where
+    K: IntoBytes + Immutable,
+    V: IntoBytes + Immutable,
+{
     let mut attr = ElementAttr {
         map_fd: fd_number(map),
-        key: &raw const key as u64,
-        value: &raw mut value as u64,
+        key: key.as_bytes().as_ptr() as u64,
+        value: value.as_bytes().as_ptr() as u64,
         ..ElementAttr::default()
     };
-    // SAFETY: key and value are the structures of the peer map and live longer than the call.
+    // SAFETY: key and value are as long as those of the map (the callers pass its types) and live longer than the call.
+    unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map_err(|source| CaptureError::Call { what, source })
+}
+
+/// Takes one element out; `None`: it is not there.
+///
+/// # Errors
+/// [`CaptureError::Call`].
+pub(super) fn take<K, V>(map: BorrowedFd<'_>, key: &K, what: &'static str) -> Result<Option<V>, CaptureError>
+where
+    K: IntoBytes + Immutable,
+    V: FromBytes + IntoBytes,
+{
+    let mut value = V::new_zeroed();
+    let mut attr = ElementAttr {
+        map_fd: fd_number(map),
+        key: key.as_bytes().as_ptr() as u64,
+        value: value.as_mut_bytes().as_mut_ptr() as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: key and value are as long as those of the map (the callers pass its types) and live longer than the call.
     match unsafe { bpf(MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) } {
         Ok(()) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(source) => Err(CaptureError::Call {
-            what: "forgetting a UDP peer",
-            source,
-        }),
+        Err(source) => Err(CaptureError::Call { what, source }),
     }
 }
 

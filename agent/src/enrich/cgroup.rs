@@ -21,6 +21,8 @@ const CGROUP_OCTETS_MAX: usize = 64 << 10;
 const MOUNTINFO_OCTETS_MAX: usize = 4 << 20;
 /// Inode of the topmost cgroup. Source: kernfs, the first number it gives.
 const ROOT_ID: u64 = 1;
+/// Inode of the first cgroup namespace. Source: Linux `include/linux/proc_ns.h`, `PROC_CGROUP_INIT_INO`.
+const FIRST_NAMESPACE: u64 = 0xEFFF_FFFB;
 /// Linux' magic number of cgroup2. Source: `include/uapi/linux/magic.h`.
 const CGROUP2_SUPER_MAGIC: FsWord = 0x6367_7270;
 
@@ -56,6 +58,13 @@ impl Cgroups {
 
     pub(super) fn root(&self) -> Option<&Path> {
         self.0.as_ref().map(|tree| tree.point.as_path())
+    }
+
+    /// Whether paths begin at the root of the hierarchy: all of it is mounted, and we are in no cgroup namespace.
+    pub(super) fn sees_whole(&self, proc: &Proc) -> bool {
+        let namespace = rustix::fs::statat(proc.as_fd(), "self/ns/cgroup", AtFlags::empty());
+        let is_first = namespace.is_ok_and(|found| found.st_ino == FIRST_NAMESPACE);
+        is_first && self.0.as_ref().is_some_and(|tree| tree.whole)
     }
 
     /// Every cgroup that can be seen, the root first.

@@ -275,6 +275,7 @@ fn meter() -> Made {
         filter: None,
         lookups: Beside::start(Lookups::open().expect("/proc")).expect("a thread"),
         containers: None,
+        outside: Outside::new(PathBuf::new(), true),
         cgroup_root: PathBuf::new(),
         view: Some(view),
         status: watch::Sender::new(AgentStatus::default()),

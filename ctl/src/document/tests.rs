@@ -283,12 +283,16 @@ fn number() -> impl Strategy<Value = Option<u64>> {
 
 fn rule() -> impl Strategy<Value = wire::FlowRule> {
     let texts = || prop::collection::vec(text(), 0..3);
-    (texts(), texts(), texts()).prop_map(|(cidrs, ports, processes)| wire::FlowRule {
-        cidrs,
-        ports,
-        processes,
-        ..wire::FlowRule::default()
-    })
+    (texts(), texts(), texts(), texts(), texts()).prop_map(
+        |(cidrs, ports, processes, containers, pod_labels)| wire::FlowRule {
+            cidrs,
+            ports,
+            processes,
+            containers,
+            pod_labels,
+            ..wire::FlowRule::default()
+        },
+    )
 }
 
 fn scope() -> impl Strategy<Value = wire::Scope> {

@@ -22,6 +22,8 @@ pub enum Event<'a> {
     Fork(&'a ForkEvent),
     /// A cgroup was made.
     Cgroup(&'a CgroupEvent),
+    /// A cgroup that is left out was removed.
+    CgroupGone(&'a EventHead),
 }
 
 /// Why octets are no event.
@@ -66,6 +68,7 @@ pub fn decode(octets: &[u8]) -> Result<Event<'_>, DecodeError> {
         kind::EXEC => Event::Exec(whole(kind, octets)?),
         kind::FORK => Event::Fork(whole(kind, octets)?),
         kind::CGROUP => Event::Cgroup(whole(kind, octets)?),
+        kind::CGROUP_GONE => Event::CgroupGone(whole(kind, octets)?),
         other => return Err(DecodeError::Kind(other)),
     })
 }

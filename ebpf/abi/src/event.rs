@@ -159,8 +159,10 @@ shared! {
         spilled: u8,
         /// 1: older than the agent.
         backfilled: u8,
+        /// 1: its cgroup was left out after the socket was made.
+        left_out: u8,
         /// Zero.
-        pad: [u8; 2],
+        pad: u8,
         /// When the socket was made or first seen.
         created_ns: u64,
         /// Who holds it.
@@ -218,13 +220,24 @@ shared! {
     }
 }
 shared! {
+    /// What the kernel side left out because of one cgroup.
+    struct LeftOutSum = "left_out_sum", 24 {
+        /// TCP connections that began.
+        connections: u64,
+        /// Packets of TCP connections that ended, and datagrams.
+        packets: u64,
+        /// Their IP octets.
+        octets: u64,
+    }
+}
+shared! {
     /// First octets of every event.
     struct EventHead = "event_head", 24 {
         /// One of [`kind`](crate::kind).
         kind: u32,
         /// Zero.
         pad: u32,
-        /// The socket; 0 for names.
+        /// The socket; 0 for names; the cgroup that is gone.
         cookie: u64,
         /// When it happened.
         at_ns: u64,
@@ -320,6 +333,7 @@ pub const ALL: &[(&str, usize, Layout)] = &[
         size_of::<ListenerValue>(),
         ListenerValue::LAYOUT,
     ),
+    (LeftOutSum::C_NAME, size_of::<LeftOutSum>(), LeftOutSum::LAYOUT),
     (EventHead::C_NAME, size_of::<EventHead>(), EventHead::LAYOUT),
     (TcpEvent::C_NAME, size_of::<TcpEvent>(), TcpEvent::LAYOUT),
     (UdpEvent::C_NAME, size_of::<UdpEvent>(), UdpEvent::LAYOUT),

@@ -16,6 +16,13 @@ pub const SNAP_KEYS_MAX: usize = 1024;
 /// Most entries of a scope list (`cgroup` or `netns`).
 pub const SCOPES_MAX: usize = 8;
 
+/// Most cgroups that the kernel side leaves out.
+///
+/// A large host has some hundreds of containers; the map takes some 0.4 MiB. What finds it full is left out by the agent.
+pub const LEFT_OUT_MAX: usize = 4096;
+/// Levels below the root at which the kernel side can leave a cgroup out. Those of containers are at some six.
+pub const LEFT_OUT_DEPTHS: u32 = 32;
+
 /// Kinds of [`EventHead::kind`](crate::EventHead).
 pub mod kind {
     /// A socket entered the map.
@@ -36,6 +43,8 @@ pub mod kind {
     pub const FORK: u32 = 17;
     /// A cgroup was made.
     pub const CGROUP: u32 = 18;
+    /// A cgroup that is left out was removed; the cookie of the head is its id.
+    pub const CGROUP_GONE: u32 = 19;
 }
 
 /// Values of [`Owner::kind`](crate::Owner).

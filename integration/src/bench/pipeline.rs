@@ -22,6 +22,7 @@ use flowtilla_agent_core::collector::window::OnRestart;
 use flowtilla_agent_core::collector::{Collector, CollectorOptions, Transmit, Wanted};
 use flowtilla_agent_core::encode::header::{self, HeaderLayout, PayloadEncoding, Topic};
 use flowtilla_agent_core::encode::tlv::{HostAddress, Loopback, RECORDS_MAX, TlvOptions};
+use flowtilla_agent_core::enrich::Whereabouts;
 use flowtilla_agent_core::filter::{Filter, Verdict};
 use flowtilla_agent_core::flow::record::{BootId, CollectorSlot, FlowRecord};
 use flowtilla_agent_core::flow::{FlowTable, TableOptions};
@@ -182,7 +183,11 @@ fn spooled(endpoint: &str, records: u64, mut filter: Option<Filter>) -> Result<R
         };
         made += source.turn(|record| {
             if let Some(filter) = &mut filter {
-                assert_eq!(filter.judge(&record, |_| Some("/user.slice")), Verdict::Kept);
+                let at = Whereabouts {
+                    cgroup: Some("/user.slice"),
+                    ..Whereabouts::default()
+                };
+                assert_eq!(filter.judge(&record, |_| at), Verdict::Kept);
             }
             let mut pushed = builder.push(&record);
             if pushed == Pushed::Full {

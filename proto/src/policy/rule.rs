@@ -1,4 +1,4 @@
-//! A rule that chooses flows: by address, port, process, user or cgroup.
+//! A rule that chooses flows: by address, port, process, user, cgroup, container or pod.
 //!
 //! In: [`wire::FlowRule`]. Out: [`FlowRule`], each member checked by itself, the rule as a whole for being one: a rule
 //! without members would match every flow, and is refused.
@@ -26,6 +26,15 @@ pub const RULE_MEMBERS_MAX: usize = 64;
 /// Paths of executables are short, but for those of build systems and stores (some 200). Double it, and a policy of
 /// rules alone may be a quarter of a MiB longer.
 pub const PROCESS_OCTETS_MAX: usize = 512;
+/// Longest pattern of a container's name, an image or a namespace, in octets.
+///
+/// Names of images with their registry and digest have some 200. Double it, and a policy of rules alone may be a quarter of
+/// a MiB longer.
+pub const NAME_PATTERN_OCTETS_MAX: usize = 512;
+/// Longest key of a pod's label, in octets. Source: Kubernetes, a DNS name of 253 octets, a slash and 63 more.
+pub const POD_LABEL_KEY_OCTETS_MAX: usize = 317;
+/// Longest value of a pod's label, in octets. Source: Kubernetes.
+pub const POD_LABEL_VALUE_OCTETS_MAX: usize = 63;
 /// Longest name of a user, in octets. Source: Linux `LOGIN_NAME_MAX`, its NUL not counted.
 pub const USER_OCTETS_MAX: usize = 255;
 
@@ -44,6 +53,14 @@ pub struct FlowRule {
     pub users: Vec<User>,
     /// A cgroup that an owner on this host is in or below.
     pub cgroups: Vec<ScopePath>,
+    /// The name of the container of an owner on this host; no slash in it.
+    pub containers: Vec<NamePattern>,
+    /// What the container of an owner on this host was made from.
+    pub images: Vec<NamePattern>,
+    /// The namespace of the pod of an owner on this host; no slash in it.
+    pub namespaces: Vec<NamePattern>,
+    /// A label of the pod of an owner on this host.
+    pub pod_labels: Vec<PodLabel>,
 }
 
 /// Ports from the first to the last, both in it; 1 to 65535.
@@ -86,6 +103,38 @@ impl ProcessPattern {
     #[must_use]
     pub fn is_path(&self) -> bool {
         self.0.starts_with('/')
+    }
+}
+
+/// Name of a container, an image or a namespace, in which `*` stands for any characters: 1 to [`NAME_PATTERN_OCTETS_MAX`]
+/// octets without blanks and control characters.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamePattern(String);
+
+impl NamePattern {
+    /// The pattern.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A label of a pod. The key is 1 to [`POD_LABEL_KEY_OCTETS_MAX`] of `a-z A-Z 0-9 - . _ /`, the value 0 to
+/// [`POD_LABEL_VALUE_OCTETS_MAX`] of `a-z A-Z 0-9 - . _`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodLabel {
+    /// Its key.
+    pub key: String,
+    /// Its value; `None`: any.
+    pub value: Option<String>,
+}
+
+impl fmt::Display for PodLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            Some(value) => write!(f, "{}={value}", self.key),
+            None => f.write_str(&self.key),
+        }
     }
 }
 
@@ -132,11 +181,16 @@ fn parse(sent: &wire::FlowRule) -> Result<FlowRule, Mistakes> {
         &sent.processes,
         &sent.users,
         &sent.cgroups,
+        &sent.containers,
+        &sent.images,
+        &sent.namespaces,
+        &sent.pod_labels,
     ];
     match lists.into_iter().map(Vec::len).sum::<usize>() {
         0 => {
             let why = "has no member, and would match every flow";
-            let remedy = "write cidrs, ports, processes, users or cgroups into it, or leave the rule out";
+            let remedy = "write cidrs, ports, processes, users, cgroups, containers, images, namespaces or podLabels into it, \
+                          or leave the rule out";
             reading.refuse("", None, Refused::new(why, remedy));
         }
         n if n > RULE_MEMBERS_MAX => {
@@ -151,6 +205,10 @@ fn parse(sent: &wire::FlowRule) -> Result<FlowRule, Mistakes> {
     let processes = members(&mut reading, "processes", &sent.processes, parse_process);
     let users = members(&mut reading, "users", &sent.users, parse_user);
     let cgroups = members(&mut reading, "cgroups", &sent.cgroups, parse_cgroup);
+    let containers = members(&mut reading, "containers", &sent.containers, parse_container);
+    let images = members(&mut reading, "images", &sent.images, parse_image);
+    let namespaces = members(&mut reading, "namespaces", &sent.namespaces, parse_namespace);
+    let pod_labels = members(&mut reading, "podLabels", &sent.pod_labels, parse_pod_label);
     let made = (|| {
         Some(FlowRule {
             cidrs: cidrs?,
@@ -158,6 +216,10 @@ fn parse(sent: &wire::FlowRule) -> Result<FlowRule, Mistakes> {
             processes: processes?,
             users: users?,
             cgroups: cgroups?,
+            containers: containers?,
+            images: images?,
+            namespaces: namespaces?,
+            pod_labels: pod_labels?,
         })
     })();
     reading.finish(made)
@@ -292,6 +354,68 @@ fn parse_cgroup(text: &str) -> Result<ScopePath, Refused> {
     cgroup_path(text, "leave it out")
 }
 
+fn parse_container(text: &str) -> Result<NamePattern, Refused> {
+    let remedy =
+        "write the name of a container, such as web or web-*; that of a pod's namespace goes into namespaces";
+    parse_name(text, remedy, false)
+}
+
+fn parse_image(text: &str) -> Result<NamePattern, Refused> {
+    parse_name(
+        text,
+        "write the name of an image, such as nginx:1.27 or */nginx:*",
+        true,
+    )
+}
+
+fn parse_namespace(text: &str) -> Result<NamePattern, Refused> {
+    parse_name(text, "write the namespace of a pod, such as kube-system", false)
+}
+
+fn parse_name(text: &str, remedy: &str, may_have_slash: bool) -> Result<NamePattern, Refused> {
+    let refuse = |why: &str| Err(Refused::new(why, remedy));
+    if text.is_empty() {
+        return refuse("is no name");
+    }
+    if text.len() > NAME_PATTERN_OCTETS_MAX {
+        let remedy = format!("write at most {NAME_PATTERN_OCTETS_MAX} octets, with * for the rest");
+        return Err(Refused::new("is too long", remedy));
+    }
+    if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        return refuse("has blanks or control characters");
+    }
+    if text.contains('/') && !may_have_slash {
+        return refuse("has a slash, which no such name has");
+    }
+    Ok(NamePattern(text.to_owned()))
+}
+
+fn parse_pod_label(text: &str) -> Result<PodLabel, Refused> {
+    let (key, value) = match text.split_once('=') {
+        Some((key, value)) => (key, Some(value)),
+        None => (text, None),
+    };
+    let made_of = |text: &str, marks: &[u8]| {
+        text.bytes()
+            .all(|octet| octet.is_ascii_alphanumeric() || marks.contains(&octet))
+    };
+    if key.is_empty() || key.len() > POD_LABEL_KEY_OCTETS_MAX || !made_of(key, b"-._/") {
+        let remedy = "write KEY=VALUE or KEY, such as app.kubernetes.io/name=web";
+        return Err(Refused::new("has no key of a label", remedy));
+    }
+    let is_value = |value: &str| value.len() <= POD_LABEL_VALUE_OCTETS_MAX && made_of(value, b"-._");
+    if !value.is_none_or(is_value) {
+        let remedy = format!(
+            "write at most {POD_LABEL_VALUE_OCTETS_MAX} of letters, digits, '-', '.' and '_', or the key alone for any value"
+        );
+        return Err(Refused::new("has no value of a label", remedy));
+    }
+    Ok(PodLabel {
+        key: key.to_owned(),
+        value: value.map(str::to_owned),
+    })
+}
+
 impl fmt::Display for FlowRule {
     /// Its members as `agentctl up` takes them: `cidr=10.0.0.0/8,port=443`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -309,6 +433,13 @@ impl fmt::Display for FlowRule {
                 .iter()
                 .map(|path| format!("cgroup={}", path.as_str())),
         );
+        let named = |kind: &'static str, list: &[NamePattern]| -> Vec<String> {
+            list.iter().map(|name| format!("{kind}={}", name.0)).collect()
+        };
+        words.extend(named("container", &self.containers));
+        words.extend(named("image", &self.images));
+        words.extend(named("namespace", &self.namespaces));
+        words.extend(self.pod_labels.iter().map(|label| format!("pod-label={label}")));
         f.write_str(&words.join(","))
     }
 }

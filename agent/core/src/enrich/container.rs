@@ -241,6 +241,14 @@ impl Containers {
         }
     }
 
+    /// What was told about a container, without a change of what was used last.
+    pub(super) fn facts(&self, id: ContainerId) -> Option<&ContainerFacts> {
+        match self.entries.peek(&id)? {
+            Entry::Known(facts) => Some(facts),
+            Entry::Sought { .. } => None,
+        }
+    }
+
     /// Whether anybody is there who could tell anything.
     pub(super) fn may_be_told(&self) -> bool {
         self.tellers.iter().any(|teller| *teller != Teller::Away)

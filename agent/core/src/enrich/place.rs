@@ -7,7 +7,19 @@ use lru::LruCache;
 
 use super::ask::Scope;
 use super::cgroup;
+use super::container::ContainerFacts;
 use crate::owner::Container;
+
+/// Where an owner on this host is, as far as it is known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Whereabouts<'a> {
+    /// Path of its cgroup from the root of the cgroup2 file system.
+    pub cgroup: Option<&'a str>,
+    /// What a runtime told about its container.
+    pub container: Option<&'a ContainerFacts>,
+    /// Whether it is in a container that no runtime told of.
+    pub unnamed: bool,
+}
 
 /// Whether the path of a cgroup is known.
 #[derive(Clone, Debug)]
@@ -34,6 +46,8 @@ struct Entry {
     path: CgroupPath,
     /// What the newest of its processes that was read sees, when that is not the host's.
     other: Option<Scope>,
+    /// Whether it was removed: its last records are still to be named.
+    gone: bool,
 }
 
 pub(super) struct Cgroups(LruCache<u64, Entry>);
@@ -43,10 +57,26 @@ impl Cgroups {
         Self(LruCache::new(super::at_least_one(max)))
     }
 
-    /// The path itself, when it is known.
-    pub(super) fn text(&self, id: u64) -> Option<&str> {
+    /// Remembers that it was removed.
+    pub(super) fn gone(&mut self, id: u64) {
+        if let Some(entry) = self.0.peek_mut(&id) {
+            entry.gone = true;
+        }
+    }
+
+    /// Every cgroup that is there and whose path is known.
+    pub(super) fn known(&self) -> impl Iterator<Item = (u64, &str, Option<&Container>)> {
+        let there = self.0.iter().filter(|(_, entry)| !entry.gone);
+        there.filter_map(|(&id, entry)| match &entry.path {
+            CgroupPath::Known { path, container } => Some((id, &**path, container.as_ref())),
+            CgroupPath::Asked | CgroupPath::Absent => None,
+        })
+    }
+
+    /// The path and the container, without a change of what was used last.
+    pub(super) fn peek(&self, id: u64) -> Option<(&str, Option<&Container>)> {
         match &self.0.peek(&id)?.path {
-            CgroupPath::Known { path, .. } => Some(path),
+            CgroupPath::Known { path, container } => Some((path, container.as_ref())),
             CgroupPath::Asked | CgroupPath::Absent => None,
         }
     }
@@ -57,7 +87,8 @@ impl Cgroups {
 
     pub(super) fn know(&mut self, id: u64, path: CgroupPath) {
         let other = self.0.peek(&id).and_then(|entry| entry.other);
-        self.0.put(id, Entry { path, other });
+        let gone = self.0.peek(&id).is_some_and(|entry| entry.gone);
+        self.0.put(id, Entry { path, other, gone });
     }
 
     /// Remembers what a process of this cgroup sees, for those that are gone before anyone looks.

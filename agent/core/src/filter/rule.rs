@@ -5,9 +5,12 @@
 
 use std::net::IpAddr;
 
-use flowtilla_proto::policy::{FlowRule, PortRange, ProcessPattern, ScopePath, User};
+use flowtilla_proto::policy::{FlowRule, PortRange, ProcessPattern, User};
 use ipnet::IpNet;
 
+use super::pattern::Pattern;
+use super::place::Place;
+use crate::enrich::Whereabouts;
 use crate::flow::record::{FlowRecord, Party};
 use crate::owner::Owner;
 
@@ -19,11 +22,27 @@ struct End<'a> {
     port: u16,
     owner: &'a Owner,
     program: Option<Running<'a>>,
+    at: Whereabouts<'a>,
 }
 
 impl<'a> Ends<'a> {
-    pub(super) fn of(record: &'a FlowRecord) -> Self {
-        Self([End::of(&record.initiator), End::of(&record.responder)])
+    /// `whereabouts` is asked about owners on this host only.
+    pub(super) fn of(record: &'a FlowRecord, whereabouts: impl Fn(&Owner) -> Whereabouts<'a>) -> Self {
+        Self([
+            End::of(&record.initiator, &whereabouts),
+            End::of(&record.responder, &whereabouts),
+        ])
+    }
+
+    /// Whether an owner on this host is in a container that nobody told of.
+    pub(super) fn is_unnamed(&self) -> bool {
+        self.0.iter().any(|end| end.at.unnamed)
+    }
+
+    /// Whether there are owners on this host, and this holds of the place of each of them.
+    pub(super) fn all_own(&self, holds: impl Fn(&Whereabouts<'a>) -> bool) -> bool {
+        let mut own = self.0.iter().filter(|end| end.is_own()).peekable();
+        own.peek().is_some() && own.all(|end| holds(&end.at))
     }
 
     fn either(&self, holds: impl Fn(&End<'a>) -> bool) -> bool {
@@ -32,13 +51,25 @@ impl<'a> Ends<'a> {
 }
 
 impl<'a> End<'a> {
-    fn of(party: &'a Party) -> Self {
+    fn of(party: &'a Party, whereabouts: &impl Fn(&Owner) -> Whereabouts<'a>) -> Self {
+        let is_own = party.owner.process.is_some() && !party.owner.is_remote();
         Self {
             address: Bits::of(party.endpoint.address),
             port: party.endpoint.port,
             owner: &party.owner,
             program: Running::of(&party.owner),
+            at: if is_own {
+                whereabouts(&party.owner)
+            } else {
+                Whereabouts::default()
+            },
         }
+    }
+
+    /// Whether its owner is a process of this host. What another host says of its own end must not decide what leaves
+    /// this one.
+    fn is_own(&self) -> bool {
+        self.owner.process.is_some() && !self.owner.is_remote()
     }
 }
 
@@ -49,7 +80,7 @@ pub(super) struct Rule {
     ports: Vec<PortRange>,
     programs: Vec<Program>,
     users: Vec<User>,
-    cgroups: Vec<ScopePath>,
+    place: Place,
 }
 
 impl Rule {
@@ -59,30 +90,37 @@ impl Rule {
             ports: rule.ports.clone(),
             programs: rule.processes.iter().map(Program::new).collect(),
             users: rule.users.clone(),
-            cgroups: rule.cgroups.clone(),
+            place: Place::new(rule),
         }
     }
 
+    /// Whether it can be decided only when a runtime has told of a container.
+    pub(super) fn asks_runtimes(&self) -> bool {
+        self.place.asks_runtimes()
+    }
+
+    /// Whether it is about where owners are, among other things.
+    pub(super) fn asks_places(&self) -> bool {
+        !self.place.is_empty()
+    }
+
     /// Whether each list that is not empty has a member that matches at either end.
-    pub(super) fn matches<'a>(&self, ends: &Ends<'_>, cgroup: &impl Fn(u64) -> Option<&'a str>) -> bool {
-        // What another host says of its own end must not decide what leaves this one.
-        let own = |end: &End<'_>| !end.owner.is_remote();
+    pub(super) fn matches(&self, ends: &Ends<'_>) -> bool {
         let program = |end: &End<'_>| {
-            let running = end.program.as_ref().filter(|_| own(end));
+            let running = end.program.as_ref().filter(|_| end.is_own());
             running.is_some_and(|running| self.programs.iter().any(|wanted| wanted.matches(running)))
         };
-        let below = |end: &End<'_>| {
-            let process = end.owner.process.as_ref().filter(|_| own(end));
-            let path = process.and_then(|process| cgroup(process.cgroup_id));
-            path.is_some_and(|path| self.cgroups.iter().any(|above| is_below(path, above.as_str())))
-        };
+        let user = |end: &End<'_>| end.is_own() && self.users.iter().any(|user| is_user(end.owner, user));
         (self.ports.is_empty() || ends.either(|end| self.ports.iter().any(|ports| ports.contains(end.port))))
             && (self.networks.is_empty()
                 || ends.either(|end| self.networks.iter().any(|network| network.has(end.address))))
             && (self.programs.is_empty() || ends.either(program))
-            && (self.users.is_empty()
-                || ends.either(|end| own(end) && self.users.iter().any(|user| is_user(end.owner, user))))
-            && (self.cgroups.is_empty() || ends.either(below))
+            && (self.users.is_empty() || ends.either(user))
+            && self
+                .place
+                .lists()
+                .iter()
+                .all(|list| ends.either(|end| list.holds(&end.at)))
     }
 }
 
@@ -138,12 +176,6 @@ fn is_user(owner: &Owner, user: &User) -> bool {
     }
 }
 
-/// Whether a cgroup is `above` or below it.
-fn is_below(path: &str, above: &str) -> bool {
-    path.strip_prefix(above)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 /// What a process runs.
 struct Running<'a> {
     /// The executable; `None`: not known.
@@ -178,15 +210,14 @@ impl<'a> Running<'a> {
 #[derive(Debug)]
 struct Program {
     path: bool,
-    /// What stands before, between and after the `*`s; without one it is the whole.
-    parts: Vec<Box<str>>,
+    pattern: Pattern,
 }
 
 impl Program {
     fn new(pattern: &ProcessPattern) -> Self {
         Self {
             path: pattern.is_path(),
-            parts: pattern.as_str().split('*').map(Box::from).collect(),
+            pattern: Pattern::new(pattern.as_str()),
         }
     }
 
@@ -195,23 +226,7 @@ impl Program {
             true => running.path,
             false => Some(running.name),
         };
-        let (Some(text), Some((first, rest))) = (text, self.parts.split_first()) else {
-            return false;
-        };
-        let Some((last, between)) = rest.split_last() else {
-            return text == &**first;
-        };
-        let Some(inner) = text
-            .strip_prefix(&**first)
-            .and_then(|text| text.strip_suffix(&**last))
-        else {
-            return false;
-        };
-        // The earliest place of each part leaves most to the next.
-        let left = between.iter().try_fold(inner, |text, part| {
-            text.find(&**part).map(|at| &text[at + part.len()..])
-        });
-        left.is_some()
+        text.is_some_and(|text| self.pattern.matches(text))
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use flowtilla_proto::policy::Policy;
 use flowtilla_proto::wire;
 use proptest::prelude::*;
 
 use super::*;
+use crate::enrich::container::{ContainerFacts, ContainerId};
 use crate::flow::record::{BootId, CollectorSet, Counting, Party, Traffic};
 use crate::observe::{Endpoint, NetNs};
 use crate::owner::{Confidence, Names, Owner, Process, ProcessKey, Unknown};
@@ -121,7 +122,7 @@ fn simple(cookie: u64, part: u32, port: u16, comm: &str) -> FlowRecord {
 }
 
 fn judge(filter: &mut Filter, record: &FlowRecord) -> Verdict {
-    filter.judge(record, |_| None)
+    filter.judge(record, |_| Whereabouts::default())
 }
 
 #[test]
@@ -172,6 +173,66 @@ fn a_flow_keeps_its_decision_whatever_becomes_of_its_process() {
     let mut other = simple(2, 1, 80, "sh");
     other.id.stream = 1;
     assert_eq!(judge(&mut filter, &other), Verdict::Kept);
+}
+
+/// A place of [`TOLD`] for both ends of a flow, or for one that has an owner.
+fn within(cookie: u64, places: [Option<usize>; 2]) -> FlowRecord {
+    let [one, other] = places.map(|told| made(&(0, 1, told.map(|told| (0, true, 0, told)))));
+    record(cookie, 1, one, other)
+}
+
+#[test]
+fn a_whole_container_is_left_out_and_what_others_do_with_it_is_told() {
+    let web = wire::FlowRule {
+        containers: vec!["web".into()],
+        ..wire::FlowRule::default()
+    };
+    let db = wire::FlowRule {
+        images: vec!["db".into(), "shop/db:1".into()],
+        ..wire::FlowRule::default()
+    };
+    let mut filter = filter(vec![], vec![web, db], 1);
+    for (cookie, places, verdict) in [
+        (1, [Some(2), None], Verdict::Filtered),
+        (2, [None, Some(2)], Verdict::Filtered),
+        (3, [Some(2), Some(2)], Verdict::Filtered),
+        (4, [Some(2), Some(4)], Verdict::Filtered),
+        // Something else on this host.
+        (5, [Some(2), Some(0)], Verdict::Kept),
+        (6, [Some(1), Some(2)], Verdict::Kept),
+        (7, [Some(0), None], Verdict::Kept),
+        (8, [None, None], Verdict::Kept),
+    ] {
+        assert_eq!(
+            filter.judge(&within(cookie, places), whereabouts),
+            verdict,
+            "{places:?}"
+        );
+    }
+    assert_eq!((filter.take_unnamed(), filter.take_unnamed()), (1, 0));
+}
+
+#[test]
+fn a_container_that_nobody_named_is_neither_included_nor_excluded_and_is_counted() {
+    let any = || wire::FlowRule {
+        containers: vec!["*".into()],
+        ..wire::FlowRule::default()
+    };
+    let mut included = filter(vec![any()], vec![], 1);
+    let mut excluded = filter(vec![], vec![any()], 1);
+    for (n, told) in [1, 2].into_iter().enumerate() {
+        let record = within(told as u64, [Some(told), None]);
+        assert_eq!(included.judge(&record, whereabouts) == Verdict::Kept, n == 1);
+        assert_eq!(excluded.judge(&record, whereabouts) == Verdict::Kept, n == 0);
+    }
+    assert_eq!((included.take_unnamed(), excluded.take_unnamed()), (1, 1));
+    // Nobody counts what no rule asks for.
+    let mut ports = filter(vec![], vec![ports(&["443"])], 1);
+    assert_eq!(
+        ports.judge(&within(1, [Some(1), None]), whereabouts),
+        Verdict::Kept
+    );
+    assert_eq!(ports.take_unnamed(), 0);
 }
 
 #[test]
@@ -323,8 +384,9 @@ fn cost_of_a_verdict() {
         let began = std::time::Instant::now();
         for _ in 0..1_000 {
             for record in &records {
-                let verdict = filter.judge(std::hint::black_box(record), |_| {
-                    Some("/user.slice/user-1000.slice")
+                let verdict = filter.judge(std::hint::black_box(record), |_| Whereabouts {
+                    cgroup: Some("/user.slice/user-1000.slice"),
+                    ..Whereabouts::default()
                 });
                 let _ = std::hint::black_box(verdict);
             }
@@ -382,19 +444,53 @@ const PATHS: [Option<&str>; 6] = [
     Some("/system.slice/x"),
 ];
 
-/// One end as numbers into the lists above.
-type End = (usize, usize, Option<(usize, bool, usize)>);
+const CONTAINERS: [&str; 4] = ["web", "web-*", "*", "db"];
+const IMAGES: [&str; 3] = ["shop/web:1", "*:1", "db"];
+const NAMESPACES: [&str; 3] = ["shop", "kube-*", "*"];
+const POD_LABELS: [&str; 4] = ["app=web", "app", "tier=", "app=db"];
+
+/// Name, image, labels.
+type Told = (
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+);
+
+/// Containers: none, one that nobody told of, and others.
+const TOLD: [Option<Option<Told>>; 6] = [
+    None,
+    Some(None),
+    Some(Some(("web", "shop/web:1", &[("app", "web")]))),
+    Some(Some((
+        "web-2",
+        "db",
+        &[(NAMESPACE, "shop"), ("app", "web"), ("tier", "")],
+    ))),
+    Some(Some((
+        "db",
+        "shop/db:1",
+        &[(NAMESPACE, "kube-system"), ("app", "db")],
+    ))),
+    Some(Some(("web", "shop/web:1", &[(NAMESPACE, "shop")]))),
+];
+const NAMESPACE: &str = "io.kubernetes.pod.namespace";
+
+/// One end as numbers into the lists above: address, port, and of an owner program, whether it is root, cgroup, container.
+type End = (usize, usize, Option<(usize, bool, usize, usize)>);
 /// A rule likewise.
-type Lists = [Vec<usize>; 5];
+type Lists = [Vec<usize>; 9];
 
 fn ends() -> impl Strategy<Value = End> {
-    let owner = (0..PROGRAMS.len(), any::<bool>(), 0..PATHS.len());
+    let owner = (0..PROGRAMS.len(), any::<bool>(), 0..PATHS.len(), 0..TOLD.len());
     (0..ADDRESSES.len(), 0..PORTS_USED.len(), prop::option::of(owner))
 }
 
 fn lists() -> impl Strategy<Value = Lists> {
     let some = |n: usize| {
-        prop::collection::btree_set(0..n, 0..3).prop_map(|set| set.into_iter().collect::<Vec<_>>())
+        prop_oneof![
+            2 => Just(Vec::new()),
+            1 => prop::collection::btree_set(0..n, 0..3).prop_map(|set| set.into_iter().collect::<Vec<_>>()),
+        ]
     };
     (
         some(CIDRS.len()),
@@ -402,8 +498,12 @@ fn lists() -> impl Strategy<Value = Lists> {
         some(PROCESSES.len()),
         some(USERS.len()),
         some(CGROUPS.len()),
+        some(CONTAINERS.len()),
+        some(IMAGES.len()),
+        some(NAMESPACES.len()),
+        some(POD_LABELS.len()),
     )
-        .prop_map(|(a, b, c, d, e)| [a, b, c, d, e])
+        .prop_map(|(a, b, c, d, e, f, g, h, i)| [a, b, c, d, e, f, g, h, i])
         .prop_filter("a rule has members", |lists| {
             lists.iter().any(|list| !list.is_empty())
         })
@@ -417,6 +517,10 @@ fn written(lists: &Lists) -> wire::FlowRule {
         processes: texts(&lists[2], &PROCESSES),
         users: texts(&lists[3], &USERS),
         cgroups: texts(&lists[4], &CGROUPS),
+        containers: texts(&lists[5], &CONTAINERS),
+        images: texts(&lists[6], &IMAGES),
+        namespaces: texts(&lists[7], &NAMESPACES),
+        pod_labels: texts(&lists[8], &POD_LABELS),
     }
 }
 
@@ -425,11 +529,17 @@ fn made(end: &End) -> Party {
     let &(address, port, owned) = end;
     let owner = match owned {
         None => Owner::unknown(Unknown::Remote),
-        Some((program, root, path)) => {
+        Some((program, root, path, told)) => {
             let executable = PROGRAMS[program];
             let comm = executable.map_or("kernel", |path| path.rsplit('/').next().unwrap_or_default());
             let (uid, user) = if root { (0, "root") } else { (1000, "anna") };
-            owner(comm, executable, uid, Some(user), 1 + path as u64)
+            owner(
+                comm,
+                executable,
+                uid,
+                Some(user),
+                (1 + path + PATHS.len() * told) as u64,
+            )
         }
     };
     party(
@@ -439,6 +549,45 @@ fn made(end: &End) -> Party {
     )
 }
 
+/// What runtimes told of each container of [`TOLD`].
+static FACTS: LazyLock<Vec<Option<ContainerFacts>>> = LazyLock::new(|| {
+    let id = ContainerId::parse(&"7".repeat(64)).expect("an id");
+    let facts = |(name, image, labels): Told| ContainerFacts::new(id, name, image, labels.iter().copied());
+    TOLD.iter().map(|told| told.flatten().and_then(facts)).collect()
+});
+
+/// Where an owner of [`made`] is.
+fn whereabouts(owner: &Owner) -> Whereabouts<'static> {
+    let Some(process) = &owner.process else {
+        return Whereabouts::default();
+    };
+    let number = usize::try_from(process.cgroup_id - 1).expect("a small number");
+    let (path, told) = (number % PATHS.len(), number / PATHS.len());
+    Whereabouts {
+        cgroup: PATHS[path],
+        container: FACTS[told].as_ref(),
+        unnamed: TOLD[told] == Some(None),
+    }
+}
+
+/// Whether an exclude rule means cgroups as wholes.
+fn is_whole(rule: &wire::FlowRule) -> bool {
+    [&rule.cidrs, &rule.ports, &rule.processes, &rule.users]
+        .into_iter()
+        .all(Vec::is_empty)
+}
+
+/// Whether everything that these ends have of a place is left out by one of the whole rules.
+fn whole_model(rules: &[wire::FlowRule], ends: &[End; 2]) -> bool {
+    let mut own = ends.iter().filter(|end| end.2.is_some()).peekable();
+    own.peek().is_some()
+        && own.all(|end| {
+            rules
+                .iter()
+                .any(|rule| is_whole(rule) && model(rule, &[*end, *end]))
+        })
+}
+
 /// What the contract says, read from the words of the rule: bit by bit, character by character.
 fn model(rule: &wire::FlowRule, ends: &[End; 2]) -> bool {
     let either = |list: &[String], member: &dyn Fn(&str, &End) -> bool| {
@@ -446,8 +595,14 @@ fn model(rule: &wire::FlowRule, ends: &[End; 2]) -> bool {
     };
     let owned = |end: &End, see: &dyn Fn(usize, bool, usize) -> bool| {
         end.2
-            .is_some_and(|(program, root, path)| see(program, root, path))
+            .is_some_and(|(program, root, path, _)| see(program, root, path))
     };
+    let told = |end: &End, see: &dyn Fn(Told) -> bool| {
+        end.2
+            .is_some_and(|(_, _, _, told)| TOLD[told].flatten().is_some_and(see))
+    };
+    let label =
+        |(_, _, labels): Told, key: &str| labels.iter().find(|(name, _)| *name == key).map(|label| label.1);
     either(&rule.cidrs, &|text, end| in_network(text, ADDRESSES[end.0]))
         && either(&rule.ports, &|text, end| {
             let (first, last) = text.split_once('-').unwrap_or((text, text));
@@ -473,6 +628,24 @@ fn model(rule: &wire::FlowRule, ends: &[End; 2]) -> bool {
         && either(&rule.cgroups, &|text, end| {
             owned(end, &|_, _, path| {
                 PATHS[path].is_some_and(|path| format!("{path}/").starts_with(&format!("{text}/")))
+            })
+        })
+        && either(&rule.containers, &|text, end| {
+            told(end, &|told| glob(text, told.0))
+        })
+        && either(&rule.images, &|text, end| told(end, &|told| glob(text, told.1)))
+        && either(&rule.namespaces, &|text, end| {
+            told(end, &|told| {
+                label(told, NAMESPACE).is_some_and(|name| glob(text, name))
+            })
+        })
+        && either(&rule.pod_labels, &|text, end| {
+            told(end, &|told| {
+                let (key, wanted) = text
+                    .split_once('=')
+                    .map_or((text, None), |(key, value)| (key, Some(value)));
+                let value = label(told, NAMESPACE).and_then(|_| label(told, key));
+                value.is_some_and(|value| wanted.is_none_or(|wanted| wanted == value))
             })
         })
 }
@@ -509,16 +682,16 @@ proptest! {
     ) {
         prop_assume!(!include.is_empty() || !exclude.is_empty());
         let (include, exclude): (Vec<_>, Vec<_>) = (include.iter().map(written).collect(), exclude.iter().map(written).collect());
-        let any = |rules: &[wire::FlowRule]| rules.iter().any(|rule| model(rule, &ends));
-        let kept = (include.is_empty() || any(&include)) && !any(&exclude);
+        let included = include.is_empty() || include.iter().any(|rule| model(rule, &ends));
+        let excluded = exclude.iter().any(|rule| !is_whole(rule) && model(rule, &ends));
+        let kept = included && !excluded && !whole_model(&exclude, &ends);
         let mut filter = filter(include, exclude, 1);
         let record = record(1, 1, made(&ends[0]), made(&ends[1]));
-        let path = |id: u64| PATHS[usize::try_from(id - 1).expect("a small number")];
-        let verdict = filter.judge(&record, path);
+        let verdict = filter.judge(&record, whereabouts);
         prop_assert_eq!(verdict == Verdict::Kept, kept);
         // The ends have no order.
         let turned = super::tests::record(2, 1, made(&ends[1]), made(&ends[0]));
-        prop_assert_eq!(filter.judge(&turned, path), verdict);
+        prop_assert_eq!(filter.judge(&turned, whereabouts), verdict);
     }
 
     /// Over any history, each flow has one verdict: that of its first record.

@@ -25,7 +25,7 @@ use crate::exit::UsageError;
 const KEY_FILE_OCTETS_MAX: u64 = 4096;
 
 /// The grammar of `--include` and `--exclude`.
-const RULE: &str = "cidr=…,port=…,process=…,user=…,cgroup=…";
+const RULE: &str = "cidr=…,port=…,process=…,user=…,cgroup=…,container=…,image=…,namespace=…,pod-label=…";
 
 /// Octets of a key in Z85.
 const KEY_OCTETS: usize = 40;
@@ -57,13 +57,14 @@ pub(crate) struct UpArgs {
     #[arg(long)]
     pub(crate) no_udp: bool,
 
-    /// Keeps only flows that this matches; of several, any. CIDRs and ports at either end; process (name, or path with
-    /// *), user and cgroup of an owner on this host. Within a rule each kind must match, of one kind any.
-    #[arg(long, value_name = RULE, value_parser = parse_rule)]
+    /// Keeps only flows that this matches; of several, any. cidr=… and port=… at either end; process=… (name, or path
+    /// with *), user=…, cgroup=…, container=… and image=… (names, with *), namespace=… and pod-label=KEY=VALUE or KEY (of
+    /// its pod) of an owner on this host. Within a rule each kind must match, of one kind any.
+    #[arg(long, value_name = "KIND=MEMBER,…", value_parser = parse_rule)]
     pub(crate) include: Vec<wire::FlowRule>,
 
     /// Leaves flows out that this matches, included or not. May be repeated.
-    #[arg(long, value_name = RULE, value_parser = parse_rule)]
+    #[arg(long, value_name = "KIND=MEMBER,…", value_parser = parse_rule)]
     pub(crate) exclude: Vec<wire::FlowRule>,
 
     /// Keeps one flow in N, whole; what is left out is counted [default: every flow].
@@ -427,6 +428,10 @@ fn parse_rule(text: &str) -> Result<wire::FlowRule, String> {
             "process" => &mut rule.processes,
             "user" => &mut rule.users,
             "cgroup" => &mut rule.cgroups,
+            "container" => &mut rule.containers,
+            "image" => &mut rule.images,
+            "namespace" => &mut rule.namespaces,
+            "pod-label" => &mut rule.pod_labels,
             _ => {
                 return Err(format!(
                     "has the member {member:?}, which is of no known kind; write {RULE}, each as often as needed"

@@ -219,12 +219,110 @@ fn a_cgroup_is_a_path_below_the_root() {
 }
 
 #[test]
+fn containers_images_and_namespaces_are_names_with_wildcards() {
+    type Set = fn(&mut wire::FlowRule) -> &mut Vec<String>;
+    type Made = fn(&FlowRule) -> &[NamePattern];
+    let kinds: [(&str, Set, Made, bool); 3] = [
+        (
+            "containers",
+            |rule| &mut rule.containers,
+            |rule| &rule.containers,
+            false,
+        ),
+        ("images", |rule| &mut rule.images, |rule| &rule.images, true),
+        (
+            "namespaces",
+            |rule| &mut rule.namespaces,
+            |rule| &rule.namespaces,
+            false,
+        ),
+    ];
+    for (list, set, made, may_have_slash) in kinds {
+        let name = |text: &str| {
+            let mut sent = wire::FlowRule::default();
+            set(&mut sent).push(text.into());
+            parsed(sent).map(|rule| made(&rule)[0].as_str().to_owned())
+        };
+        for text in ["web", "web-*", "*", &"x".repeat(NAME_PATTERN_OCTETS_MAX)] {
+            assert_eq!(name(text).as_deref(), Ok(text));
+        }
+        assert_eq!(name("registry.example/web:1").is_ok(), may_have_slash);
+        let mut refused = vec![
+            (String::new(), "is no name"),
+            ("a b".into(), "has blanks or control characters"),
+            ("a\u{1b}b".into(), "has blanks or control characters"),
+            ("x".repeat(NAME_PATTERN_OCTETS_MAX + 1), "is too long"),
+        ];
+        if !may_have_slash {
+            refused.push(("shop/web".into(), "has a slash, which no such name has"));
+        }
+        for (text, why) in refused {
+            let said = name(&text).expect_err(why);
+            assert!(
+                said.starts_with(&format!("{list}[0]: ")) && said.contains(&format!(" {why}; write ")),
+                "{said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_pod_label_is_a_key_with_or_without_a_value() {
+    let label = |text: &str| {
+        parsed(wire::FlowRule {
+            pod_labels: strings(&[text]),
+            ..wire::FlowRule::default()
+        })
+        .map(|rule| (rule.pod_labels[0].key.clone(), rule.pod_labels[0].value.clone()))
+    };
+    assert_eq!(
+        label("app.kubernetes.io/name=web"),
+        Ok(("app.kubernetes.io/name".into(), Some("web".into())))
+    );
+    assert_eq!(label("app"), Ok(("app".into(), None)));
+    assert_eq!(label("app="), Ok(("app".into(), Some(String::new()))));
+    assert!(label(&"k".repeat(POD_LABEL_KEY_OCTETS_MAX)).is_ok());
+    assert!(label(&format!("k={}", "v".repeat(POD_LABEL_VALUE_OCTETS_MAX))).is_ok());
+    for (text, why) in [
+        (String::new(), "has no key of a label"),
+        ("=web".into(), "has no key of a label"),
+        ("a b=web".into(), "has no key of a label"),
+        ("k".repeat(POD_LABEL_KEY_OCTETS_MAX + 1), "has no key of a label"),
+        ("app=a b".into(), "has no value of a label"),
+        ("app=a=b".into(), "has no value of a label"),
+        (
+            format!("k={}", "v".repeat(POD_LABEL_VALUE_OCTETS_MAX + 1)),
+            "has no value of a label",
+        ),
+    ] {
+        let said = label(&text).expect_err(why);
+        assert!(said.starts_with("podLabels[0]: ") && said.contains(why), "{said}");
+    }
+}
+
+#[test]
+fn a_rule_is_printed_as_it_is_given_to_up() {
+    let rule = parsed(wire::FlowRule {
+        ports: strings(&["443"]),
+        containers: strings(&["web-*"]),
+        images: strings(&["*/web:*"]),
+        namespaces: strings(&["shop"]),
+        pod_labels: strings(&["app=web", "tier"]),
+        ..wire::FlowRule::default()
+    });
+    assert_eq!(
+        rule.map(|rule| rule.to_string()).as_deref(),
+        Ok("port=443,container=web-*,image=*/web:*,namespace=shop,pod-label=app=web,pod-label=tier")
+    );
+}
+
+#[test]
 fn an_empty_rule_and_one_with_too_many_members_are_refused() {
     assert_eq!(
         parsed(wire::FlowRule::default()),
         Err(
-            "has no member, and would match every flow; write cidrs, ports, processes, users or cgroups into it, or leave \
-             the rule out"
+            "has no member, and would match every flow; write cidrs, ports, processes, users, cgroups, containers, images, \
+             namespaces or podLabels into it, or leave the rule out"
                 .into()
         )
     );

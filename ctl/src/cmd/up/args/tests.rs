@@ -109,6 +109,7 @@ fn rules_and_the_share_go_into_the_policy() {
         "--include=process=/usr/lib/jvm/*,user=anna",
         "--exclude",
         "port=8000-8100,cgroup=/system.slice/x.service",
+        "--exclude=container=web-*,image=*/web:*,namespace=shop,pod-label=app=web,pod-label=tier",
         "--sample=1/16",
     ]);
     let told = |rules: &[flowtilla_proto::policy::FlowRule]| -> Vec<String> {
@@ -123,7 +124,10 @@ fn rules_and_the_share_go_into_the_policy() {
     );
     assert_eq!(
         told(&policy.capture.exclude),
-        ["port=8000-8100,cgroup=/system.slice/x.service"]
+        [
+            "port=8000-8100,cgroup=/system.slice/x.service",
+            "container=web-*,image=*/web:*,namespace=shop,pod-label=app=web,pod-label=tier"
+        ]
     );
     assert_eq!(policy.capture.sampling.one_in.get(), 16);
 }
