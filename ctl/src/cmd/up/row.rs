@@ -10,9 +10,6 @@ use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Party, Protocol,
 use flowtilla_agent_core::observe::{Endpoint, TcpState};
 use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
 
-/// Characters of a container's id that are shown when it has no name, as runtimes show it.
-const CONTAINER_ID_SHOWN: usize = 12;
-
 /// The end that is told about, and the other.
 #[derive(Clone, Copy)]
 pub(crate) struct Ends<'a> {
@@ -87,13 +84,12 @@ pub(crate) fn user(owner: &Owner) -> Cow<'_, str> {
     name.map(Cow::Borrowed).or_else(id).unwrap_or_default()
 }
 
-/// Container name, or the beginning of its id.
+/// `namespace/pod/container`, the container's name, or the beginning of its id.
 pub(crate) fn container(owner: &Owner) -> Cow<'_, str> {
     let Some(container) = owner.names.as_ref().and_then(|names| names.container.as_ref()) else {
         return "".into();
     };
-    let short = || container.id.get(..CONTAINER_ID_SHOWN).unwrap_or(&container.id);
-    container.name.as_deref().unwrap_or_else(short).into()
+    container.shown()
 }
 
 /// `tcp`, `udp`.

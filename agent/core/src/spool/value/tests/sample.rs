@@ -63,6 +63,7 @@ pub(super) fn process(n: u32) -> Owner {
                     .collect(),
                 runtime: Runtime::Containerd,
                 name: Some(format!("{word}-{n}")),
+                pod: None,
             }),
         })),
     }
