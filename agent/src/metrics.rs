@@ -323,6 +323,8 @@ mod tests {
             ..AgentStatus::default()
         };
         status.drops.add(DropPoint::PeerMapFull, 3);
+        status.left_out.cgroups = 2;
+        status.left_out.sum.octets = 77;
         let page = render(
             &status,
             &News {
@@ -333,6 +335,8 @@ mod tests {
         for line in [
             "flowtilla_agent_records_total 41",
             "flowtilla_agent_connected 1",
+            "flowtilla_agent_kernel_left_out_cgroups 2",
+            "flowtilla_agent_kernel_left_out_octets_total 77",
             "flowtilla_agent_dropped{point=\"PeerMapFull\"} 3",
         ] {
             assert!(page.lines().any(|said| said == line), "{line} is not in\n{page}");

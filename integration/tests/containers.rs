@@ -3,6 +3,9 @@
 //! Real runtimes, each on its own socket with its own data: Docker on a host with cgroup v1 beside cgroup2, Docker on one
 //! with cgroup2 only, podman with runc. Each container connects once, to a port of its own, by which its flow is found.
 
+#[path = "containers/left_out.rs"]
+mod left_out;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;

@@ -338,7 +338,7 @@ impl Naming {
 
     fn place<'a>(&'a self, cgroup: Option<&'a str>, container: Option<&Container>) -> Whereabouts<'a> {
         let id = container.and_then(|container| ContainerId::parse(&container.id));
-        let facts = id.and_then(|id| self.containers.facts(id));
+        let facts = id.and_then(|id| self.containers.told(id));
         Whereabouts {
             cgroup,
             container: facts,

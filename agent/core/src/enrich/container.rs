@@ -382,7 +382,7 @@ impl Containers {
     }
 
     /// What was told about a container, without a change of what was used last.
-    pub(super) fn facts(&self, id: ContainerId) -> Option<&ContainerFacts> {
+    pub(super) fn told(&self, id: ContainerId) -> Option<&ContainerFacts> {
         match self.entries.peek(&id)? {
             Entry::Known(facts) => Some(facts),
             Entry::Sought { .. } => None,

@@ -79,18 +79,15 @@ impl List {
             Self::Containers(names) => of_container(&|facts| any(names, facts.name())),
             Self::Images(names) => of_container(&|facts| any(names, facts.image())),
             Self::Namespaces(names) => {
-                of_container(&|facts| facts.label(NAMESPACE).is_some_and(|name| any(names, name)))
+                of_container(&|facts| facts.pod_namespace().is_some_and(|name| any(names, name)))
             }
             Self::PodLabels(wanted) => of_container(&|facts| wanted.iter().any(|label| has(facts, label))),
         }
     }
 }
 
-/// Label by which runtimes tell a pod's namespace. Source: the kubelet, `pkg/kubelet/types/labels.go`.
-const NAMESPACE: &str = "io.kubernetes.pod.namespace";
-
 fn has(facts: &ContainerFacts, wanted: &PodLabel) -> bool {
-    let found = facts.label(NAMESPACE).and_then(|_| facts.label(&wanted.key));
+    let found = facts.pod_label(&wanted.key);
     found.is_some_and(|value| wanted.value.as_deref().is_none_or(|wanted| value == wanted))
 }
 
@@ -102,4 +99,15 @@ fn any(patterns: &[Pattern], text: &str) -> bool {
 fn is_below(path: &str, above: &str) -> bool {
     path.strip_prefix(above)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_below_another_by_whole_names() {
+        assert!(is_below("/a", "/a") && is_below("/a/b", "/a"));
+        assert!(!is_below("/ab", "/a") && !is_below("/", "/a") && !is_below("/x/a", "/a"));
+    }
 }

@@ -9,7 +9,7 @@ use flowtilla_proto::wire;
 use proptest::prelude::*;
 
 use super::*;
-use crate::enrich::container::{ContainerFacts, ContainerId};
+use crate::enrich::container::{ContainerFacts, ContainerId, PodFacts};
 use crate::flow::record::{BootId, CollectorSet, Counting, Party, Traffic};
 use crate::observe::{Endpoint, NetNs};
 use crate::owner::{Confidence, Names, Owner, Process, ProcessKey, Unknown};
@@ -449,31 +449,23 @@ const IMAGES: [&str; 3] = ["shop/web:1", "*:1", "db"];
 const NAMESPACES: [&str; 3] = ["shop", "kube-*", "*"];
 const POD_LABELS: [&str; 4] = ["app=web", "app", "tier=", "app=db"];
 
-/// Name, image, labels.
-type Told = (
-    &'static str,
-    &'static str,
-    &'static [(&'static str, &'static str)],
-);
+/// Name, image, and of a pod the namespace and its labels.
+type Told = (&'static str, &'static str, Option<PodTold>);
+type PodTold = (&'static str, &'static [(&'static str, &'static str)]);
 
 /// Containers: none, one that nobody told of, and others.
 const TOLD: [Option<Option<Told>>; 6] = [
     None,
     Some(None),
-    Some(Some(("web", "shop/web:1", &[("app", "web")]))),
+    Some(Some(("web", "shop/web:1", None))),
     Some(Some((
         "web-2",
         "db",
-        &[(NAMESPACE, "shop"), ("app", "web"), ("tier", "")],
+        Some(("shop", &[("app", "web"), ("tier", "")])),
     ))),
-    Some(Some((
-        "db",
-        "shop/db:1",
-        &[(NAMESPACE, "kube-system"), ("app", "db")],
-    ))),
-    Some(Some(("web", "shop/web:1", &[(NAMESPACE, "shop")]))),
+    Some(Some(("db", "shop/db:1", Some(("kube-system", &[("app", "db")]))))),
+    Some(Some(("web", "shop/web:1", Some(("shop", &[]))))),
 ];
-const NAMESPACE: &str = "io.kubernetes.pod.namespace";
 
 /// One end as numbers into the lists above: address, port, and of an owner program, whether it is root, cgroup, container.
 type End = (usize, usize, Option<(usize, bool, usize, usize)>);
@@ -552,12 +544,19 @@ fn made(end: &End) -> Party {
 /// What runtimes told of each container of [`TOLD`].
 static FACTS: LazyLock<Vec<Option<ContainerFacts>>> = LazyLock::new(|| {
     let id = ContainerId::parse(&"7".repeat(64)).expect("an id");
-    let facts = |(name, image, labels): Told| ContainerFacts::new(id, name, image, labels.iter().copied());
+    let facts = |(name, image, pod): Told| {
+        let facts = ContainerFacts::new(id, name, image, [])?;
+        let Some((namespace, labels)) = pod else {
+            return Some(facts);
+        };
+        let pod = PodFacts::new(namespace, "pod-0", None, labels.iter().copied())?;
+        Some(facts.of_pod(Arc::new(pod)))
+    };
     TOLD.iter().map(|told| told.flatten().and_then(facts)).collect()
 });
 
 /// Where an owner of [`made`] is.
-fn whereabouts(owner: &Owner) -> Whereabouts<'static> {
+fn whereabouts<'a>(owner: &Owner) -> Whereabouts<'a> {
     let Some(process) = &owner.process else {
         return Whereabouts::default();
     };
@@ -601,8 +600,6 @@ fn model(rule: &wire::FlowRule, ends: &[End; 2]) -> bool {
         end.2
             .is_some_and(|(_, _, _, told)| TOLD[told].flatten().is_some_and(see))
     };
-    let label =
-        |(_, _, labels): Told, key: &str| labels.iter().find(|(name, _)| *name == key).map(|label| label.1);
     either(&rule.cidrs, &|text, end| in_network(text, ADDRESSES[end.0]))
         && either(&rule.ports, &|text, end| {
             let (first, last) = text.split_once('-').unwrap_or((text, text));
@@ -636,16 +633,15 @@ fn model(rule: &wire::FlowRule, ends: &[End; 2]) -> bool {
         && either(&rule.images, &|text, end| told(end, &|told| glob(text, told.1)))
         && either(&rule.namespaces, &|text, end| {
             told(end, &|told| {
-                label(told, NAMESPACE).is_some_and(|name| glob(text, name))
+                told.2.is_some_and(|(namespace, _)| glob(text, namespace))
             })
         })
         && either(&rule.pod_labels, &|text, end| {
             told(end, &|told| {
-                let (key, wanted) = text
-                    .split_once('=')
-                    .map_or((text, None), |(key, value)| (key, Some(value)));
-                let value = label(told, NAMESPACE).and_then(|_| label(told, key));
-                value.is_some_and(|value| wanted.is_none_or(|wanted| wanted == value))
+                let labels = told.2.map_or(&[][..], |(_, labels)| labels);
+                labels
+                    .iter()
+                    .any(|(key, value)| text == *key || text == format!("{key}={value}"))
             })
         })
 }

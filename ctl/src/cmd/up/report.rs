@@ -109,6 +109,7 @@ pub(crate) fn laws(status: &AgentStatus) -> Vec<String> {
         ),
     ];
     lines.extend(left_out::lines(&status.record_law));
+    lines.extend(left_out::in_kernel(status));
     if status.unnamed > 0 {
         lines.push(format!("{} records wait for names", grouped(status.unnamed)));
     }
