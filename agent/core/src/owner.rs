@@ -140,6 +140,8 @@ pub struct Names {
     pub parent: Option<Parent>,
     /// The container it runs in.
     pub container: Option<Container>,
+    /// The systemd unit it runs in, such as `ssh.service`; `None` in a container, and where none is told.
+    pub unit: Option<String>,
 }
 
 /// A parent process.
@@ -166,6 +168,18 @@ pub struct Container {
     pub runtime: Runtime,
     /// Name, when a runtime told it.
     pub name: Option<String>,
+}
+
+/// Digits of a container's id that stand for it where it has no name, as runtimes show it.
+const ID_SHOWN: usize = 12;
+
+impl Container {
+    /// Its name, or the beginning of its id.
+    #[must_use]
+    pub fn shown(&self) -> &str {
+        let id = || self.id.get(..ID_SHOWN).unwrap_or(&self.id);
+        self.name.as_deref().unwrap_or_else(id)
+    }
 }
 
 /// Container runtimes that a cgroup path betrays.

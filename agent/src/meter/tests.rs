@@ -277,6 +277,7 @@ fn meter() -> Made {
         containers: None,
         cgroup_root: PathBuf::new(),
         view: Some(view),
+        top: SharedTop::default(),
         status: watch::Sender::new(AgentStatus::default()),
         listening: watch::Sender::new(None),
         capture: None,

@@ -133,6 +133,11 @@ async fn start_with(
             ..wire::Health::default()
         }),
         addresses: Box::new(|| vec![IpAddr::from([192, 0, 2, 1])]),
+        top: Box::new(|question| wire::TopAnswer {
+            id: question.id,
+            more: question.rows as u64,
+            ..wire::TopAnswer::default()
+        }),
     };
     let ready = Ready::restore(Parts {
         governed: stand_in.clone(),

@@ -11,6 +11,7 @@ use super::agent::Agent;
 use super::content::{Content, Contents};
 use super::members::Members;
 use super::questions::Questions;
+use super::top::Tops;
 use super::rollouts::Rollouts;
 use super::row::{AgentRow, HoldingsRow, META_KEY, MetaRow, RevisionRow, RolloutRow, bucket};
 use super::source::SourceIds;
@@ -184,6 +185,7 @@ impl Fleet {
             rollouts,
             members: Members::new(now),
             questions: Questions::default(),
+            tops: Tops::default(),
             forget_at_ms: 0,
             dirty: BTreeSet::new(),
             late: BTreeSet::new(),

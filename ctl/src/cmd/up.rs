@@ -26,8 +26,8 @@ mod report;
 mod row;
 #[cfg(test)]
 pub(crate) mod samples;
-mod screen;
-mod table;
+pub(crate) mod screen;
+pub(crate) mod table;
 mod view;
 
 /// Time that the reader of a pipe gets for the last records.

@@ -163,6 +163,7 @@ pub fn owner_of(end: &session::End) -> Option<Owner> {
                 runtime: Runtime::Other,
                 name: told(&end.container_name, TEXT_OCTETS_MAX),
             }),
+            unit: None,
         })),
     })
 }

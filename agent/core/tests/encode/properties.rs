@@ -44,6 +44,7 @@ fn owners() -> impl Strategy<Value = Owner> {
                     id,
                     runtime: Runtime::Other,
                 }),
+                unit: None,
             }
         },
     );

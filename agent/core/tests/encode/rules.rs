@@ -94,6 +94,7 @@ fn the_longest_record_there_is_fits_into_one_message() {
                 runtime: Runtime::Other,
                 name: Some(long),
             }),
+            unit: Some("long.service".to_owned()),
         })),
     };
     let mut record = tcp();
@@ -220,6 +221,7 @@ fn harmful_names_arrive_harmless() {
             runtime: Runtime::Other,
             name: Some(evil.into()),
         }),
+        unit: Some(evil.into()),
     }));
     let items = one(&record);
     let mut texts = 0;

@@ -7,11 +7,8 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Party, Protocol, Traffic};
-use flowtilla_agent_core::observe::{Endpoint, TcpState};
-use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
-
-/// Characters of a container's id that are shown when it has no name, as runtimes show it.
-const CONTAINER_ID_SHOWN: usize = 12;
+use flowtilla_agent_core::observe::Endpoint;
+use flowtilla_agent_core::owner::{Confidence, Container, Owner, Unknown};
 
 /// The end that is told about, and the other.
 #[derive(Clone, Copy)]
@@ -89,11 +86,8 @@ pub(crate) fn user(owner: &Owner) -> Cow<'_, str> {
 
 /// Container name, or the beginning of its id.
 pub(crate) fn container(owner: &Owner) -> Cow<'_, str> {
-    let Some(container) = owner.names.as_ref().and_then(|names| names.container.as_ref()) else {
-        return "".into();
-    };
-    let short = || container.id.get(..CONTAINER_ID_SHOWN).unwrap_or(&container.id);
-    container.name.as_deref().unwrap_or_else(short).into()
+    let container = owner.names.as_ref().and_then(|names| names.container.as_ref());
+    container.map_or("", Container::shown).into()
 }
 
 /// `tcp`, `udp`.
@@ -106,20 +100,7 @@ pub(crate) fn protocol(record: &FlowRecord) -> &'static str {
 
 /// How the flow stands: the TCP state or `open` while it lives, then how it ended.
 pub(crate) fn state(record: &FlowRecord) -> &'static str {
-    match record.reason {
-        EndReason::ActiveTimeout => match record.tcp.and_then(|tcp| tcp.state) {
-            Some(state) => tcp_state(state),
-            None => "open",
-        },
-        EndReason::EndOfFlow => "closed",
-        EndReason::IdleTimeout => "idle",
-        EndReason::ForcedEnd => "cut-short",
-        EndReason::LackOfResources => "no-room",
-        EndReason::Refused => "refused",
-        EndReason::Reset => "reset",
-        EndReason::TimedOut => "timed-out",
-        EndReason::Unreachable => "unreachable",
-    }
+    record.reason.state(record.tcp.and_then(|tcp| tcp.state))
 }
 
 /// Whether the record is the last of its flow.
@@ -156,21 +137,5 @@ pub(crate) fn confidence(confidence: Confidence) -> &'static str {
         Confidence::Unknown(Unknown::Remote) => "remote",
         Confidence::Unknown(Unknown::Kernel) => "kernel",
         Confidence::Unknown(Unknown::NotSeen) => "not-seen",
-    }
-}
-
-fn tcp_state(state: TcpState) -> &'static str {
-    match state {
-        TcpState::Established => "established",
-        TcpState::SynSent => "syn-sent",
-        TcpState::SynRecv => "syn-recv",
-        TcpState::FinWait1 => "fin-wait-1",
-        TcpState::FinWait2 => "fin-wait-2",
-        TcpState::TimeWait => "time-wait",
-        TcpState::Close => "close",
-        TcpState::CloseWait => "close-wait",
-        TcpState::LastAck => "last-ack",
-        TcpState::Listen => "listen",
-        TcpState::Closing => "closing",
     }
 }

@@ -360,6 +360,10 @@ fn owner(executable: &str, pid: u32, user: &str, container: Option<&str>) -> Own
                 runtime: Runtime::Docker,
                 name: Some(name.into()),
             }),
+            unit: match container {
+                Some(_) => None,
+                None => Some("app.service".into()),
+            },
         })),
     }
 }
