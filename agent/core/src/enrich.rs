@@ -598,8 +598,10 @@ impl Naming {
             Some(CgroupPath::Known { container, .. }) => {
                 let mut container = container.clone();
                 if let Some(container) = &mut container {
-                    let (name, waits) = self.containers.name(container, now);
-                    container.name = name.map(str::to_owned);
+                    let (facts, waits) = self.containers.facts(container, now);
+                    if let Some(facts) = facts {
+                        facts.put_onto(container);
+                    }
                     *waiting |= waits;
                 }
                 return Some(container);

@@ -1,5 +1,6 @@
 //! Who is behind one end of a flow, and how sure that is.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -166,20 +167,38 @@ pub struct Container {
     pub id: String,
     /// Which runtime's cgroup layout it was found in.
     pub runtime: Runtime,
-    /// Name, when a runtime told it.
+    /// Name, when a runtime told it; that of a pod's container is unique within its pod.
     pub name: Option<String>,
+    /// The pod it belongs to, when a runtime told it.
+    pub pod: Option<Pod>,
 }
 
-/// Digits of a container's id that stand for it where it has no name, as runtimes show it.
-const ID_SHOWN: usize = 12;
+/// Digits of a container's id that are shown where there is no name, as runtimes show it.
+pub const CONTAINER_ID_SHOWN: usize = 12;
 
 impl Container {
-    /// Its name, or the beginning of its id.
+    /// What people call it: `namespace/pod/container`, the container's name, or the beginning of its id. Never empty
+    /// but for an empty id; as long as its parts, which whoever shows it cuts.
     #[must_use]
-    pub fn shown(&self) -> &str {
-        let id = || self.id.get(..ID_SHOWN).unwrap_or(&self.id);
-        self.name.as_deref().unwrap_or_else(id)
+    pub fn shown(&self) -> Cow<'_, str> {
+        let short_id = || self.id.get(..CONTAINER_ID_SHOWN).unwrap_or(&self.id);
+        let name = self.name.as_deref().filter(|name| !name.is_empty());
+        let name = name.unwrap_or_else(short_id);
+        match &self.pod {
+            Some(pod) => format!("{}/{}/{name}", pod.namespace, pod.name).into(),
+            None => name.into(),
+        }
     }
+}
+
+/// A Kubernetes pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name, unique within the namespace at one time.
+    pub name: String,
 }
 
 /// Container runtimes that a cgroup path betrays.
@@ -244,6 +263,26 @@ impl Owner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_is_shown_by_its_pod_and_name_or_its_id() {
+        let mut container = Container {
+            id: "0123456789abcdef".repeat(4),
+            runtime: Runtime::Kubernetes,
+            name: None,
+            pod: None,
+        };
+        assert_eq!(container.shown(), "0123456789ab");
+        container.name = Some("web".to_owned());
+        assert_eq!(container.shown(), "web");
+        container.pod = Some(Pod {
+            namespace: "shop".to_owned(),
+            name: "web-0".to_owned(),
+        });
+        assert_eq!(container.shown(), "shop/web-0/web");
+        container.name = None;
+        assert_eq!(container.shown(), "shop/web-0/0123456789ab");
+    }
 
     #[test]
     fn a_command_name_is_text_whatever_its_octets() {

@@ -17,6 +17,7 @@ mod table;
 mod tests;
 pub mod wire;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use table::{Part, Table};
 
 use crate::flow::record::{EndReason, FlowRecord, Party, Protocol};
 use crate::observe::{Cookie, Endpoint, TcpState};
-use crate::owner::{Confidence, Container, Names, Owner, Unknown};
+use crate::owner::{Confidence, Names, Owner, Pod, Unknown};
 use crate::time::KernelTime;
 
 /// One step of the window.
@@ -106,7 +107,7 @@ pub enum Subject {
         id: String,
         /// Its name, when a runtime told it.
         name: Option<String>,
-        /// Its pod.
+        /// Its pod, when a runtime told it.
         pod: Option<Pod>,
     },
     /// A pod.
@@ -124,19 +125,10 @@ pub enum Subject {
     Flow(Box<Flow>),
 }
 
-/// A pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pod {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
 /// Where a program runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In a container: its name, or the beginning of its id.
+    /// In a container: `namespace/pod/container`, its name, or the beginning of its id.
     Container(String),
     /// In a systemd unit.
     Unit(String),
@@ -308,28 +300,27 @@ impl Top {
         let names = owner.names.as_deref();
         let key = &mut self.key;
         if let Some(container) = names.and_then(|names| names.container.as_ref()) {
-            let pod = || pod_of(container);
             let renamed = |subject: &mut Subject| {
-                if let Subject::Container { name, pod: known, .. } = subject
-                    && (*name != container.name || known.is_none())
+                if let Subject::Container { name, pod, .. } = subject
+                    && (*name != container.name || *pod != container.pod)
                 {
                     name.clone_from(&container.name);
-                    *known = pod();
+                    pod.clone_from(&container.pod);
                 }
             };
             let subject = || Subject::Container {
                 id: container.id.clone(),
                 name: container.name.clone(),
-                pod: pod(),
+                pod: container.pod.clone(),
             };
             self.containers.add(&container.id, part, subject, renamed);
-            if let Some(pod) = pod() {
+            if let Some(pod) = &container.pod {
                 write_key(key, &[&pod.namespace, &pod.name]);
-                self.pods.add(key, part, || Subject::Pod(pod), |_| {});
+                self.pods.add(key, part, || Subject::Pod(pod.clone()), |_| {});
             }
         }
         let program = program(owner);
-        write_key(key, &[program, place_text(names)]);
+        write_key(key, &[program, &place_text(names)]);
         let subject = || Subject::Process {
             program: program.to_owned(),
             place: place(names),
@@ -416,21 +407,20 @@ fn program(owner: &Owner) -> &str {
     })
 }
 
-fn place_text(names: Option<&Names>) -> &str {
-    let container = names.and_then(|names| names.container.as_ref());
-    let unit = || names.and_then(|names| names.unit.as_deref());
-    container.map(Container::shown).or_else(unit).unwrap_or_default()
+/// The container, else the unit; empty: neither is known.
+fn place_text(names: Option<&Names>) -> Cow<'_, str> {
+    let Some(names) = names else { return "".into() };
+    match &names.container {
+        Some(container) => container.shown(),
+        None => names.unit.as_deref().unwrap_or_default().into(),
+    }
 }
 
 fn place(names: Option<&Names>) -> Place {
-    let text = || place_text(names).to_owned();
+    let text = || place_text(names).into_owned();
     match names {
         Some(Names { container: Some(_), .. }) => Place::Container(text()),
         Some(Names { unit: Some(_), .. }) => Place::Unit(text()),
         _ => Place::Unknown,
     }
-}
-
-fn pod_of(_container: &Container) -> Option<Pod> {
-    None
 }

@@ -6,6 +6,7 @@
 use std::hash::Hash;
 use std::sync::atomic::AtomicU64;
 
+use flowtilla_agent_core::owner::CONTAINER_ID_SHOWN;
 use flowtilla_agent_core::top::{Subject, Sums, Top};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -32,7 +33,7 @@ pub(super) fn register(registry: &mut Registry, top: &Top) {
     let (own, rest) = top.container_series();
     for (subject, sums) in own {
         if let Subject::Container { id, name, .. } = subject {
-            let id = || id.get(..12).unwrap_or(id).to_owned();
+            let id = || id.get(..CONTAINER_ID_SHOWN).unwrap_or(id).to_owned();
             let container = name.clone().unwrap_or_else(id);
             containers.add(&Container { container }, sums);
         }

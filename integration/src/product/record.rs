@@ -100,6 +100,15 @@ pub struct Container {
     pub id: String,
     pub runtime: String,
     pub name: Option<String>,
+    pub pod: Option<Pod>,
+}
+
+/// The pod of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "named as in the form's own specification")]
+pub struct Pod {
+    pub namespace: String,
+    pub name: String,
 }
 
 /// Counters of both ways.

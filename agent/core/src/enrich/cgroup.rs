@@ -51,6 +51,7 @@ pub fn container(path: &str) -> Option<Container> {
         id: id.to_owned(),
         runtime,
         name: None,
+        pod: None,
     })
 }
 

@@ -10,12 +10,13 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lru::LruCache;
 
 use crate::encode::text;
-use crate::owner::{Container, Runtime};
+use crate::owner::{Container, Pod, Runtime};
 use crate::time::KernelTime;
 
 /// Containers remembered, those seen last. At most some 3 KiB each, a tenth of that as a rule.
@@ -44,6 +45,8 @@ pub enum RuntimeKind {
     Docker,
     /// podman.
     Podman,
+    /// A runtime of Kubernetes by CRI: containerd, CRI-O.
+    Cri,
 }
 
 /// How one socket of a runtime stands.
@@ -87,27 +90,20 @@ impl fmt::Debug for ContainerId {
     }
 }
 
-/// What a runtime says about a container. Its texts are harmless and short.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ContainerFacts {
-    id: ContainerId,
-    name: Box<str>,
-    image: Box<str>,
-    labels: Box<[(Box<str>, Box<str>)]>,
+/// Labels under which a runtime keeps what the kubelet told it about a container.
+mod kubernetes {
+    pub(super) const CONTAINER: &str = "io.kubernetes.container.name";
+    pub(super) const POD: &str = "io.kubernetes.pod.name";
+    pub(super) const NAMESPACE: &str = "io.kubernetes.pod.namespace";
+    pub(super) const UID: &str = "io.kubernetes.pod.uid";
 }
 
-impl ContainerFacts {
-    /// Makes texts harmless and cuts them: a slash before the name goes, blanks in name and image become `_`, markup what
-    /// looks like it. Of labels at most [`LABELS_MAX`] are kept, and of these as many as fit into [`LABELS_OCTETS_MAX`].
-    /// `None`: there is no name.
-    #[must_use]
-    pub fn new<'a>(
-        id: ContainerId,
-        name: &str,
-        image: &str,
-        labels: impl IntoIterator<Item = (&'a str, &'a str)>,
-    ) -> Option<Self> {
-        let name = text::name(name.strip_prefix('/').unwrap_or(name));
+/// Labels, bounded in number and octets, in the order of their keys. Their texts are harmless.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Labels(Box<[(Box<str>, Box<str>)]>);
+
+impl Labels {
+    fn new<'a>(labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut left = LABELS_OCTETS_MAX;
         let mut kept = Vec::new();
         for (key, value) in labels.into_iter().take(LABELS_MAX) {
@@ -122,12 +118,117 @@ impl ContainerFacts {
             kept.push((key.into_boxed_str(), value.into_boxed_str()));
         }
         kept.sort_unstable();
+        Self(kept.into_boxed_slice())
+    }
+
+    fn value(&self, key: &str) -> Option<&str> {
+        let found = self.0.iter().find(|(name, _)| &**name == key)?;
+        Some(&found.1)
+    }
+}
+
+/// What a runtime says about a pod. Its texts are harmless and short.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    namespace: Box<str>,
+    name: Box<str>,
+    uid: Option<Box<str>>,
+    labels: Labels,
+}
+
+impl PodFacts {
+    /// Makes texts harmless and cuts them as those of a container. `None`: namespace or name is missing.
+    #[must_use]
+    pub fn new<'a>(
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+        labels: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Option<Self> {
+        let (namespace, name) = (text::name(namespace), text::name(name));
+        let uid = uid.filter(|uid| !uid.is_empty()).map(text::name);
+        (!namespace.is_empty() && !name.is_empty()).then(|| Self {
+            namespace: namespace.into_boxed_str(),
+            name: name.into_boxed_str(),
+            uid: uid.map(String::into_boxed_str),
+            labels: Labels::new(labels),
+        })
+    }
+
+    /// The namespace that it is in, never empty, at most [`text::NAME_OCTETS_MAX`] octets.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Its name, never empty, at most [`text::NAME_OCTETS_MAX`] octets.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its uid as the kubelet told it; of a static pod that is not the uid which the API server shows.
+    #[must_use]
+    pub fn uid(&self) -> Option<&str> {
+        self.uid.as_deref()
+    }
+
+    /// The value of one of its own labels.
+    #[must_use]
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.value(key)
+    }
+}
+
+/// What a runtime says about a container. Its texts are harmless and short.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerFacts {
+    id: ContainerId,
+    name: Box<str>,
+    image: Box<str>,
+    labels: Labels,
+    pod: Option<Arc<PodFacts>>,
+}
+
+impl ContainerFacts {
+    /// Makes texts harmless and cuts them: a slash before the name goes, blanks in name and image become `_`, markup what
+    /// looks like it. Of labels at most [`LABELS_MAX`] are kept, and of these as many as fit into [`LABELS_OCTETS_MAX`].
+    /// `None`: there is no name.
+    ///
+    /// Where the kubelet's labels name a pod, it is of that pod, and has the name that it has there. The pod's own labels
+    /// are not among a container's: [`ContainerFacts::of_pod`] brings them.
+    #[must_use]
+    pub fn new<'a>(
+        id: ContainerId,
+        name: &str,
+        image: &str,
+        labels: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Option<Self> {
+        let labels = Labels::new(labels);
+        let pod = match (labels.value(kubernetes::NAMESPACE), labels.value(kubernetes::POD)) {
+            (Some(namespace), Some(pod)) => PodFacts::new(namespace, pod, labels.value(kubernetes::UID), []),
+            _ => None,
+        };
+        let in_pod = labels
+            .value(kubernetes::CONTAINER)
+            .filter(|name| pod.is_some() && !name.is_empty());
+        let name = text::name(in_pod.unwrap_or(name.strip_prefix('/').unwrap_or(name)));
         (!name.is_empty()).then(|| Self {
             id,
             name: name.into_boxed_str(),
             image: text::name(image).into_boxed_str(),
-            labels: kept.into_boxed_slice(),
+            labels,
+            pod: pod.map(Arc::new),
         })
+    }
+
+    /// The same container, of this pod.
+    #[must_use]
+    pub fn of_pod(self, pod: Arc<PodFacts>) -> Self {
+        Self {
+            pod: Some(pod),
+            ..self
+        }
     }
 
     /// Which container.
@@ -148,11 +249,50 @@ impl ContainerFacts {
         &self.image
     }
 
-    /// The value of a label.
+    /// The value of a label of its own.
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {
-        let found = self.labels.iter().find(|(name, _)| &**name == key)?;
-        Some(&found.1)
+        self.labels.value(key)
+    }
+
+    /// The pod it belongs to.
+    #[must_use]
+    pub fn pod(&self) -> Option<&PodFacts> {
+        self.pod.as_deref()
+    }
+
+    /// The name of its pod.
+    #[must_use]
+    pub fn pod_name(&self) -> Option<&str> {
+        self.pod().map(PodFacts::name)
+    }
+
+    /// The namespace of its pod.
+    #[must_use]
+    pub fn pod_namespace(&self) -> Option<&str> {
+        self.pod().map(PodFacts::namespace)
+    }
+
+    /// The value of one of its pod's own labels.
+    #[must_use]
+    pub fn pod_label(&self, key: &str) -> Option<&str> {
+        self.pod()?.label(key)
+    }
+
+    /// Puts what records keep of it onto a container.
+    pub(super) fn put_onto(&self, container: &mut Container) {
+        container.name = Some(self.name.to_string());
+        container.pod = self.pod().map(|pod| Pod {
+            namespace: pod.namespace.to_string(),
+            name: pod.name.to_string(),
+        });
+    }
+
+    /// Whether a container is told as it is known here.
+    fn agrees(&self, told: &Container) -> bool {
+        let pod = told.pod.as_ref();
+        let told_pod = pod.map(|pod| (pod.namespace.as_str(), pod.name.as_str()));
+        told.name.as_deref() == Some(&self.name) && told_pod == self.pod_namespace().zip(self.pod_name())
     }
 }
 
@@ -172,9 +312,9 @@ impl RuntimeKind {
         match runtime {
             Runtime::Docker => self == Self::Docker,
             Runtime::Podman => self == Self::Podman,
-            // Docker's containers of a kubelet, and whatever an agent in a cgroup namespace of its own sees.
+            Runtime::Containerd | Runtime::CriO => self == Self::Cri,
+            // Containers of a kubelet by any runtime, and whatever an agent in a cgroup namespace of its own sees.
             Runtime::Kubernetes | Runtime::Other => true,
-            Runtime::Containerd | Runtime::CriO => false,
         }
     }
 }
@@ -264,13 +404,13 @@ impl Containers {
         }
     }
 
-    /// The name, and whether it is worth to wait for one.
+    /// What is known, and whether it is worth to wait for more.
     pub(super) fn look(
         &mut self,
         id: ContainerId,
         runtime: Runtime,
         now: KernelTime,
-    ) -> (Option<&str>, bool) {
+    ) -> (Option<&ContainerFacts>, bool) {
         let may_tell = self.may_tell(runtime);
         if may_tell == 0 && !self.entries.contains(&id) {
             return (None, false);
@@ -285,7 +425,7 @@ impl Containers {
         }
         match self.entries.get_mut(&id) {
             None => (None, false),
-            Some(Entry::Known(facts)) => (Some(&facts.name), false),
+            Some(Entry::Known(facts)) => (Some(facts), false),
             Some(Entry::Sought {
                 since,
                 asked_at,
@@ -304,7 +444,11 @@ impl Containers {
     }
 
     /// The same of a container as a cgroup's path shows it.
-    pub(super) fn name(&mut self, container: &Container, now: KernelTime) -> (Option<&str>, bool) {
+    pub(super) fn facts(
+        &mut self,
+        container: &Container,
+        now: KernelTime,
+    ) -> (Option<&ContainerFacts>, bool) {
         match ContainerId::parse(&container.id) {
             Some(id) => self.look(id, container.runtime, now),
             None => (None, false),
@@ -313,7 +457,10 @@ impl Containers {
 
     /// Whether a container is told as it is known, and nothing is to be waited for.
     pub(super) fn agree(&mut self, told: Option<&Container>, now: KernelTime) -> bool {
-        told.is_none_or(|told| self.name(told, now) == (told.name.as_deref(), false))
+        told.is_none_or(|told| match self.facts(told, now) {
+            (Some(facts), _) => facts.agrees(told),
+            (None, waits) => !waits && told.name.is_none() && told.pod.is_none(),
+        })
     }
 
     pub(super) fn poll_ask(&mut self) -> Option<ContainerAsk> {
@@ -341,7 +488,7 @@ impl Containers {
     /// Sockets that could know a container of this layout.
     fn may_tell(&self, runtime: Runtime) -> usize {
         let could = |teller: &&Teller| match teller {
-            Teller::Trying => !matches!(runtime, Runtime::Containerd | Runtime::CriO),
+            Teller::Trying => true,
             Teller::Tells(kind) => kind.may_know(runtime),
             Teller::Away => false,
         };
@@ -370,6 +517,71 @@ mod tests {
             containers.learn(ContainerNews::Stands(place, *teller));
         }
         containers
+    }
+
+    /// What is told of container 1.
+    fn named(containers: &mut Containers, runtime: Runtime, now: KernelTime) -> (Option<&str>, bool) {
+        let (facts, waits) = containers.look(id(1), runtime, now);
+        (facts.map(ContainerFacts::name), waits)
+    }
+
+    #[test]
+    fn a_pod_is_read_from_the_labels_of_its_containers() {
+        let labels = [
+            (kubernetes::CONTAINER, "web"),
+            (kubernetes::POD, "web-0"),
+            (kubernetes::NAMESPACE, "<shop>"),
+            (kubernetes::UID, "u-1"),
+            ("app", "x"),
+        ];
+        let of_docker =
+            ContainerFacts::new(id(1), "/k8s_web_web-0_shop_u-1_0", "img", labels).expect("a name");
+        assert_eq!(of_docker.name(), "web");
+        assert_eq!(
+            (of_docker.pod_namespace(), of_docker.pod_name()),
+            (Some("‹shop›"), Some("web-0"))
+        );
+        assert_eq!(of_docker.pod().and_then(PodFacts::uid), Some("u-1"));
+        assert_eq!(
+            (of_docker.label("app"), of_docker.pod_label("app")),
+            (Some("x"), None)
+        );
+        let pod = PodFacts::new("shop", "web-0", None, [("app", "y")]).expect("a pod");
+        let of_pod = of_docker.of_pod(Arc::new(pod));
+        assert_eq!(
+            (of_pod.label("app"), of_pod.pod_label("app")),
+            (Some("x"), Some("y"))
+        );
+
+        for half in [&labels[..2], &labels[2..], &[]] {
+            let facts = ContainerFacts::new(id(1), "/own", "img", half.iter().copied()).expect("a name");
+            assert_eq!((facts.name(), facts.pod()), ("own", None), "{half:?}");
+        }
+        assert_eq!(PodFacts::new("", "web-0", None, []), None);
+        assert_eq!(PodFacts::new("shop", "", None, []), None);
+    }
+
+    #[test]
+    fn what_records_tell_is_what_is_known_of_name_and_pod() {
+        let mut containers = with(&[Teller::Tells(RuntimeKind::Cri)]);
+        let mut told = Container {
+            id: id(1).to_string(),
+            runtime: Runtime::Containerd,
+            name: None,
+            pod: None,
+        };
+        let known = facts(1, "web");
+        containers.learn(ContainerNews::Known(known.clone()));
+        assert!(!containers.agree(Some(&told), TOLD));
+        known.put_onto(&mut told);
+        assert!(containers.agree(Some(&told), TOLD));
+        let pod = PodFacts::new("shop", "web-0", None, []).expect("a pod");
+        let known = known.of_pod(Arc::new(pod));
+        containers.learn(ContainerNews::Known(known.clone()));
+        assert!(!containers.agree(Some(&told), TOLD));
+        known.put_onto(&mut told);
+        assert!(containers.agree(Some(&told), TOLD));
+        assert_eq!(told.shown(), "shop/web-0/web");
     }
 
     #[test]
@@ -408,37 +620,38 @@ mod tests {
         let many: Vec<String> = (0..1_000).map(|n| format!("k{n:03}")).collect();
         let short =
             ContainerFacts::new(id(1), "n", "", many.iter().map(|key| (&**key, "v"))).expect("a name");
-        assert_eq!(short.labels.len(), LABELS_MAX);
+        assert_eq!(short.labels.0.len(), LABELS_MAX);
         let value = "v".repeat(text::NAME_OCTETS_MAX);
         let long =
             ContainerFacts::new(id(1), "n", "", many.iter().map(|key| (&**key, &*value))).expect("a name");
         let octets: usize = long
             .labels
+            .0
             .iter()
             .map(|(key, value)| key.len() + value.len())
             .sum();
         assert!(octets <= LABELS_OCTETS_MAX, "{octets}");
-        assert!(!long.labels.is_empty());
+        assert!(!long.labels.0.is_empty());
     }
 
     #[test]
     fn an_unknown_container_is_asked_for_once_and_waited_for_a_bounded_time() {
         let mut containers = with(&[Teller::Tells(RuntimeKind::Docker)]);
-        assert_eq!(containers.look(id(1), Runtime::Docker, TOLD), (None, true));
-        assert_eq!(containers.look(id(1), Runtime::Docker, TOLD), (None, true));
+        assert_eq!(named(&mut containers, Runtime::Docker, TOLD), (None, true));
+        assert_eq!(named(&mut containers, Runtime::Docker, TOLD), (None, true));
         let ask = containers.poll_ask().expect("it is asked for");
         assert_eq!((ask.id, containers.poll_ask()), (id(1), None));
         let late = TOLD.after(CONTAINER_WAIT);
-        assert_eq!(containers.look(id(1), Runtime::Docker, late), (None, false));
+        assert_eq!(named(&mut containers, Runtime::Docker, late), (None, false));
         assert_eq!(containers.poll_ask(), None);
         containers.learn(ContainerNews::Known(facts(1, "/web")));
         assert_eq!(
-            containers.look(id(1), Runtime::Docker, late),
+            named(&mut containers, Runtime::Docker, late),
             (Some("web"), false)
         );
         containers.learn(ContainerNews::Known(facts(1, "/renamed")));
         assert_eq!(
-            containers.look(id(1), Runtime::Docker, late),
+            named(&mut containers, Runtime::Docker, late),
             (Some("renamed"), false)
         );
     }
@@ -449,7 +662,7 @@ mod tests {
         let _ = containers.look(id(1), Runtime::Docker, TOLD);
         assert!(containers.poll_ask().is_some());
         let later = TOLD.after(ASK_AGAIN);
-        assert_eq!(containers.look(id(1), Runtime::Docker, later), (None, false));
+        assert_eq!(named(&mut containers, Runtime::Docker, later), (None, false));
         assert!(containers.poll_ask().is_some());
     }
 
@@ -463,12 +676,15 @@ mod tests {
             (&[docker], Runtime::Docker, true),
             (&[docker], Runtime::Podman, false),
             (&[docker], Runtime::Containerd, false),
-            (&[Teller::Trying], Runtime::CriO, false),
+            (&[Teller::Trying], Runtime::CriO, true),
+            (&[Teller::Tells(RuntimeKind::Cri)], Runtime::CriO, true),
+            (&[Teller::Tells(RuntimeKind::Cri)], Runtime::Containerd, true),
+            (&[Teller::Tells(RuntimeKind::Cri)], Runtime::Docker, false),
             (&[docker], Runtime::Kubernetes, true),
             (&[Teller::Tells(RuntimeKind::Podman)], Runtime::Podman, true),
         ] {
             let mut containers = with(tellers);
-            let found = containers.look(id(1), runtime, TOLD);
+            let found = named(&mut containers, runtime, TOLD);
             assert_eq!(found, (None, waits), "{tellers:?} {runtime:?}");
             assert_eq!(containers.poll_ask().is_some(), waits, "{tellers:?} {runtime:?}");
         }
@@ -493,11 +709,11 @@ mod tests {
         containers.learn(ContainerNews::Known(facts(1, "web")));
         containers.learn(ContainerNews::Stands(0, Teller::Away));
         assert_eq!(
-            containers.look(id(1), Runtime::Docker, TOLD),
+            named(&mut containers, Runtime::Docker, TOLD),
             (Some("web"), false)
         );
         containers.set_sockets(0);
-        assert_eq!(containers.look(id(1), Runtime::Docker, TOLD), (None, false));
+        assert_eq!(named(&mut containers, Runtime::Docker, TOLD), (None, false));
     }
 
     #[test]

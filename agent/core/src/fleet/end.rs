@@ -9,7 +9,7 @@ use flowtilla_proto::wire::session;
 use super::lists::address;
 use crate::flow::record::Protocol;
 use crate::observe::Endpoint;
-use crate::owner::{Confidence, Container, Names, Owner, Parent, Process, ProcessKey, Runtime};
+use crate::owner::{Confidence, Container, Names, Owner, Parent, Pod, Process, ProcessKey, Runtime};
 use crate::time::KernelTime;
 
 /// Most octets of a path or a command line that are taken; the rest is cut. Two owners must fit one value of the spool.
@@ -17,6 +17,9 @@ pub const LONG_TEXT_OCTETS_MAX: usize = 1024;
 
 /// Most octets of any other name that are taken.
 pub const TEXT_OCTETS_MAX: usize = 128;
+
+/// Most octets of a pod's name that are taken: one of Kubernetes has at most 253.
+pub const POD_OCTETS_MAX: usize = 256;
 
 /// A question about an end of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +109,7 @@ fn end_of(owner: &Owner, host: &str) -> Option<session::End> {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let parent = names.parent.as_ref();
     let container = names.container.as_ref();
+    let pod = container.and_then(|container| container.pod.as_ref());
     Some(session::End {
         pid: process.key.pid,
         program: process.comm.to_string(),
@@ -119,8 +123,9 @@ fn end_of(owner: &Owner, host: &str) -> Option<session::End> {
         parent_program: parent.map_or_else(String::new, |parent| parent.executable.clone()),
         container: container.map_or_else(String::new, |container| container.id.clone()),
         container_name: container.map_or_else(String::new, |container| text(&container.name)),
+        pod: pod.map_or_else(String::new, |pod| pod.name.clone()),
+        pod_namespace: pod.map_or_else(String::new, |pod| pod.namespace.clone()),
         host: host.to_owned(),
-        ..session::End::default()
     })
 }
 
@@ -162,9 +167,18 @@ pub fn owner_of(end: &session::End) -> Option<Owner> {
                 id: end.container.to_ascii_lowercase(),
                 runtime: Runtime::Other,
                 name: told(&end.container_name, TEXT_OCTETS_MAX),
+                pod: pod_of(end),
             }),
             unit: None,
         })),
+    })
+}
+
+/// A pod has both; half of one is none.
+fn pod_of(end: &session::End) -> Option<Pod> {
+    Some(Pod {
+        namespace: told(&end.pod_namespace, TEXT_OCTETS_MAX)?,
+        name: told(&end.pod, POD_OCTETS_MAX)?,
     })
 }
 

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //!  0  magic "fv"
-//!  2  version, 2; 1 is the same without owners that another agent told
+//!  2  version, 3; 2 is the same without the part that is added to names, 1 is 2 without owners that another agent told
 //!  3  codec: 0 the body as it is, 1 LZ4 block
 //!  4  CRC32C of all octets but these four
 //!  8  u64 sequence of the first record
@@ -60,7 +60,7 @@ pub const BODY_OCTETS_MAX: usize = u16::MAX as usize - 1;
 pub const RECORDS_MAX: usize = 1024;
 
 /// The version that is written.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// The oldest version that is read. What one writes that has no newer parts, the next reads as it stands.
 pub const VERSION_OLDEST: u8 = 1;
@@ -85,6 +85,7 @@ pub struct Header {
     pub start: WallTime,
     /// Greatest end of a record.
     pub end: WallTime,
+    version: u8,
     names: u16,
     owners: u16,
     body_octets: u16,
@@ -96,7 +97,7 @@ impl Header {
         let mut octets = [0; HEADER_OCTETS];
         let mut put = |at: usize, part: &[u8]| octets[at..at + part.len()].copy_from_slice(part);
         put(0, &MAGIC);
-        put(2, &[VERSION, self.codec as u8]);
+        put(2, &[self.version, self.codec as u8]);
         put(8, &self.first.to_be_bytes());
         put(16, &u16::try_from(self.records).unwrap_or(u16::MAX).to_be_bytes());
         put(18, &self.names.to_be_bytes());
@@ -212,6 +213,7 @@ pub fn header(octets: &[u8]) -> Result<Header, ValueError> {
         boot: BootId(part(head, 24)),
         start: WallTime(u64::from_be_bytes(part(head, 40))),
         end: WallTime(u64::from_be_bytes(part(head, 48))),
+        version: head[2],
         names,
         owners,
         body_octets: u16::from_be_bytes(part(head, 22)),
@@ -259,7 +261,7 @@ fn unpack(packed: &[u8], octets: usize) -> Result<Vec<u8>, ValueError> {
 fn read_body(header: &Header, body: &[u8]) -> Result<Vec<FlowRecord>, ValueError> {
     let mut from = parts::Source::from_bytes(body);
     let names = (0..header.names)
-        .map(|_| parts::take_names(&mut from).map(Arc::new))
+        .map(|_| parts::take_names(&mut from, header.version).map(Arc::new))
         .collect::<Result<Vec<_>, _>>()?;
     let owners = (0..header.owners)
         .map(|_| parts::take_owner(&mut from, &names))

@@ -25,6 +25,10 @@ fn container(n: u64) -> Container {
         id: format!("{n:064x}"),
         runtime: Runtime::Docker,
         name: Some(format!("c{n}")),
+        pod: (n == 9).then(|| Pod {
+            namespace: "shop".to_owned(),
+            name: "web-0".to_owned(),
+        }),
     }
 }
 

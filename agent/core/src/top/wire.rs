@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use flowtilla_proto::wire::session as wire;
 use prost::Message as _;
 
-use super::{FlowEnd, Order, Place, Pod, Report, ReportRow, Subject, Sums, View};
+use super::{FlowEnd, Order, Place, Report, ReportRow, Subject, Sums, View};
+use crate::owner::Pod;
 
 /// Rows of an answer, at most.
 pub const ANSWER_ROWS_MAX: usize = 200;

@@ -8,7 +8,7 @@ use flowtilla_agent_core::encode::tlv::{
     Batch, Key, PAYLOAD_OCTETS_MAX, Push, RECORDS_MAX, TlvOptions, Value, decode,
 };
 use flowtilla_agent_core::flow::record::{Counting, FlowRecord, TcpFigures, Traffic};
-use flowtilla_agent_core::owner::{Confidence, Container, Names, Owner, Parent, Runtime, Unknown};
+use flowtilla_agent_core::owner::{Confidence, Container, Names, Owner, Parent, Pod, Runtime, Unknown};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -43,6 +43,10 @@ fn owners() -> impl Strategy<Value = Owner> {
                     name: some(5, &id),
                     id,
                     runtime: Runtime::Other,
+                    pod: some(6, &container).map(|name| Pod {
+                        namespace: container.clone(),
+                        name,
+                    }),
                 }),
                 unit: None,
             }

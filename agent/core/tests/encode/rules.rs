@@ -7,7 +7,7 @@ use flowtilla_agent_core::encode::tlv::{
     Batch, HostAddress, Key, Loopback, PARTS_MAX, Push, RECORDS_MAX, TlvError, TlvOptions, Value, decode,
 };
 use flowtilla_agent_core::flow::record::{Counting, FlowRecord, TcpFigures};
-use flowtilla_agent_core::owner::{Confidence, Container, Names, Owner, Parent, Runtime, Unknown};
+use flowtilla_agent_core::owner::{Confidence, Container, Names, Owner, Parent, Pod, Runtime, Unknown};
 use flowtilla_agent_core::time::WallTime;
 
 use crate::sample::{NTOP, endpoint, number, process, tcp, text, traffic, udp, written};
@@ -92,7 +92,11 @@ fn the_longest_record_there_is_fits_into_one_message() {
             container: Some(Container {
                 id: long.clone(),
                 runtime: Runtime::Other,
-                name: Some(long),
+                name: Some(long.clone()),
+                pod: Some(Pod {
+                    namespace: long.clone(),
+                    name: long,
+                }),
             }),
             unit: Some("long.service".to_owned()),
         })),
@@ -220,6 +224,10 @@ fn harmful_names_arrive_harmless() {
             id: evil.into(),
             runtime: Runtime::Other,
             name: Some(evil.into()),
+            pod: Some(Pod {
+                namespace: evil.into(),
+                name: evil.into(),
+            }),
         }),
         unit: Some(evil.into()),
     }));

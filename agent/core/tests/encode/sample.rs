@@ -162,6 +162,7 @@ fn container(name: Option<&str>) -> Container {
         id: "3f2a9c1d7e55".repeat(5) + "3f2a",
         runtime: Runtime::Docker,
         name: name.map(Into::into),
+        pod: None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Party, Protocol, Traffic};
 use flowtilla_agent_core::observe::Endpoint;
-use flowtilla_agent_core::owner::{Confidence, Container, Owner, Unknown};
+use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
 
 /// The end that is told about, and the other.
 #[derive(Clone, Copy)]
@@ -84,10 +84,12 @@ pub(crate) fn user(owner: &Owner) -> Cow<'_, str> {
     name.map(Cow::Borrowed).or_else(id).unwrap_or_default()
 }
 
-/// Container name, or the beginning of its id.
+/// `namespace/pod/container`, the container's name, or the beginning of its id.
 pub(crate) fn container(owner: &Owner) -> Cow<'_, str> {
-    let container = owner.names.as_ref().and_then(|names| names.container.as_ref());
-    container.map_or("", Container::shown).into()
+    let Some(container) = owner.names.as_ref().and_then(|names| names.container.as_ref()) else {
+        return "".into();
+    };
+    container.shown()
 }
 
 /// `tcp`, `udp`.

@@ -359,6 +359,7 @@ fn owner(executable: &str, pid: u32, user: &str, container: Option<&str>) -> Own
                 id: "0123456789abcdef".repeat(4),
                 runtime: Runtime::Docker,
                 name: Some(name.into()),
+                pod: None,
             }),
             unit: match container {
                 Some(_) => None,

@@ -227,10 +227,7 @@ fn owner(out: &mut BytesMut, owner: &Owner, elements: &OwnerElements, part: Part
     let command_line = names.command_line.as_deref().map(text::command_line);
     optional(out, elements.command_line, command_line);
     if let Some(container) = &names.container {
-        let short_id = || container.id.get(..12).unwrap_or(&container.id);
-        let name = container.name.as_deref().filter(|name| !name.is_empty());
-        let shown = text::name(name.unwrap_or_else(short_id));
-        optional(out, elements.container, Some(shown));
+        optional(out, elements.container, Some(text::name(&container.shown())));
     }
     if let Some(parent) = &names.parent
         && parent.pid > 0

@@ -1,16 +1,19 @@
 //! What comes over the wire is refused, or bounded.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use flowtilla_proto::wire::session;
 use proptest::prelude::*;
 
 use super::super::ask::{ABSENT_FRESH, ANSWER_WAIT, IN_FLIGHT_MAX};
-use super::super::end::{Asked, LONG_TEXT_OCTETS_MAX, QuestionError, TEXT_OCTETS_MAX, owner_of};
+use super::super::end::{
+    Asked, LONG_TEXT_OCTETS_MAX, POD_OCTETS_MAX, QuestionError, TEXT_OCTETS_MAX, owner_of,
+};
 use super::super::{ADDRESSES_MAX, FarEnd, Fleet, Members, MembersError, start_of};
 use super::world::{SLOT, ms, name, stream};
 use crate::flow::record::{Counting, EndReason, FlowRecord};
-use crate::owner::{Confidence, Owner};
+use crate::owner::{Confidence, Container, Names, Owner, Pod, Runtime};
 use crate::time::WallOffset;
 
 fn member(agent: &str, addresses: &[&[u8]]) -> session::Member {
@@ -276,6 +279,54 @@ fn questions_that_make_no_sense_are_refused() {
     );
 }
 
+#[test]
+fn a_container_and_its_pod_are_told_as_they_are_known() {
+    let container = Container {
+        id: "0123456789abcdef".repeat(4),
+        runtime: Runtime::Other,
+        name: Some("web".to_owned()),
+        pod: Some(Pod {
+            namespace: "shop".to_owned(),
+            name: "p".repeat(253),
+        }),
+    };
+    let mut owner = owner_of(&session::End {
+        pid: 77,
+        ..session::End::default()
+    })
+    .expect("an owner");
+    owner.confidence = Confidence::Exact;
+    owner.names = Some(Arc::new(Names {
+        container: Some(container.clone()),
+        ..Names::default()
+    }));
+    let question = session::Question {
+        id: 1,
+        address: vec![10, 0, 0, 1],
+        port: 443,
+        protocol: 6,
+        peer_address: vec![10, 0, 0, 2],
+        peer_port: 50_000,
+    };
+    let answer = Asked::parse(&question)
+        .expect("sound")
+        .answer(Some(&owner), "host-1");
+    let mut end = answer.end.expect("there is a process");
+    let told = |end: &session::End| {
+        let names = owner_of(end).and_then(|owner| owner.names);
+        names.and_then(|names| names.container.clone())
+    };
+    assert_eq!(told(&end), Some(container.clone()));
+    end.pod_namespace.clear();
+    assert_eq!(
+        told(&end),
+        Some(Container {
+            pod: None,
+            ..container
+        })
+    );
+}
+
 proptest! {
     #[test]
     fn whatever_is_told_is_bounded(
@@ -293,7 +344,9 @@ proptest! {
             parent_pid: 1,
             parent_program: text.clone(),
             container,
-            container_name: text,
+            container_name: text.clone(),
+            pod: text.clone(),
+            pod_namespace: text,
             ..session::End::default()
         };
         let owner = owner_of(&end);
@@ -307,6 +360,9 @@ proptest! {
             }
             if let Some(container) = &names.container {
                 prop_assert_eq!(container.id.len(), 64);
+                if let Some(pod) = &container.pod {
+                    prop_assert!(pod.namespace.len() <= TEXT_OCTETS_MAX && pod.name.len() <= POD_OCTETS_MAX);
+                }
             }
         }
     }

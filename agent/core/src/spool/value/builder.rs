@@ -13,8 +13,8 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_outpu
 use super::dictionary::Dictionary;
 use super::row::{Before, ROW_OCTETS_MAX, put_row};
 use super::{
-    BODY_OCTETS_MAX, CHECKSUM, Codec, HEADER_OCTETS, Header, RECORDS_MAX, VALUE_OCTETS_MAX, checksum,
-    read_body,
+    BODY_OCTETS_MAX, CHECKSUM, Codec, HEADER_OCTETS, Header, RECORDS_MAX, VALUE_OCTETS_MAX, VERSION,
+    checksum, read_body,
 };
 use crate::flow::record::{BootId, FlowRecord};
 use crate::spool::Value;
@@ -229,6 +229,7 @@ impl Builder {
     fn header(&self, first: u64, codec: Codec) -> Header {
         let count = |n| u16::try_from(n).expect("a body of 64 KiB has less than 64 Ki of everything");
         Header {
+            version: VERSION,
             codec,
             first,
             records: self.records,

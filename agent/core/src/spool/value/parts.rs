@@ -13,7 +13,7 @@ use super::ValueError;
 use crate::flow::record::EndReason;
 use crate::observe::TcpState;
 use crate::owner::{
-    COMM_OCTETS_MAX, Confidence, Container, Names, Owner, Parent, Process, ProcessKey, Runtime, Unknown,
+    COMM_OCTETS_MAX, Confidence, Container, Names, Owner, Parent, Pod, Process, ProcessKey, Runtime, Unknown,
 };
 use crate::time::KernelTime;
 
@@ -41,6 +41,20 @@ struct ContainerPart<'a> {
     id: &'a str,
     runtime: u8,
     name: Option<&'a str>,
+}
+
+/// What names have since version 3, behind the part above.
+#[derive(Default, Serialize, Deserialize)]
+struct AddedPart<'a> {
+    #[serde(borrow)]
+    pod: Option<PodPart<'a>>,
+    unit: Option<&'a str>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PodPart<'a> {
+    namespace: &'a str,
+    name: &'a str,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -82,15 +96,40 @@ pub(super) fn put_names(out: &mut Vec<u8>, names: &Names) {
         }),
     };
     put(out, &part);
+    let pod = names
+        .container
+        .as_ref()
+        .and_then(|container| container.pod.as_ref());
+    let added = AddedPart {
+        pod: pod.map(|pod| PodPart {
+            namespace: &pod.namespace,
+            name: &pod.name,
+        }),
+        unit: names.unit.as_deref(),
+    };
+    put(out, &added);
 }
 
-pub(super) fn take_names(from: &mut Source<'_>) -> Result<Names, ValueError> {
+/// Reads names as a value of this version has them.
+pub(super) fn take_names(from: &mut Source<'_>, version: u8) -> Result<Names, ValueError> {
     let part: NamesPart<'_> = take(from)?;
+    let added: AddedPart<'_> = match version {
+        1 | 2 => AddedPart::default(),
+        _ => take(from)?,
+    };
+    // Only containers have pods.
+    if part.container.is_none() && added.pod.is_some() {
+        return Err(ValueError::Body);
+    }
     let container = part.container.map(|container| {
         Ok::<_, ValueError>(Container {
             id: container.id.to_owned(),
             runtime: at(&RUNTIMES, container.runtime.into())?,
             name: container.name.map(str::to_owned),
+            pod: added.pod.map(|pod| Pod {
+                namespace: pod.namespace.to_owned(),
+                name: pod.name.to_owned(),
+            }),
         })
     });
     Ok(Names {
@@ -105,6 +144,7 @@ pub(super) fn take_names(from: &mut Source<'_>) -> Result<Names, ValueError> {
             user: parent.user.map(str::to_owned),
         }),
         container: container.transpose()?,
+        unit: added.unit.map(str::to_owned),
     })
 }
 

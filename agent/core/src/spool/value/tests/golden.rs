@@ -1,4 +1,4 @@
-//! The formats, octet by octet: `value_v1.hex`, `value_v2.hex`, where `#` begins a comment.
+//! The formats, octet by octet: `value_v1.hex` and those after it, where `#` begins a comment.
 //!
 //! Values on disk outlive the program that wrote them. When this test fails, the format has changed: raise
 //! [`VERSION`](crate::spool::value::VERSION), keep reading the version before, and add a file.
@@ -11,7 +11,7 @@ use crate::flow::record::{
     TcpFigures, Traffic,
 };
 use crate::observe::{Cookie, Endpoint, NetNs, TcpState};
-use crate::owner::{Confidence, Container, Names, Owner, Parent, Process, ProcessKey, Runtime, Unknown};
+use crate::owner::{Confidence, Container, Names, Owner, Parent, Pod, Process, ProcessKey, Runtime, Unknown};
 use crate::spool::value::{Builder, CHECKSUM, Codec, HEADER_OCTETS, Pushed, decode, header, unpack};
 use crate::time::{KernelTime, WallTime};
 
@@ -25,6 +25,10 @@ fn golden_v2() -> Vec<u8> {
     octets(include_str!("value_v2.hex"))
 }
 
+fn golden_v3() -> Vec<u8> {
+    octets(include_str!("value_v3.hex"))
+}
+
 fn octets(text: &str) -> Vec<u8> {
     text.lines()
         .flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace())
@@ -33,8 +37,12 @@ fn octets(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn golden_values_of_both_versions_are_read() {
-    for (golden, records) in [(golden_v1(), records()), (golden_v2(), records_v2())] {
+fn golden_values_of_all_versions_are_read() {
+    for (golden, records) in [
+        (golden_v1(), records()),
+        (golden_v2(), records_v2()),
+        (golden_v3(), records_v3()),
+    ] {
         let (header, read) = decode(&golden, Some(FIRST)).expect("a value");
         assert_eq!(header.codec, Codec::Stored);
         assert_eq!(read, records);
@@ -45,7 +53,7 @@ fn golden_values_of_both_versions_are_read() {
 #[test]
 fn golden_value_is_written() {
     let mut builder = Builder::default();
-    for record in &records_v2() {
+    for record in &records_v3() {
         assert_eq!(builder.push(record), Pushed::Added);
     }
     let value = builder.seal(FIRST).expect("a value");
@@ -54,11 +62,30 @@ fn golden_value_is_written() {
     assert_eq!(head[3], 1, "LZ4");
     let body_octets = header(&value.octets).expect("a header").body_octets;
     let body = unpack(kept, body_octets.into()).expect("a body");
-    let golden = golden_v2();
+    let golden = golden_v3();
     head[3] = 0;
     head[CHECKSUM].copy_from_slice(&golden[CHECKSUM]);
     assert_eq!(head, golden[..HEADER_OCTETS]);
     assert_eq!(body, golden[HEADER_OCTETS..]);
+}
+
+/// Those of version 2, with the pod of their container, and a unit.
+fn records_v3() -> [FlowRecord; 3] {
+    let mut records = records_v2();
+    for record in &mut records {
+        let Some(names) = &mut record.initiator.owner.names else {
+            continue;
+        };
+        let names = Arc::make_mut(names);
+        names.unit = Some("lab.service".to_owned());
+        if let Some(container) = &mut names.container {
+            container.pod = Some(Pod {
+                namespace: "shop".to_owned(),
+                name: "web-0".to_owned(),
+            });
+        }
+    }
+    records
 }
 
 /// Those of version 1, and the far end of one as its own agent told it.
@@ -98,7 +125,9 @@ fn records() -> [FlowRecord; 3] {
             id: "0123456789abcdef".repeat(4),
             runtime: Runtime::Podman,
             name: Some("lab".to_owned()),
+            pod: None,
         }),
+        unit: None,
     };
     let process = Process {
         key: ProcessKey {

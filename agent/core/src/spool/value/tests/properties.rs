@@ -13,7 +13,7 @@ use crate::flow::record::{
     Baseline, CollectorSet, Counting, Counts, FlowRecord, Party, Protocol, RecordId, TcpFigures, Traffic,
 };
 use crate::observe::{Cookie, Endpoint, NetNs};
-use crate::owner::{Container, Names, Owner, Parent, Process, ProcessKey};
+use crate::owner::{Container, Names, Owner, Parent, Pod, Process, ProcessKey};
 use crate::spool::value::parts::{CONFIDENCES, REASONS, RUNTIMES, STATES};
 use crate::spool::value::{
     Builder, CHECKSUM, HEADER_OCTETS, Pushed, VALUE_OCTETS_MAX, checksum, decode, header,
@@ -273,17 +273,25 @@ fn names() -> impl Strategy<Value = Names> {
                 user,
             }
         });
-    let container = ("[0-9a-f]{64}", select(&RUNTIMES[..]), text())
-        .prop_map(|(id, runtime, name)| Container { id, runtime, name });
-    let ends = (option::of(parent), option::of(container));
+    let pod = (".{0,40}", ".{0,40}").prop_map(|(namespace, name)| Pod { namespace, name });
+    let container = ("[0-9a-f]{64}", select(&RUNTIMES[..]), text(), option::of(pod)).prop_map(
+        |(id, runtime, name, pod)| Container {
+            id,
+            runtime,
+            name,
+            pod,
+        },
+    );
+    let ends = (option::of(parent), option::of(container), text());
     (text(), text(), text(), text(), ends).prop_map(
-        |(executable, command_line, user, group, (parent, container))| Names {
+        |(executable, command_line, user, group, (parent, container, unit))| Names {
             executable,
             command_line,
             user,
             group,
             parent,
             container,
+            unit,
         },
     )
 }

@@ -63,7 +63,9 @@ pub(super) fn process(n: u32) -> Owner {
                     .collect(),
                 runtime: Runtime::Containerd,
                 name: Some(format!("{word}-{n}")),
+                pod: None,
             }),
+            unit: (n % 4 == 0).then(|| format!("{word}.service")),
         })),
     }
 }
