@@ -25,7 +25,9 @@ impl SharedTop {
     #[must_use]
     pub fn answer(&self, question: Question) -> TopAnswer {
         let now = clock::kernel_now();
-        let report = self.lock().report(question.view, question.order, question.rows, now);
+        let report = self
+            .lock()
+            .report(question.view, question.order, question.rows, now);
         report.answer(question.id)
     }
 }

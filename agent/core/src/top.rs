@@ -243,7 +243,10 @@ impl Top {
             counts: known || record.first,
         };
         self.take_flow(record, &part(Side::Flow, self.slot));
-        for (side, party) in [(Side::Client, &record.initiator), (Side::Server, &record.responder)] {
+        for (side, party) in [
+            (Side::Client, &record.initiator),
+            (Side::Server, &record.responder),
+        ] {
             // Nobody is at the far end of an attempt that failed.
             let nobody = side == Side::Server && record.reason.is_failed_attempt();
             if !party.owner.is_remote() && !nobody {
@@ -335,7 +338,8 @@ impl Top {
             }
         }
         let user: &str = key;
-        self.users.add(user, part, || Subject::User(user.to_owned()), |_| {});
+        self.users
+            .add(user, part, || Subject::User(user.to_owned()), |_| {});
     }
 
     fn take_flow(&mut self, record: &FlowRecord, part: &Part) {
@@ -356,7 +360,10 @@ impl Top {
                 flow.state = record.tcp.and_then(|tcp| tcp.state);
                 flow.reason = record.reason;
                 // Names may have become known since.
-                for (end, party) in [(&mut flow.client, &record.initiator), (&mut flow.server, &record.responder)] {
+                for (end, party) in [
+                    (&mut flow.client, &record.initiator),
+                    (&mut flow.server, &record.responder),
+                ] {
                     let same_place = end.place.text() == place_text(party.owner.names.as_deref());
                     if end.program.as_deref() != party.owner.program() || !same_place {
                         *end = FlowEnd::of(party);
@@ -419,7 +426,9 @@ fn place_text(names: Option<&Names>) -> Cow<'_, str> {
 fn place(names: Option<&Names>) -> Place {
     let text = || place_text(names).into_owned();
     match names {
-        Some(Names { container: Some(_), .. }) => Place::Container(text()),
+        Some(Names {
+            container: Some(_), ..
+        }) => Place::Container(text()),
         Some(Names { unit: Some(_), .. }) => Place::Unit(text()),
         _ => Place::Unknown,
     }

@@ -65,22 +65,39 @@ pub(super) fn register(registry: &mut Registry, top: &Top) {
 type Count<L> = Family<L, Counter>;
 type Seconds<L> = Family<L, Counter<f64, AtomicU64>>;
 
+/// A counter of whole numbers.
+struct One<L> {
+    name: &'static str,
+    help: &'static str,
+    value: fn(&Sums) -> u64,
+    family: Count<L>,
+}
+
 /// The counters of one kind of label.
 struct Families<L> {
-    counts: [(&'static str, &'static str, fn(&Sums) -> u64, Count<L>); 10],
+    counts: [One<L>; 10],
     rtt: Seconds<L>,
     rtt_variance: Seconds<L>,
 }
 
 impl<L: Clone + Hash + Eq> Default for Families<L> {
     fn default() -> Self {
-        let of = |name, help, value| (name, help, value, Count::default());
+        let of = |name, help, value: fn(&Sums) -> u64| One {
+            name,
+            help,
+            value,
+            family: Count::default(),
+        };
         Self {
             counts: [
                 of("sent_octets", "IP octets sent", |sums| sums.sent.octets),
-                of("received_octets", "IP octets received", |sums| sums.received.octets),
+                of("received_octets", "IP octets received", |sums| {
+                    sums.received.octets
+                }),
                 of("sent_packets", "Packets sent", |sums| sums.sent.packets),
-                of("received_packets", "Packets received", |sums| sums.received.packets),
+                of("received_packets", "Packets received", |sums| {
+                    sums.received.packets
+                }),
                 of("client_flows", "Flows begun", |sums| sums.flows_client),
                 of("server_flows", "Flows accepted", |sums| sums.flows_server),
                 of("retransmits", "Segments sent again", |sums| sums.retransmits),
@@ -89,12 +106,12 @@ impl<L: Clone + Hash + Eq> Default for Families<L> {
                     "Attempts that nobody answered, or that were refused",
                     |sums| sums.failed,
                 ),
-                of("rtt_samples", "Records with a round-trip time", |sums| sums.rtt_samples),
-                of(
-                    "rtt_variance_samples",
-                    "Records with a deviation of it",
-                    |sums| sums.rtt_variance_samples,
-                ),
+                of("rtt_samples", "Records with a round-trip time", |sums| {
+                    sums.rtt_samples
+                }),
+                of("rtt_variance_samples", "Records with a deviation of it", |sums| {
+                    sums.rtt_variance_samples
+                }),
             ],
             rtt: Seconds::default(),
             rtt_variance: Seconds::default(),
@@ -105,17 +122,20 @@ impl<L: Clone + Hash + Eq> Default for Families<L> {
 impl<L: Clone + std::fmt::Debug + Hash + Eq + EncodeLabelSet + Send + Sync + 'static> Families<L> {
     /// Two of one name are one series.
     fn add(&self, label: &L, sums: &Sums) {
-        for (_, _, value, family) in &self.counts {
-            family.get_or_create(label).inc_by(value(sums));
+        for one in &self.counts {
+            one.family.get_or_create(label).inc_by((one.value)(sums));
         }
-        for (family, us) in [(&self.rtt, sums.rtt_us), (&self.rtt_variance, sums.rtt_variance_us)] {
+        for (family, us) in [
+            (&self.rtt, sums.rtt_us),
+            (&self.rtt_variance, sums.rtt_variance_us),
+        ] {
             family.get_or_create(label).inc_by(us as f64 / 1e6);
         }
     }
 
     fn register(self, registry: &mut Registry, kind: &str) {
-        for (name, help, _, family) in self.counts {
-            registry.register(format!("{kind}_{name}"), help, family);
+        for one in self.counts {
+            registry.register(format!("{kind}_{}", one.name), one.help, one.family);
         }
         for (name, help, family) in [
             ("rtt", "Smoothed round-trip times, summed over records", self.rtt),

@@ -219,6 +219,28 @@ async fn an_agent_enrols_is_offered_a_policy_applies_it_and_acks() {
 }
 
 #[tokio::test]
+async fn who_does_how_much_is_answered_at_once_and_an_unknown_view_not_at_all() {
+    let (mut controller, state, credentials) = enrolled().await;
+    let agent = start(&controller, state.path(), credentials).await;
+    let (mut session, _) = controller.welcomed().await;
+    let ask = |id, view: i32| {
+        to_agent::Body::Top(wire::TopQuestion {
+            id,
+            view,
+            rows: 7,
+            ..wire::TopQuestion::default()
+        })
+    };
+    session.say(ask(1, 77)).await;
+    session.say(ask(2, wire::TopView::Users.into())).await;
+    let Body::Top(answer) = session.hear_answer().await else {
+        panic!("no answer");
+    };
+    assert_eq!((answer.id, answer.more), (2, 7));
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_applied_is_nacked_and_the_former_stays_in_force() {
     let (mut controller, state, credentials) = enrolled().await;
     let agent = start(&controller, state.path(), credentials).await;

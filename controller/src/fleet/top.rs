@@ -90,7 +90,12 @@ impl Fleet {
                 && (ids.is_empty() || ids.contains(id.as_str()))
                 && (request.labels.iter()).all(|(key, value)| labels.get(key) == Some(value))
         };
-        let chosen: VecDeque<MemberName> = self.agents.iter().filter(chosen).map(|(id, _)| id.clone()).collect();
+        let chosen: VecDeque<MemberName> = self
+            .agents
+            .iter()
+            .filter(chosen)
+            .map(|(id, _)| id.clone())
+            .collect();
         self.tops.last += 1;
         let number = self.tops.last;
         let mut asking = Asking {
@@ -148,7 +153,8 @@ impl Fleet {
             asking.asked.insert(session, (id, until_ms));
             self.speech.push_back((session, Speech::Top(asking.question)));
         }
-        if asking.asked.is_empty() && asking.next.is_empty()
+        if asking.asked.is_empty()
+            && asking.next.is_empty()
             && let Some(asking) = self.tops.asking.remove(&number)
         {
             self.tops.done.push_back((number, asking.response));
@@ -180,7 +186,11 @@ impl Fleet {
     pub(super) fn time_tops(&mut self, now: Now) {
         for asking in self.tops.asking.values_mut() {
             let late = |_: &SessionId, (_, until_ms): &mut (MemberName, u64)| *until_ms <= now.run_ms;
-            let late: Vec<MemberName> = asking.asked.extract_if(.., late).map(|(_, (agent, _))| agent).collect();
+            let late: Vec<MemberName> = asking
+                .asked
+                .extract_if(.., late)
+                .map(|(_, (agent, _))| agent)
+                .collect();
             for agent in late {
                 let s = ANSWER_MS / 1_000;
                 let why = format!("it did not answer within {s} s: it is of an earlier version, or busy");

@@ -161,7 +161,11 @@ impl Window {
         if self.0.back().is_none_or(|(newest, _)| *newest < slot) {
             self.0.push_back((slot, Sums::default()));
         }
-        &mut self.0.back_mut().expect("it is there, or was put there just now").1
+        &mut self
+            .0
+            .back_mut()
+            .expect("it is there, or was put there just now")
+            .1
     }
 
     /// The sums of a slot that is there still.

@@ -81,7 +81,10 @@ impl Table {
             };
             self.rows.insert(key.into(), row);
         }
-        let row = self.rows.get_mut(key).expect("it is there, or was put there just now");
+        let row = self
+            .rows
+            .get_mut(key)
+            .expect("it is there, or was put there just now");
         update(&mut row.subject);
         if let Some(sums) = part
             .before
@@ -153,7 +156,8 @@ impl Table {
             .collect();
         active.sort_by(|(key, _, sums), (other_key, _, other)| {
             let rank = order.rank(other).cmp(&order.rank(sums));
-            rank.then(other.octets().cmp(&sums.octets())).then(key.cmp(other_key))
+            rank.then(other.octets().cmp(&sums.octets()))
+                .then(key.cmp(other_key))
         });
         let more = active.split_off(rows_max.min(active.len()));
         let mut other = self.other.sum(slot).unwrap_or_default();
@@ -186,7 +190,11 @@ impl Table {
                 row.total.octets(),
             )
         };
-        let mut ranks: Vec<_> = self.rows.iter().map(|(key, row)| (rank(row), key.clone())).collect();
+        let mut ranks: Vec<_> = self
+            .rows
+            .iter()
+            .map(|(key, row)| (rank(row), key.clone()))
+            .collect();
         ranks.sort_unstable_by(|a, b| b.cmp(a));
         for (_, key) in ranks.drain(self.rows_max.min(ranks.len())..) {
             if let Some(row) = self.rows.remove(&key) {

@@ -7,11 +7,9 @@ use prost::Message as _;
 
 use super::wire::{ANSWER_OCTETS_MAX, ANSWER_ROWS_MAX, Question};
 use super::*;
-use crate::flow::record::{
-    BootId, CollectorSet, Counting, Counts, RecordId, TcpFigures, Traffic,
-};
+use crate::flow::record::{BootId, CollectorSet, Counting, Counts, RecordId, TcpFigures, Traffic};
 use crate::observe::NetNs;
-use crate::owner::{Process, ProcessKey, Runtime};
+use crate::owner::{Container, Process, ProcessKey, Runtime};
 use crate::time::WallTime;
 
 const BEGAN: KernelTime = KernelTime(1_000_000_000_000);
@@ -125,13 +123,20 @@ fn named(report: &Report) -> BTreeMap<String, Sums> {
         Subject::User(name) => name.clone(),
         Subject::Flow(flow) => flow.client.endpoint.port.to_string(),
     };
-    report.rows.iter().map(|row| (name(&row.subject), row.window)).collect()
+    report
+        .rows
+        .iter()
+        .map(|row| (name(&row.subject), row.window))
+        .collect()
 }
 
 #[test]
 fn both_ends_of_a_flow_on_this_host_are_told_each_by_its_own_side() {
     let mut top = Top::default();
-    let (curl, nginx) = (owner("curl", "ada", None), owner("nginx", "www", Some(container(1))));
+    let (curl, nginx) = (
+        owner("curl", "ada", None),
+        owner("nginx", "www", Some(container(1))),
+    );
     top.take(&record(1, 1, 100, curl, nginx), at(0));
 
     let amount = |octets, packets| Amount { octets, packets };
@@ -162,36 +167,62 @@ fn both_ends_of_a_flow_on_this_host_are_told_each_by_its_own_side() {
         (View::Containers, vec![("c1", server)]),
         (
             View::Processes,
-            vec![("/usr/bin/curl app.service", client), ("/usr/bin/nginx c1", server)],
+            vec![
+                ("/usr/bin/curl app.service", client),
+                ("/usr/bin/nginx c1", server),
+            ],
         ),
         (View::Users, vec![("ada", client), ("www", server)]),
         (View::Flows, vec![("40000", flow)]),
         (View::Pods, vec![]),
     ] {
         let report = all(&mut top, view, at(0));
-        let rows: BTreeMap<String, Sums> = rows.into_iter().map(|(name, sums)| (name.to_owned(), sums)).collect();
+        let rows: BTreeMap<String, Sums> = rows
+            .into_iter()
+            .map(|(name, sums)| (name.to_owned(), sums))
+            .collect();
         assert_eq!(named(&report), rows, "{view:?}");
         assert!(report.rows.iter().all(|row| row.window == row.total));
     }
-    assert_eq!((client.rtt_mean_us(), client.rtt_variance_mean_us()), (Some(1_000), Some(100)));
+    assert_eq!(
+        (client.rtt_mean_us(), client.rtt_variance_mean_us()),
+        (Some(1_000), Some(100))
+    );
     assert_eq!(Sums::default().rtt_mean_us(), None);
 }
 
 #[test]
 fn a_failed_attempt_counts_for_who_tried_and_for_nobody_else() {
     let mut top = Top::default();
-    for (n, reason) in [EndReason::Refused, EndReason::TimedOut, EndReason::Unreachable, EndReason::Reset]
-        .into_iter()
-        .enumerate()
+    for (n, reason) in [
+        EndReason::Refused,
+        EndReason::TimedOut,
+        EndReason::Unreachable,
+        EndReason::Reset,
+    ]
+    .into_iter()
+    .enumerate()
     {
-        let mut failed = record(n as u64, 1, 60, owner("curl", "ada", None), Owner::unknown(Unknown::NotSeen));
+        let mut failed = record(
+            n as u64,
+            1,
+            60,
+            owner("curl", "ada", None),
+            Owner::unknown(Unknown::NotSeen),
+        );
         failed.reason = reason;
         top.take(&failed, at(0));
     }
     let report = all(&mut top, View::Processes, at(0));
-    let failed: BTreeMap<String, u64> = named(&report).into_iter().map(|(name, sums)| (name, sums.failed)).collect();
+    let failed: BTreeMap<String, u64> = named(&report)
+        .into_iter()
+        .map(|(name, sums)| (name, sums.failed))
+        .collect();
     // A connection that was reset had somebody at its other end.
-    let expected = [("/usr/bin/curl app.service".to_owned(), 3), ("[unknown] ".to_owned(), 0)];
+    let expected = [
+        ("/usr/bin/curl app.service".to_owned(), 3),
+        ("[unknown] ".to_owned(), 0),
+    ];
     assert_eq!(failed, BTreeMap::from(expected));
 }
 
@@ -199,7 +230,12 @@ fn a_failed_attempt_counts_for_who_tried_and_for_nobody_else() {
 fn an_end_on_another_host_and_a_user_without_a_name_are_told_as_such() {
     let mut top = Top::default();
     top.take(&record(1, 1, 10, owner("curl", "", None), remote()), at(0));
-    assert_eq!(named(&all(&mut top, View::Users, at(0))).keys().collect::<Vec<_>>(), ["1000"]);
+    assert_eq!(
+        named(&all(&mut top, View::Users, at(0)))
+            .keys()
+            .collect::<Vec<_>>(),
+        ["1000"]
+    );
     assert_eq!(all(&mut top, View::Processes, at(0)).rows.len(), 1);
 }
 
@@ -208,13 +244,24 @@ fn a_flow_counts_once_in_the_window_and_leaves_it_after_a_minute_without_a_recor
     let mut top = Top::default();
     let flows = |top: &mut Top, s| {
         let report = all(top, View::Users, at(s));
-        report.rows.first().map(|row| (row.window.flows(), row.total.flows(), row.window.sent.octets))
+        report
+            .rows
+            .first()
+            .map(|row| (row.window.flows(), row.total.flows(), row.window.sent.octets))
     };
     for n in 0..30 {
         let part = u32::try_from(n + 1).expect("small");
-        top.take(&record(1, part, 10, owner("curl", "ada", None), remote()), at(10 * n));
+        top.take(
+            &record(1, part, 10, owner("curl", "ada", None), remote()),
+            at(10 * n),
+        );
         let records = (n + 1).min(6);
-        assert_eq!(flows(&mut top, 10 * n), Some((1, 1, 10 * records)), "after {} s", 10 * n);
+        assert_eq!(
+            flows(&mut top, 10 * n),
+            Some((1, 1, 10 * records)),
+            "after {} s",
+            10 * n
+        );
     }
     // The last record was in the step from 290 s.
     assert_eq!(flows(&mut top, 349), Some((1, 1, 10)));
@@ -228,9 +275,20 @@ fn a_flow_counts_once_in_the_window_and_leaves_it_after_a_minute_without_a_recor
 fn the_window_says_how_long_it_is() {
     let mut top = Top::default();
     top.take(&record(1, 1, 10, owner("curl", "ada", None), remote()), at(0));
-    for (s, window) in [(0, 0), (3, 3), (59, 59), (60, 55), (64, 59), (65, 55), (3_601, 56)] {
+    for (s, window) in [
+        (0, 0),
+        (3, 3),
+        (59, 59),
+        (60, 55),
+        (64, 59),
+        (65, 55),
+        (3_601, 56),
+    ] {
         let report = all(&mut top, View::Users, at(s));
-        assert_eq!((report.window, report.since), (Duration::from_secs(window), Duration::from_secs(s)));
+        assert_eq!(
+            (report.window, report.since),
+            (Duration::from_secs(window), Duration::from_secs(s))
+        );
     }
 }
 
@@ -241,12 +299,22 @@ fn a_name_that_is_told_later_is_shown_and_the_row_stays_one() {
         name: None,
         ..container(3)
     };
-    top.take(&record(1, 1, 10, owner("curl", "", Some(unnamed)), remote()), at(0));
+    top.take(
+        &record(1, 1, 10, owner("curl", "", Some(unnamed)), remote()),
+        at(0),
+    );
     let id = named(&all(&mut top, View::Containers, at(0)));
     assert_eq!(id.keys().collect::<Vec<_>>(), [&container(3).id]);
-    top.take(&record(1, 2, 10, owner("curl", "", Some(container(3))), remote()), at(1));
+    top.take(
+        &record(1, 2, 10, owner("curl", "", Some(container(3))), remote()),
+        at(1),
+    );
     let report = all(&mut top, View::Containers, at(1));
-    assert_eq!(named(&report).get("c3").map(|sums| sums.sent.octets), Some(20), "{report:?}");
+    assert_eq!(
+        named(&report).get("c3").map(|sums| sums.sent.octets),
+        Some(20),
+        "{report:?}"
+    );
     let flow = all(&mut top, View::Flows, at(1));
     let Subject::Flow(flow) = &flow.rows[0].subject else {
         panic!("{flow:?}")
@@ -296,9 +364,8 @@ impl Model {
     fn window(&self, slot: u64) -> Sums {
         let mut sum = Sums::default();
         let mut flows = BTreeSet::new();
-        for (at, flow, sums) in self.0.iter().filter(|(at, _, _)| is_within(*at, slot)) {
+        for (_, flow, sums) in self.0.iter().filter(|(at, _, _)| is_within(*at, slot)) {
             sum.add(sums);
-            let _ = at;
             flows.insert(*flow);
         }
         sum.flows_client = flows.len() as u64;
@@ -312,6 +379,7 @@ fn nothing_is_lost_when_rows_go_and_no_table_outgrows_its_bound() {
     for seed in 0..40 {
         let mut random = fastrand::Rng::with_seed(seed);
         let (mut top, mut model, mut now) = (Top::default(), Model::default(), 0);
+        top.handle_timeout(at(0));
         let (containers, flows) = (random.u64(1..6_000), random.u64(1..9_000));
         let mut parts: BTreeMap<u64, u32> = BTreeMap::new();
         for step in 0..6_000 {
@@ -322,7 +390,9 @@ fn nothing_is_lost_when_rows_go_and_no_table_outgrows_its_bound() {
             let owner = owner("x", "ada", Some(container(flow % containers)));
             let seen = record(flow, *part, random.u64(0..10_000), owner, remote());
             top.take(&seen, at(now));
-            model.0.push((now / SLOT.as_secs(), flow, Sums::of(&seen, Side::Client)));
+            model
+                .0
+                .push((now / SLOT.as_secs(), flow, Sums::of(&seen, Side::Client)));
             for (table, kept) in [
                 (&top.containers, CONTAINERS_KEPT),
                 (&top.users, USERS_KEPT),
@@ -346,7 +416,11 @@ fn nothing_is_lost_when_rows_go_and_no_table_outgrows_its_bound() {
             }
             sum.flows_client = expected.flows_client;
             assert_eq!(sum, expected, "seed {seed}, step {step}");
-            assert!(report.rows.is_sorted_by(|a, b| a.window.octets() >= b.window.octets()));
+            assert!(
+                report
+                    .rows
+                    .is_sorted_by(|a, b| a.window.octets() >= b.window.octets())
+            );
             let mut total = report.other_total;
             report.rows.iter().for_each(|row| total.add(&row.total));
             let idle = top.containers.report(Order::Octets, usize::MAX, top.slot);
@@ -386,11 +460,17 @@ fn series_are_few_go_to_the_busiest_and_only_rise() {
             assert!(rest.octets() >= rest_before, "seed {seed}, {s} s");
             for (id, octets) in &now {
                 // One that went and came again begins anew.
-                assert!(before.get(id).is_none_or(|before| before <= octets), "seed {seed}, {s} s");
+                assert!(
+                    before.get(id).is_none_or(|before| before <= octets),
+                    "seed {seed}, {s} s"
+                );
             }
             if s % 200 == 199 {
                 for n in 0..3 {
-                    assert!(now.contains_key(&container(base + n).id), "seed {seed}, {s} s: {now:?}");
+                    assert!(
+                        now.contains_key(&container(base + n).id),
+                        "seed {seed}, {s} s: {now:?}"
+                    );
                 }
             }
             (before, rest_before) = (now, rest.octets());
@@ -435,10 +515,16 @@ fn an_answer_keeps_to_its_octets_and_what_does_not_fit_is_in_its_sums() {
             id: 9,
             view,
             order: Order::Octets,
-            rows: usize::MAX.min(ANSWER_ROWS_MAX),
+            rows: ANSWER_ROWS_MAX,
         };
-        let answer = top.report(question.view, question.order, question.rows, at(0)).answer(question.id);
-        assert!(answer.encoded_len() <= ANSWER_OCTETS_MAX + 1_024, "{view:?}: {}", answer.encoded_len());
+        let answer = top
+            .report(question.view, question.order, question.rows, at(0))
+            .answer(question.id);
+        assert!(
+            answer.encoded_len() <= ANSWER_OCTETS_MAX + 1_024,
+            "{view:?}: {}",
+            answer.encoded_len()
+        );
         assert!(!answer.rows.is_empty() && answer.rows.len() <= ANSWER_ROWS_MAX);
         let told = |sums: &Option<flowtilla_proto::wire::session::TopSums>| {
             let sums = sums.as_ref().expect("it is told");
@@ -465,7 +551,10 @@ fn a_question_is_read_within_its_bounds_and_an_unknown_view_is_not_answered() {
     assert_eq!(asked(0, 0, 1), None);
     assert_eq!(asked(99, 0, 1), None);
     let read = asked(TopView::Pods.into(), 99, u32::MAX).expect("a question");
-    assert_eq!((read.id, read.view, read.order, read.rows), (4, View::Pods, Order::Octets, ANSWER_ROWS_MAX));
+    assert_eq!(
+        (read.id, read.view, read.order, read.rows),
+        (4, View::Pods, Order::Octets, ANSWER_ROWS_MAX)
+    );
     let read = asked(TopView::Flows.into(), TopOrder::Failed.into(), 0).expect("a question");
     assert_eq!((read.order, read.rows), (Order::Failed, 1));
 }

@@ -17,7 +17,9 @@ fn agents(count: u64) -> Fleet {
             _ => labels(&[("role", "web")]),
         };
         let hello = hello(u32::try_from(n + 1).expect("few"), None);
-        fleet.handle_open(&name(&format!("a{n}")), &labels, hello, SessionId(n), at(0)).expect("welcome");
+        fleet
+            .handle_open(&name(&format!("a{n}")), &labels, hello, SessionId(n), at(0))
+            .expect("welcome");
     }
     drain(&mut fleet);
     fleet
@@ -46,9 +48,11 @@ fn sums(octets: u64) -> TopSums {
 
 fn row(user: &str, octets: u64) -> TopRow {
     TopRow {
-        subject: Some(Subject::User(TopUser { name: user.to_owned() })),
+        subject: Some(Subject::User(TopUser {
+            name: user.to_owned(),
+        })),
         window: Some(sums(octets)),
-        total: Some(sums(10 * octets)),
+        total: Some(sums(octets.saturating_mul(10))),
     }
 }
 
@@ -91,7 +95,10 @@ fn done(fleet: &mut Fleet) -> TopResponse {
 /// Octets of all rows and of the rest.
 fn octets(response: &TopResponse) -> u64 {
     let window = |row: &flowtilla_proto::wire::fleet::TopAgentRow| {
-        row.row.as_ref().and_then(|row| row.window).map_or(0, |sums| sums.octets())
+        row.row
+            .as_ref()
+            .and_then(|row| row.window)
+            .map_or(0, |sums| sums.octets())
     };
     response.rows.iter().map(window).sum::<u64>() + response.other.map_or(0, |sums| sums.octets())
 }
@@ -110,13 +117,31 @@ fn the_first_rows_of_all_agents_are_told_and_the_others_are_summed_up() {
 
     let response = done(&mut fleet);
     let told: Vec<(&str, &Subject)> = (response.rows.iter())
-        .map(|row| (&*row.agent, row.row.as_ref().and_then(|row| row.subject.as_ref()).expect("a subject")))
+        .map(|row| {
+            (
+                &*row.agent,
+                row.row
+                    .as_ref()
+                    .and_then(|row| row.subject.as_ref())
+                    .expect("a subject"),
+            )
+        })
         .collect();
-    let user = |name: &str| Subject::User(TopUser { name: name.to_owned() });
+    let user = |name: &str| {
+        Subject::User(TopUser {
+            name: name.to_owned(),
+        })
+    };
     assert_eq!(told, [("a0", &user("ada")), ("a2", &user("eve"))]);
-    assert_eq!((response.agents, response.answered, response.silent.len()), (3, 3, 0));
+    assert_eq!(
+        (response.agents, response.answered, response.silent.len()),
+        (3, 3, 0)
+    );
     // Two of each agent, and three rows that are not among the first.
-    assert_eq!((response.more, response.evicted, response.window_ms), (3 * 2 + 3, 3, 59_000));
+    assert_eq!(
+        (response.more, response.evicted, response.window_ms),
+        (3 * 2 + 3, 3, 59_000)
+    );
     // Rows have one octet more than is written above, for what was received.
     assert_eq!(octets(&response), 70 + 5 + 100 + 80 + 60 + 3 * 3 + 5 + 3);
     let other = response.other_total.expect("it is told");
@@ -156,7 +181,10 @@ fn each_order_compares_by_its_own_figure() {
         request.set_order(order);
         fleet.ask_top(&request, at(0)).expect("it is taken");
         let id = asked(&mut fleet)[0].1;
-        let rows = orders.into_iter().map(|of| figure(of, of.as_str_name())).collect();
+        let rows = orders
+            .into_iter()
+            .map(|of| figure(of, of.as_str_name()))
+            .collect();
         says(&mut fleet, 0, answer(id, rows), 0);
         let first = done(&mut fleet).rows.remove(0).row.and_then(|row| row.subject);
         let user = TopUser {
@@ -173,11 +201,16 @@ fn who_does_not_answer_is_named_with_the_reason_and_holds_nobody_up() {
     fleet.handle_revoked(&name("a5"));
     let _ = drain(&mut fleet);
     let mut request = users(10);
-    request.ids = ["a0", "a1", "a2", "a4", "a5", "zz", "no name!"].map(str::to_owned).to_vec();
+    request.ids = ["a0", "a1", "a2", "a4", "a5", "zz", "no name!"]
+        .map(str::to_owned)
+        .to_vec();
     fleet.ask_top(&request, at(0)).expect("it is taken");
     let questions = asked(&mut fleet);
     let id = questions[0].1;
-    assert_eq!(questions.iter().map(|(session, _)| *session).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(
+        questions.iter().map(|(session, _)| *session).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
     says(&mut fleet, 0, answer(id, vec![row("ada", 7)]), 1);
     // One that was not asked, one that answers something else, one that answers twice.
     says(&mut fleet, 3, answer(id, vec![row("eve", 1_000)]), 1);
@@ -188,7 +221,11 @@ fn who_does_not_answer_is_named_with_the_reason_and_holds_nobody_up() {
     assert_eq!(fleet.poll_top(), None);
     fleet.handle_timeout(at(ANSWER_MS));
     let response = done(&mut fleet);
-    let silent: Vec<(&str, &str)> = response.silent.iter().map(|one| (&*one.agent, &*one.why)).collect();
+    let silent: Vec<(&str, &str)> = response
+        .silent
+        .iter()
+        .map(|one| (&*one.agent, &*one.why))
+        .collect();
     assert_eq!(
         silent,
         [
@@ -197,10 +234,16 @@ fn who_does_not_answer_is_named_with_the_reason_and_holds_nobody_up() {
             ("zz", "the controller does not know it"),
             ("a4", "it is not connected"),
             ("a1", "its stream ended before it answered"),
-            ("a2", "it did not answer within 2 s: it is of an earlier version, or busy"),
+            (
+                "a2",
+                "it did not answer within 2 s: it is of an earlier version, or busy"
+            ),
         ]
     );
-    assert_eq!((response.agents, response.answered, response.rows.len()), (4, 1, 1));
+    assert_eq!(
+        (response.agents, response.answered, response.rows.len()),
+        (4, 1, 1)
+    );
     // Late is late.
     says(&mut fleet, 2, answer(id, vec![row("eve", 1)]), ANSWER_MS);
     assert_eq!(fleet.poll_top(), None);
@@ -212,18 +255,29 @@ fn labels_choose_agents_and_nobody_chosen_is_an_answer_too() {
     let mut request = users(10);
     request.labels = [("role".to_owned(), "web".to_owned())].into();
     fleet.ask_top(&request, at(0)).expect("it is taken");
-    assert_eq!(asked(&mut fleet).iter().map(|(session, _)| *session).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(
+        asked(&mut fleet)
+            .iter()
+            .map(|(session, _)| *session)
+            .collect::<Vec<_>>(),
+        [1, 3]
+    );
     request.labels = [("role".to_owned(), "db".to_owned())].into();
     fleet.ask_top(&request, at(0)).expect("it is taken");
     let response = done(&mut fleet);
-    assert_eq!((response.agents, response.answered, response.silent.len()), (0, 0, 0));
+    assert_eq!(
+        (response.agents, response.answered, response.silent.len()),
+        (0, 0, 0)
+    );
 }
 
 #[test]
 fn agents_are_asked_so_many_at_once_and_the_next_when_one_has_answered() {
     let count = 3 * ASKED_AT_ONCE_MAX as u64;
     let mut fleet = agents(count);
-    fleet.ask_top(&users(ROWS_MAX as u32), at(0)).expect("it is taken");
+    fleet
+        .ask_top(&users(ROWS_MAX as u32), at(0))
+        .expect("it is taken");
     let mut to_answer = asked(&mut fleet);
     assert_eq!(to_answer.len(), ASKED_AT_ONCE_MAX);
     let mut answered = 0;
@@ -236,7 +290,10 @@ fn agents_are_asked_so_many_at_once_and_the_next_when_one_has_answered() {
     }
     assert_eq!(answered, count);
     let response = done(&mut fleet);
-    assert_eq!((response.rows.len(), u64::from(response.answered)), (ROWS_MAX, count));
+    assert_eq!(
+        (response.rows.len(), u64::from(response.answered)),
+        (ROWS_MAX, count)
+    );
     let expected: u64 = (0..count).map(|session| 3 * session + 3 + 3 + 4).sum();
     assert_eq!(octets(&response), expected);
 }
@@ -264,8 +321,13 @@ fn requests_are_bounded_and_a_view_that_is_not_known_is_refused() {
     }
     assert_eq!(fleet.ask_top(&users(1), at(0)), Err(TopRefused::Busy));
     fleet.handle_timeout(at(ANSWER_MS));
-    fleet.ask_top(&users(1), at(ANSWER_MS)).expect("there is room again");
-    assert_eq!(fleet.ask_top(&TopRequest::default(), at(0)), Err(TopRefused::View));
+    fleet
+        .ask_top(&users(1), at(ANSWER_MS))
+        .expect("there is room again");
+    assert_eq!(
+        fleet.ask_top(&TopRequest::default(), at(0)),
+        Err(TopRefused::View)
+    );
 }
 
 #[test]
@@ -304,7 +366,10 @@ fn what_a_captured_agent_answers_is_cut_to_its_bounds() {
     };
     let kept = parsed(rows);
     assert_eq!(kept.len(), 2);
-    assert!(kept.iter().all(|row| prost::Message::encoded_len(row) < 1_200), "{kept:?}");
+    assert!(
+        kept.iter().all(|row| prost::Message::encoded_len(row) < 1_200),
+        "{kept:?}"
+    );
     assert_eq!(parsed(many.clone()).len(), ROWS_MAX);
     // Sums of numbers as large as there are stay where they are.
     let mut fleet = agents(2);
@@ -312,5 +377,8 @@ fn what_a_captured_agent_answers_is_cut_to_its_bounds() {
     for (session, id) in asked(&mut fleet) {
         says(&mut fleet, session, answer(id, many.clone()), 0);
     }
-    assert_eq!(done(&mut fleet).other.map(|sums| sums.octets_sent), Some(u64::MAX));
+    assert_eq!(
+        done(&mut fleet).other.map(|sums| sums.octets_sent),
+        Some(u64::MAX)
+    );
 }

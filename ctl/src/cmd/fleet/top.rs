@@ -12,8 +12,8 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use flowtilla_proto::wire::fleet::{TopRequest, TopResponse};
-use flowtilla_proto::wire::session::{TopOrder, TopView};
+use flowtilla_proto::wire::fleet::{TopAgentRow, TopRequest, TopResponse};
+use flowtilla_proto::wire::session::{TopAnswer, TopOrder, TopView};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep_until};
 
@@ -26,7 +26,7 @@ use crate::exit::{Exit, UsageError, say};
 use crate::output::harmless;
 use crate::signals::Signals;
 
-mod keys;
+pub(crate) mod keys;
 pub(crate) mod picture;
 pub(crate) mod plain;
 
@@ -36,6 +36,8 @@ const ROWS_DEFAULT: u32 = 20;
 const ROWS_MAX: u32 = 200;
 /// Shortest time between two pictures: each asks all chosen agents.
 const INTERVAL_MIN: Duration = Duration::from_millis(500);
+/// What the headline says about the end.
+const END: &str = "q ends";
 /// Lines of a picture that are no rows: the headline, the columns' names, the sum of what does not fit, the cursor's.
 const LINES_BESIDE: usize = 4;
 
@@ -216,7 +218,10 @@ impl TopArgs {
         let mut labels = BTreeMap::new();
         for (key, value) in &self.selector {
             if labels.insert(key.clone(), value.clone()).is_some() {
-                lines.push(format!("--selector: {:?} is there twice; write it once", harmless(key)));
+                lines.push(format!(
+                    "--selector: {:?} is there twice; write it once",
+                    harmless(key)
+                ));
             }
         }
         if self.interval < INTERVAL_MIN {
@@ -253,9 +258,10 @@ impl TopArgs {
         let looking = self.looking();
         let request = self.request(looking, &labels, rows);
         let mut signals = Signals::new()?;
+        let mut fleet = client.fleet();
         let response = tokio::select! { biased;
             () = signals.next() => return Ok(Exit::Interrupted),
-            response = client.ask(client.fleet().top(request)) => response?,
+            response = client.ask(fleet.top(request)) => response?,
         };
         let columns = match self.output {
             Format::Wide => None,
@@ -293,7 +299,7 @@ impl TopArgs {
             let room = u32::try_from(lines.saturating_sub(LINES_BESIDE)).unwrap_or(ROWS_MAX);
             let rows = self.rows.unwrap_or(room).clamp(1, ROWS_MAX);
             let next = Instant::now() + self.interval;
-            let asking = client.fleet();
+            let mut fleet = client.fleet();
             let request = self.request(looking, &labels, rows);
             let answer = tokio::select! { biased;
                 () = signals.next() => return Ok(self.end(last.as_ref())),
@@ -301,7 +307,7 @@ impl TopArgs {
                     true => return Ok(self.end(last.as_ref())),
                     false => continue,
                 },
-                answer = client.ask({ let mut asking = asking; async move { asking.top(request).await } }) => answer,
+                answer = client.ask(fleet.top(request)) => answer,
             };
             let (response, failed) = match (answer, &last) {
                 (Ok(response), _) => (response, None),
@@ -312,7 +318,12 @@ impl TopArgs {
             loop {
                 block_in_place(|| {
                     screen.measure()?;
-                    screen.draw(&picture::frame(&response, looking, failed.as_deref(), screen.size()))
+                    screen.draw(&picture::frame(
+                        &response,
+                        looking,
+                        failed.as_deref(),
+                        screen.size(),
+                    ))
                 })?;
                 let before = looking;
                 tokio::select! { biased;
@@ -337,13 +348,35 @@ impl TopArgs {
     }
 }
 
+/// What one agent has answered, without its name.
+pub(crate) fn of_one(answer: TopAnswer) -> TopResponse {
+    let row = |row| TopAgentRow {
+        agent: String::new(),
+        row: Some(row),
+        window_ms: answer.window_ms,
+    };
+    TopResponse {
+        rows: answer.rows.into_iter().map(row).collect(),
+        more: answer.more,
+        other: answer.other,
+        other_total: answer.other_total,
+        window_ms: answer.window_ms,
+        evicted: answer.evicted,
+        agents: 1,
+        answered: 1,
+        silent: Vec::new(),
+    }
+}
+
 impl Looking {
     /// Takes a key in; whether it ends the command.
-    fn press(&mut self, key: char) -> bool {
+    pub(crate) fn press(&mut self, key: char) -> bool {
         if let Some(sort) = Sort::ALL.into_iter().find(|sort| sort.key() == key) {
             self.sort = sort;
         }
-        let place = key.to_digit(10).and_then(|n| usize::try_from(n).ok()?.checked_sub(1));
+        let place = key
+            .to_digit(10)
+            .and_then(|n| usize::try_from(n).ok()?.checked_sub(1));
         if let Some(view) = place.and_then(|place| View::ALL.get(place)) {
             self.view = *view;
         }

@@ -92,6 +92,12 @@ pub(crate) fn container(owner: &Owner) -> Cow<'_, str> {
     container.shown()
 }
 
+/// The systemd unit.
+pub(crate) fn unit(owner: &Owner) -> Cow<'_, str> {
+    let unit = owner.names.as_ref().and_then(|names| names.unit.as_deref());
+    unit.unwrap_or_default().into()
+}
+
 /// `tcp`, `udp`.
 pub(crate) fn protocol(record: &FlowRecord) -> &'static str {
     match record.protocol {

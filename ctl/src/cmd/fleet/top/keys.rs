@@ -10,14 +10,14 @@ use tokio::io::unix::AsyncFd;
 const OCTETS: usize = 16;
 
 /// The keyboard; none where stdin is no terminal.
-pub(super) struct Keys(Option<AsyncFd<Stdin>>);
+pub(crate) struct Keys(Option<AsyncFd<Stdin>>);
 
 impl Keys {
-    pub(super) fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let stdin = io::stdin();
         let terminal = io::IsTerminal::is_terminal(&stdin).then_some(stdin);
         // What cannot be waited for gives no keys; signals end the command all the same.
-        Self(terminal.and_then(|stdin| AsyncFd::with_interest(stdin, Interest::READABLE).ok()))
+        Self(terminal.and_then(|stdin| AsyncFd::register_with_interest(stdin, Interest::READABLE).ok()))
     }
 
     /// Waits for a key.
@@ -25,7 +25,7 @@ impl Keys {
     /// # Cancel safety
     ///
     /// None is lost.
-    pub(super) async fn next(&mut self) -> char {
+    pub(crate) async fn next(&mut self) -> char {
         loop {
             let Some(stdin) = &self.0 else {
                 return std::future::pending().await;

@@ -53,20 +53,30 @@ pub(super) fn columns_of_terminal() -> usize {
 /// A table for a pipe. `columns`: how wide; `None`: nothing is cut.
 pub(crate) fn text(response: &TopResponse, looking: Looking, columns: Option<usize>) -> String {
     let mut lines = vec![headline(response, looking)];
-    lines.extend(table(response, looking, columns, usize::MAX).into_iter().map(|(_, line)| line));
+    lines.extend(
+        table(response, looking, columns, usize::MAX)
+            .into_iter()
+            .map(|(_, line)| line),
+    );
     let width = columns.unwrap_or(usize::MAX);
     lines.into_iter().map(|line| cut(&line, width) + "\n").collect()
 }
 
-/// The picture for a screen of so many columns and lines. `failed`: why it is an older one.
+/// The picture for a screen of so many columns and lines. `key`: what a key does beside those that change order and view;
+/// `failed`: why it is an older one.
 pub(crate) fn frame(
     response: &TopResponse,
     looking: Looking,
+    key: &str,
     failed: Option<&str>,
     (columns, lines): (usize, usize),
 ) -> Frame {
     let keys: String = Sort::ALL.iter().map(|sort| sort.key()).collect();
-    let head = [headline(response, looking), format!("q ends, {keys} sort, 1-5 view")].join(WORDS_GAP);
+    let head = [
+        headline(response, looking),
+        format!("{key}, {keys} sort, 1-5 view"),
+    ]
+    .join(WORDS_GAP);
     let mut foot: Frame = Vec::new();
     foot.extend(failed.map(|why| (Paint::Alarm, harmless(why))));
     // Agents that do not answer must not push the others off the screen.
@@ -78,7 +88,10 @@ pub(crate) fn frame(
     frame.extend(table(response, looking, Some(columns), room));
     frame.extend(foot);
     frame.truncate(lines.saturating_sub(1));
-    frame.into_iter().map(|(paint, line)| (paint, cut(&line, columns))).collect()
+    frame
+        .into_iter()
+        .map(|(paint, line)| (paint, cut(&line, columns)))
+        .collect()
 }
 
 /// What is beside the table: who did not answer.
@@ -92,7 +105,10 @@ pub(crate) fn notes(response: &TopResponse) -> Vec<String> {
         notes.push("no agent has these labels; see agentctl agents".to_owned());
     }
     let named = u32::try_from(response.silent.len()).unwrap_or(u32::MAX);
-    let more = response.agents.saturating_sub(response.answered).saturating_sub(named);
+    let more = response
+        .agents
+        .saturating_sub(response.answered)
+        .saturating_sub(named);
     if more > 0 {
         notes.push(format!("and {more} more did not answer"));
     }
@@ -164,17 +180,27 @@ fn table(response: &TopResponse, looking: Looking, columns: Option<usize>, room:
     let (kept, cells) = fit(&chosen, cells, columns);
     let head = kept.iter().map(|column| column.title.to_owned()).collect();
     let lines: Vec<Vec<String>> = [head].into_iter().chain(cells).collect();
-    let right: Vec<usize> = (0..kept.len()).filter(|&place| kept[place].kind == Kind::Number).collect();
+    let right: Vec<usize> = (0..kept.len())
+        .filter(|&place| kept[place].kind == Kind::Number)
+        .collect();
     let paints = rows.iter().map(|row| match row.row.as_ref() {
         Some(TopRow { subject: None, .. }) => Paint::Ended,
         Some(row) if row.window.is_some_and(|sums| sums.failed > 0) => Paint::Alarm,
         _ => Paint::Live,
     });
-    [Paint::Frame].into_iter().chain(paints).zip(grid(&lines, &right)).collect()
+    [Paint::Frame]
+        .into_iter()
+        .chain(paints)
+        .zip(grid(&lines, &right))
+        .collect()
 }
 
 /// The columns that fit, and their cells, cut.
-fn fit(chosen: &[Column], cells: Vec<Vec<String>>, columns: Option<usize>) -> (Vec<Column>, Vec<Vec<String>>) {
+fn fit(
+    chosen: &[Column],
+    cells: Vec<Vec<String>>,
+    columns: Option<usize>,
+) -> (Vec<Column>, Vec<Vec<String>>) {
     let natural = |place: usize| {
         let widest = cells.iter().map(|row| width(&row[place])).max().unwrap_or(0);
         widest.max(width(chosen[place].title))
@@ -191,7 +217,11 @@ fn fit(chosen: &[Column], cells: Vec<Vec<String>>, columns: Option<usize>) -> (V
         kept.iter().map(|&place| of(place)).sum::<usize>() + GAP * kept.len().saturating_sub(1)
     };
     while total(&kept, &least) > columns {
-        let Some(gone) = kept.iter().copied().filter(|&place| chosen[place].rank > 0).max_by_key(|&place| chosen[place].rank)
+        let Some(gone) = kept
+            .iter()
+            .copied()
+            .filter(|&place| chosen[place].rank > 0)
+            .max_by_key(|&place| chosen[place].rank)
         else {
             break;
         };
@@ -237,10 +267,7 @@ fn columns_of(view: View, response: &TopResponse) -> Vec<Column> {
             name("POD", 12, 9, container_pod),
             name("ID", ID_SHOWN, 20, container_id),
         ]),
-        View::Pods => columns.extend([
-            name("NAMESPACE", 8, 2, pod_namespace),
-            name("POD", 16, 0, pod),
-        ]),
+        View::Pods => columns.extend([name("NAMESPACE", 8, 2, pod_namespace), name("POD", 16, 0, pod)]),
         View::Processes => columns.extend([
             name("PROCESS", 12, 0, process),
             name("UNIT OR CONTAINER", 10, 4, place),
@@ -250,7 +277,9 @@ fn columns_of(view: View, response: &TopResponse) -> Vec<Column> {
         View::Flows => columns.extend([
             name("CLIENT", 20, 0, client),
             name("SERVER", 20, 0, server),
-            name("PRO", 3, 8, |row| of_flow(row, |flow| protocol(flow.protocol).to_owned())),
+            name("PRO", 3, 8, |row| {
+                of_flow(row, |flow| protocol(flow.protocol).to_owned())
+            }),
             name("STATE", 7, 7, |row| of_flow(row, |flow| harmless(&flow.state))),
         ]),
     }

@@ -29,12 +29,10 @@ use crate::document::render::Plain;
 
 /// The whole answer.
 pub(crate) fn top(response: &TopResponse, looking: Looking) -> Plain {
-    let silent = response.silent.iter().map(|silent| {
-        map([
-            ("agent", text(&silent.agent)),
-            ("why", text(&silent.why)),
-        ])
-    });
+    let silent = response
+        .silent
+        .iter()
+        .map(|silent| map([("agent", text(&silent.agent)), ("why", text(&silent.why))]));
     let other = map([
         ("window", sums(response.other.as_ref())),
         ("total", sums(response.other_total.as_ref())),
@@ -57,10 +55,7 @@ fn row(row: &TopAgentRow) -> Plain {
     let told = row.row.as_ref();
     let subject = told.and_then(|told| told.subject.as_ref()).map(subject);
     let (name, subject) = subject.unzip();
-    let mut fields = vec![
-        ("agent", text(&row.agent)),
-        ("windowMs", number(row.window_ms)),
-    ];
+    let mut fields = vec![("agent", text(&row.agent)), ("windowMs", number(row.window_ms))];
     fields.extend(name.map(|name| (name, subject)));
     fields.extend([
         ("window", sums(told.and_then(|told| told.window.as_ref()))),
@@ -111,7 +106,10 @@ fn process(one: &TopProcess) -> [(&'static str, Option<Plain>); 3] {
 
 fn end(end: &TopFlowEnd) -> Plain {
     let mut fields = vec![
-        ("address", address(end).and_then(|address| text(&address.to_string()))),
+        (
+            "address",
+            address(end).and_then(|address| text(&address.to_string())),
+        ),
         ("port", number(end.port.into())),
     ];
     fields.extend(end.process.iter().flat_map(process));
@@ -121,7 +119,8 @@ fn end(end: &TopFlowEnd) -> Plain {
 /// The address of an end.
 pub(super) fn address(end: &TopFlowEnd) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(&*end.address).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(&*end.address).map(IpAddr::from)).ok()
+    v4.or_else(|_| <[u8; 16]>::try_from(&*end.address).map(IpAddr::from))
+        .ok()
 }
 
 /// `tcp`, `udp`.
@@ -159,6 +158,8 @@ fn text(text: &str) -> Option<Plain> {
 }
 
 fn map(fields: impl IntoIterator<Item = (&'static str, Option<Plain>)>) -> Plain {
-    let there = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let there = fields
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
     Plain::Map(there.collect())
 }
