@@ -29,6 +29,7 @@ use crate::peers::Joined;
 use crate::run::{self, Agent, StartError};
 use crate::session::{Facts, News, Parts, Ready, Vitals};
 use crate::status::{AgentStatus, AttachReport};
+use crate::top::SharedTop;
 use crate::vitals;
 
 use self::governed::{Capturing, load_source_id};
@@ -90,6 +91,8 @@ pub struct Running {
     pub attached: watch::Receiver<Option<AttachReport>>,
     /// How the session stands.
     pub news: watch::Receiver<News>,
+    /// Who does how much.
+    pub top: SharedTop,
     stop: CancellationToken,
     task: JoinHandle<Result<AgentStatus, FleetError>>,
 }
@@ -154,7 +157,7 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
     let link = agent.take_peer_link().filter(|_| !options.alone);
     let peers = link.map(Joined::start).transpose();
     let peers = peers.map_err(StartError::Thread)?;
-    let (status, attached) = (agent.status(), agent.attached());
+    let (status, attached, top) = (agent.status(), agent.attached(), agent.top());
     let host = agent.host().clone();
     let seed = u64::from(host.source_id.number()) ^ started.0;
     let parts = Parts {
@@ -193,6 +196,7 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
         status,
         attached,
         news,
+        top,
         stop,
         task,
     })
@@ -251,12 +255,14 @@ async fn live(
 
 fn vitals_of(agent: &Agent, started: KernelTime) -> Vitals {
     let (status, attached, addresses) = (agent.status(), agent.attached(), agent.addresses());
+    let top = agent.top();
     Vitals {
         health: Box::new(move || {
             let (status, attached) = (status.borrow(), attached.borrow());
             vitals::health(&status, attached.as_ref(), started, clock::kernel_now())
         }),
         addresses: Box::new(move || -> Vec<IpAddr> { addresses.borrow().clone() }),
+        top: Box::new(move |question| top.answer(question)),
     }
 }
 

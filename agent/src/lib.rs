@@ -20,4 +20,5 @@ pub mod run;
 pub mod session;
 pub mod spool;
 pub mod status;
+pub mod top;
 mod vitals;

@@ -47,7 +47,12 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let metrics = metrics::bind(args.metrics.0).await?;
     let mut running = fleet::start(args.options()).await?;
     let stop = CancellationToken::new();
-    let served = tokio::spawn(metrics.serve(running.status.clone(), running.news.clone(), stop.clone()));
+    let sources = metrics::Sources {
+        status: running.status.clone(),
+        news: running.news.clone(),
+        top: running.top.clone(),
+    };
+    let served = tokio::spawn(metrics.serve(sources, stop.clone()));
     let ended = tokio::select! { biased;
         _ = terminated.recv() => None,
         _ = interrupted.recv() => None,

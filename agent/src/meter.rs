@@ -38,6 +38,7 @@ use crate::containers;
 use crate::enrich::Beside;
 use crate::spool::Spool;
 use crate::status::{AgentStatus, AttachReport, Coverage};
+use crate::top::SharedTop;
 
 use left_out::LeftOut;
 use outside::Outside;
@@ -126,6 +127,8 @@ pub(crate) struct Meter {
     /// Where the cgroup2 hierarchy is.
     pub(crate) cgroup_root: PathBuf,
     pub(crate) view: Option<mpsc::Sender<Arc<FlowRecord>>>,
+    /// Who does how much, by every record that goes on.
+    pub(crate) top: SharedTop,
     pub(crate) status: watch::Sender<AgentStatus>,
     pub(crate) listening: watch::Sender<Option<ListeningPorts>>,
     pub(crate) capture: Option<Capture>,
@@ -423,6 +426,7 @@ impl Meter {
                 continue;
             }
             self.count(&record);
+            self.top.lock().take(&record, now);
             self.peers.fleet.judge(&mut record, start, now);
             self.keep_released();
             self.keep(&record);

@@ -7,6 +7,7 @@ use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use flowtilla_agent_core::loss::DropPoint;
+use flowtilla_agent_core::top::Top;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -21,6 +22,9 @@ use crate::clock;
 use crate::cost;
 use crate::session::News;
 use crate::status::{AgentStatus, CollectorState};
+use crate::top::SharedTop;
+
+mod series;
 
 /// Why /metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +38,17 @@ pub struct MetricsError {
 /// A place where /metrics will be served; none when it is off.
 #[derive(Debug)]
 pub struct Bound(Option<TcpListener>);
+
+/// What the page tells of.
+#[derive(Debug)]
+pub struct Sources {
+    /// How the agent does.
+    pub status: watch::Receiver<AgentStatus>,
+    /// How its session stands.
+    pub news: watch::Receiver<News>,
+    /// Who does how much.
+    pub top: SharedTop,
+}
 
 /// Takes the address, before anything else is started.
 ///
@@ -56,18 +71,13 @@ impl Bound {
     }
 
     /// Serves until it is told to stop.
-    pub async fn serve(
-        self,
-        status: watch::Receiver<AgentStatus>,
-        news: watch::Receiver<News>,
-        stop: CancellationToken,
-    ) {
+    pub async fn serve(self, sources: Sources, stop: CancellationToken) {
         let Some(listener) = self.0 else { return };
-        let sources = Arc::new((status, news));
+        let sources = Arc::new(sources);
         let page = move || {
             let sources = Arc::clone(&sources);
             async move {
-                let text = render(&sources.0.borrow(), &sources.1.borrow());
+                let text = sources.render();
                 (
                     [(
                         CONTENT_TYPE,
@@ -103,8 +113,16 @@ struct ByCollectorAndPoint {
 
 type Gauges = Family<ByCollector, Gauge>;
 
-/// The page at this moment.
-fn render(status: &AgentStatus, news: &News) -> String {
+impl Sources {
+    /// The page at this moment.
+    fn render(&self) -> String {
+        let (status, news) = (self.status.borrow(), self.news.borrow());
+        let top = self.top.lock();
+        render(&status, &news, &top)
+    }
+}
+
+fn render(status: &AgentStatus, news: &News, top: &Top) -> String {
     let mut registry = Registry::with_prefix("flowtilla_agent");
     let mut counter =
         |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
@@ -240,6 +258,7 @@ fn render(status: &AgentStatus, news: &News) -> String {
         drops,
     );
     register_collectors(&mut registry, status);
+    series::register(&mut registry, top);
     let mut page = String::new();
     encode(&mut page, &registry).expect("a string takes everything");
     page
@@ -331,6 +350,7 @@ mod tests {
                 connected: true,
                 ..News::default()
             },
+            &Top::default(),
         );
         for line in [
             "flowtilla_agent_records_total 41",

@@ -50,6 +50,7 @@ use crate::meter::{Command, Commands, Meter, Turns};
 use crate::peers::{FLEET_OUT_MAX, FleetIn, PeerLink};
 use crate::spool::{Spool, SpoolError, SpoolOptions, SpoolStatus};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
+use crate::top::SharedTop;
 
 use refresh::Refresh;
 use state::{bounds, ledger, report_opened, restore, temporary};
@@ -137,6 +138,7 @@ pub struct Agent {
     /// What attached; `None`: capture is off.
     attached: watch::Sender<Option<AttachReport>>,
     addresses: watch::Receiver<Vec<IpAddr>>,
+    top: SharedTop,
     /// Whether capture was ever on: the table knows better than any file then.
     captured: bool,
     /// Until the session takes it.
@@ -183,6 +185,7 @@ impl Agent {
             .unwrap_or(Path::new(CGROUP_ROOT_USUAL))
             .to_owned();
         let status = watch::Sender::new(AgentStatus::default());
+        let top = SharedTop::default();
         let meter = Meter {
             commands: orders,
             table: FlowTable::new(TableOptions {
@@ -196,6 +199,7 @@ impl Agent {
             lookups: Beside::start(lookups).map_err(StartError::Thread)?,
             containers: None,
             view,
+            top: top.clone(),
             status: status.clone(),
             listening: watch::Sender::new(None),
             capture: None,
@@ -250,6 +254,7 @@ impl Agent {
             cgroup_root,
             attached: watch::Sender::new(None),
             addresses,
+            top,
             captured: false,
             peer_link: Some(peer_link),
             state: options.state,
@@ -276,6 +281,12 @@ impl Agent {
     #[must_use]
     pub fn addresses(&self) -> watch::Receiver<Vec<IpAddr>> {
         self.addresses.clone()
+    }
+
+    /// Who does how much.
+    #[must_use]
+    pub fn top(&self) -> SharedTop {
+        self.top.clone()
     }
 
     /// What it knows of its host.

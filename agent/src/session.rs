@@ -545,7 +545,7 @@ impl Driver {
                     refused: reason == EndReason::Revoked,
                 });
             }
-            Ok(Some(Incoming::Offer(_)) | None) => {}
+            Ok(Some(Incoming::Offer(_) | Incoming::Top(_)) | None) => {}
         }
         None
     }

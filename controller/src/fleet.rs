@@ -29,6 +29,7 @@ use self::questions::Questions;
 use self::rollouts::{Due, Rollouts};
 use self::row::{HoldingsRow, META_KEY, MetaRow, bucket};
 use self::source::SourceIds;
+use self::top::Tops;
 use self::turns::place;
 use crate::policy::Objects;
 use crate::store::counter::Counter;
@@ -51,6 +52,7 @@ pub mod row;
 mod silent;
 mod source;
 pub mod thread;
+pub mod top;
 mod turns;
 pub mod view;
 
@@ -109,6 +111,8 @@ pub enum Speech {
     Question(wire::Question),
     /// An answer to this agent's question.
     Answer(Box<wire::Answer>),
+    /// An operator's question.
+    Top(wire::TopQuestion),
     /// The last word.
     Ended(EndReason, String),
 }
@@ -158,6 +162,7 @@ pub struct Fleet {
     rollouts: Rollouts,
     members: Members,
     questions: Questions,
+    tops: Tops,
     forget_at_ms: u64,
     /// Agents whose rows are to be written with the next batch.
     dirty: BTreeSet<MemberName>,
@@ -334,6 +339,7 @@ impl Fleet {
                 let answers = self.questions.handle_answer(session, number, end, now);
                 self.speech.extend(answers);
             }
+            Heard::Top(answer) => self.handle_top(session, *answer, now),
             Heard::Goodbye => {
                 self.rollouts.handle_closed(&id, true);
                 self.handle_closed(session, now);
@@ -385,6 +391,7 @@ impl Fleet {
         };
         let answers = self.questions.handle_closed(session);
         self.speech.extend(answers);
+        self.close_tops(session);
         self.members.handle_closed(session);
         self.members.touch();
         self.rollouts.handle_closed(&id, false);
@@ -413,6 +420,7 @@ impl Fleet {
         }
         let answers = self.questions.handle_timeout(now);
         self.speech.extend(answers);
+        self.time_tops(now);
         self.update_members(now);
         if now.run_ms >= self.forget_at_ms {
             for agent in self.agents.values_mut() {
@@ -518,14 +526,16 @@ impl Fleet {
         let Some(line) = agent.line.take() else {
             return;
         };
-        self.sessions.remove(&line.session);
-        let answers = self.questions.handle_closed(line.session);
+        let session = line.session;
+        self.sessions.remove(&session);
+        let answers = self.questions.handle_closed(session);
         self.speech.extend(answers);
-        self.members.handle_closed(line.session);
+        self.close_tops(session);
+        self.members.handle_closed(session);
         self.members.touch();
         self.rollouts.handle_closed(id, false);
         self.dirty.insert(id.clone());
-        self.speech.push_back((line.session, Speech::Ended(reason, text)));
+        self.speech.push_back((session, Speech::Ended(reason, text)));
     }
 
     fn handle_ack(

@@ -21,6 +21,7 @@ use crate::cmd::fleet::login::LoginArgs;
 use crate::cmd::fleet::rollout::RolloutCommand;
 use crate::cmd::fleet::status::StatusArgs;
 use crate::cmd::fleet::token::TokenCommand;
+use crate::cmd::fleet::top::TopArgs;
 use crate::cmd::loss::LossArgs;
 use crate::cmd::tap::TapArgs;
 use crate::cmd::up::args::UpArgs;
@@ -75,6 +76,8 @@ pub(crate) enum Command {
     Rollout(RolloutCommand),
     /// Shows how the controller and its fleet do. Exit code 1: an agent has not what it is to have, or none is connected.
     Status(StatusArgs),
+    /// Shows who does how much on the agents' hosts, and how well their TCP runs: in the last minute, drawn anew.
+    Top(TopArgs),
     /// Makes an identity or a token void.
     Revoke(RevokeArgs),
     /// Lets an agent come back whose SVID ran out too long ago.
@@ -303,6 +306,18 @@ mod tests {
                 "--output: \"xml\" is not known; write one of text, json",
             ),
             (&["buffer", "inspect"], "DIR: is missing; see --help"),
+            (
+                &["top", "hosts"],
+                "VIEW: \"hosts\" is not known; write one of containers, pods, processes, users, flows",
+            ),
+            (
+                &["top", "flows", "-n", "0"],
+                "--rows: \"0\" is no number of rows; write one from 1 to 200",
+            ),
+            (
+                &["top", "flows", "--sort", "size"],
+                "--sort: \"size\" is not known; write one of octets, rtt, retransmits, flows, failed",
+            ),
             (&["describe"], "KIND, NAME: are missing; see --help"),
             (&["describe", "agent"], "NAME: is missing; see --help"),
             (

@@ -86,6 +86,7 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
             Command::Rollback(args) => fleet::deploy::rollback(args).await,
             Command::Rollout(command) => fleet::rollout::run(command).await,
             Command::Status(args) => fleet::status::run(args).await,
+            Command::Top(args) => args.run().await,
             Command::Revoke(args) => fleet::admit::revoke(args).await,
             Command::Approve(args) => fleet::admit::approve(args).await,
             Command::Ca(command) => fleet::ca::run(command).await,

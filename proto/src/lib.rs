@@ -17,3 +17,4 @@ pub mod token;
 pub mod wire;
 
 mod reading;
+mod top;

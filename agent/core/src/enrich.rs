@@ -1,4 +1,4 @@
-//! Puts names onto records: executable, command line, user and group, parent, container.
+//! Puts names onto records: executable, command line, user and group, parent, container, systemd unit.
 //!
 //! In: [`NameObservation`]s (exec, fork, cgroup made) and [`Answer`]s to what it asks. Out: [`Ask`]s, and the `names` of
 //! both owners of a record. Reads nothing itself. Whoever drives it learns all name events it has before it names.
@@ -31,6 +31,7 @@ pub mod container;
 mod place;
 mod process;
 pub mod redact;
+pub mod unit;
 
 pub use account::USER_FRESH;
 use account::{Account, Accounts, Standing};
@@ -529,6 +530,7 @@ impl Naming {
                 .and_then(|scope| self.account(Account::Group(scope, process.gid), now, &mut waiting)),
             parent: lineage.and_then(|lineage| self.parent(lineage, now, &mut waiting)),
             container: container.clone().flatten(),
+            unit: self.unit(process.cgroup_id),
         };
         let names = Arc::new(names);
         entry.described = None;
@@ -675,6 +677,17 @@ impl Naming {
         }
         *waiting = true;
         None
+    }
+
+    /// The unit of a process that is in no container.
+    fn unit(&mut self, cgroup: u64) -> Option<String> {
+        match self.cgroups.path(cgroup)? {
+            CgroupPath::Known {
+                path,
+                container: None,
+            } => unit::unit(path).map(str::to_owned),
+            CgroupPath::Known { .. } | CgroupPath::Absent | CgroupPath::Asked => None,
+        }
     }
 
     fn count(&mut self, names: &Names, process: &Process, cgroup_absent: bool) {

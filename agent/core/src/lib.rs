@@ -19,4 +19,5 @@ pub mod policy;
 pub mod session;
 pub mod spool;
 pub mod time;
+pub mod top;
 pub mod zmtp;

@@ -80,6 +80,26 @@ pub enum TcpState {
     Closing,
 }
 
+impl TcpState {
+    /// One lower-case word, as `ss` and others name it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Established => "established",
+            Self::SynSent => "syn-sent",
+            Self::SynRecv => "syn-recv",
+            Self::FinWait1 => "fin-wait-1",
+            Self::FinWait2 => "fin-wait-2",
+            Self::TimeWait => "time-wait",
+            Self::Close => "close",
+            Self::CloseWait => "close-wait",
+            Self::LastAck => "last-ack",
+            Self::Listen => "listen",
+            Self::Closing => "closing",
+        }
+    }
+}
+
 /// One sight of one TCP socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpObservation {

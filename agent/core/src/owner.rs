@@ -141,6 +141,8 @@ pub struct Names {
     pub parent: Option<Parent>,
     /// The container it runs in.
     pub container: Option<Container>,
+    /// The systemd unit it runs in, such as `ssh.service`; `None` in a container, and where none is told.
+    pub unit: Option<String>,
 }
 
 /// A parent process.

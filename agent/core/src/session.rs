@@ -50,6 +50,8 @@ const STEADY: Duration = Duration::from_secs(10);
 const WANTED_AGAIN: Duration = Duration::from_millis(2 * UNWANTED_BACKOFF_MS.1);
 /// How long the controller may take to welcome.
 pub const WELCOME_WAIT: Duration = Duration::from_secs(10);
+/// Answers about who does how much that wait for the line; further questions get none, and those who asked go without.
+const TOPS_WAITING_MAX: usize = 4;
 /// Bounds of the delay before what is held and could not be put in force is tried again, in milliseconds.
 const RETRY_BACKOFF_MS: (u64, u64) = (2_000, 60_000);
 
@@ -213,6 +215,13 @@ impl Session {
                 // Answers to older ones say nothing any more; and a line that is stuck gathers none.
                 self.out
                     .retain(|said| !matches!(said, Outgoing::Ack { .. } | Outgoing::Nack { .. }));
+                Ok(None)
+            }
+            (Incoming::Top(question), Stream::Open { .. }) => {
+                let waiting = self.out.iter().filter(|said| matches!(said, Outgoing::Top(_)));
+                if waiting.count() < TOPS_WAITING_MAX {
+                    self.out.push_back(Outgoing::Top(question));
+                }
                 Ok(None)
             }
             (other @ (Incoming::Roots(_) | Incoming::Peers(_)), Stream::Open { .. }) => Ok(Some(other)),

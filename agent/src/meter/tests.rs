@@ -278,6 +278,7 @@ fn meter() -> Made {
         outside: Outside::new(PathBuf::new(), true),
         cgroup_root: PathBuf::new(),
         view: Some(view),
+        top: SharedTop::default(),
         status: watch::Sender::new(AgentStatus::default()),
         listening: watch::Sender::new(None),
         capture: None,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use flowtilla_agent_core::flow::record::BootId;
 use flowtilla_agent_core::session::{Held, Outgoing};
+use flowtilla_agent_core::top::wire::Question as TopQuestion;
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::wire::session::{self as wire, from_agent::Body};
 
@@ -40,6 +41,8 @@ pub struct Vitals {
     pub health: Box<dyn FnMut() -> wire::Health + Send>,
     /// The host's own addresses.
     pub addresses: Box<dyn FnMut() -> Vec<IpAddr> + Send>,
+    /// Who does how much.
+    pub top: Box<dyn FnMut(TopQuestion) -> wire::TopAnswer + Send>,
 }
 
 /// Turns what the core says into messages, and remembers which addresses were told.
@@ -76,6 +79,7 @@ impl Speaker {
                 held: held.map(Into::into),
                 ..fault.into()
             }),
+            Outgoing::Top(question) => Body::Top((self.vitals.top)(question)),
             Outgoing::Goodbye => Body::Goodbye(wire::Goodbye {
                 reason: "it was told to stop".into(),
             }),

@@ -133,6 +133,11 @@ async fn start_with(
             ..wire::Health::default()
         }),
         addresses: Box::new(|| vec![IpAddr::from([192, 0, 2, 1])]),
+        top: Box::new(|question| wire::TopAnswer {
+            id: question.id,
+            more: question.rows as u64,
+            ..wire::TopAnswer::default()
+        }),
     };
     let ready = Ready::restore(Parts {
         governed: stand_in.clone(),
@@ -210,6 +215,28 @@ async fn an_agent_enrols_is_offered_a_policy_applies_it_and_acks() {
     }
     agent.stop.cancel();
     assert!(matches!(session.hear_answer().await, Body::Goodbye(_)));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn who_does_how_much_is_answered_at_once_and_an_unknown_view_not_at_all() {
+    let (mut controller, state, credentials) = enrolled().await;
+    let agent = start(&controller, state.path(), credentials).await;
+    let (mut session, _) = controller.welcomed().await;
+    let ask = |id, view: i32| {
+        to_agent::Body::Top(wire::TopQuestion {
+            id,
+            view,
+            rows: 7,
+            ..wire::TopQuestion::default()
+        })
+    };
+    session.say(ask(1, 77)).await;
+    session.say(ask(2, wire::TopView::Users.into())).await;
+    let Body::Top(answer) = session.hear_answer().await else {
+        panic!("no answer");
+    };
+    assert_eq!((answer.id, answer.more), (2, 7));
     agent.stop().await;
 }
 

@@ -102,6 +102,8 @@ pub enum Heard {
         /// Who it is; `None`: it does not know.
         end: Option<Box<wire::End>>,
     },
+    /// Who does how much on its host.
+    Top(Box<wire::TopAnswer>),
     /// It ends on purpose.
     Goodbye,
     /// A message that only a later version knows.
@@ -240,6 +242,7 @@ impl Heard {
                 id: sent.id,
                 end: sent.end.map(|end| Box::new(kept_end(end))),
             },
+            Some(Body::Top(sent)) => Self::Top(Box::new(kept_top(sent))),
             Some(Body::Goodbye(_)) => Self::Goodbye,
         })
     }
@@ -392,6 +395,47 @@ fn kept_end(mut sent: wire::End) -> wire::End {
         cut(text, TEXT_OCTETS_MAX);
     }
     sent
+}
+
+/// Rows that say who they are of, with short texts and whole addresses.
+fn kept_top(mut sent: wire::TopAnswer) -> wire::TopAnswer {
+    keep(&mut sent.rows, super::top::ROWS_MAX);
+    sent.rows
+        .retain_mut(|row| row.subject.as_mut().is_some_and(kept_subject));
+    sent
+}
+
+fn kept_subject(subject: &mut wire::top_row::Subject) -> bool {
+    use wire::top_row::Subject;
+    let process = |process: &mut wire::TopProcess| {
+        for text in [&mut process.program, &mut process.container, &mut process.unit] {
+            cut(text, TEXT_OCTETS_MAX);
+        }
+    };
+    match subject {
+        Subject::Container(one) => {
+            for text in [&mut one.id, &mut one.name, &mut one.pod_namespace, &mut one.pod] {
+                cut(text, TEXT_OCTETS_MAX);
+            }
+        }
+        Subject::Pod(pod) => {
+            cut(&mut pod.pod_namespace, TEXT_OCTETS_MAX);
+            cut(&mut pod.name, TEXT_OCTETS_MAX);
+        }
+        Subject::Process(one) => process(one),
+        Subject::User(user) => cut(&mut user.name, TEXT_OCTETS_MAX),
+        Subject::Flow(flow) => {
+            cut(&mut flow.state, TEXT_OCTETS_MAX);
+            for end in [&mut flow.client, &mut flow.server] {
+                let Some(end) = end else { return false };
+                if !matches!(end.address.len(), 4 | 16) || end.port > u16::MAX.into() {
+                    return false;
+                }
+                end.process.iter_mut().for_each(process);
+            }
+        }
+    }
+    true
 }
 
 fn sentence(text: &mut String) {

@@ -14,6 +14,7 @@ use super::questions::Questions;
 use super::rollouts::Rollouts;
 use super::row::{AgentRow, HoldingsRow, META_KEY, MetaRow, RevisionRow, RolloutRow, bucket};
 use super::source::SourceIds;
+use super::top::Tops;
 use super::{Fleet, Now, Numbers, targets};
 use crate::policy::Objects;
 use crate::rollout::{Head, Member, Moment, Rollout};
@@ -184,6 +185,7 @@ impl Fleet {
             rollouts,
             members: Members::new(now),
             questions: Questions::default(),
+            tops: Tops::default(),
             forget_at_ms: 0,
             dirty: BTreeSet::new(),
             late: BTreeSet::new(),

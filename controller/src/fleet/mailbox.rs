@@ -87,7 +87,10 @@ impl Mailbox {
             Speech::Answer(answer) if inner.queue.len() < QUEUE_MAX => {
                 inner.queue.push_back(Body::Answer(*answer));
             }
-            Speech::Question(_) | Speech::Answer(_) => {}
+            Speech::Top(question) if inner.queue.len() < QUEUE_MAX => {
+                inner.queue.push_back(Body::Top(question));
+            }
+            Speech::Question(_) | Speech::Answer(_) | Speech::Top(_) => {}
             Speech::Ended(reason, text) => {
                 // The first reason is the true one: what comes after it follows from it.
                 inner.ended.get_or_insert((reason, text));

@@ -17,6 +17,7 @@ mod questions;
 mod rollouts;
 mod rows;
 mod stream;
+mod top;
 mod waves;
 
 pub(crate) fn labels(pairs: &[(&str, &str)]) -> Labels {

@@ -16,7 +16,7 @@ use flowtilla_proto::labels::Labels;
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet::{
     AgentsRequest, AgentsResponse, ApplyResponse, HistoryResponse, ObjectsResponse, Rollout, RolloutEvent,
-    Steering,
+    Steering, TopRequest, TopResponse,
 };
 use flowtilla_proto::wire::session::EndReason;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -26,6 +26,7 @@ use super::heard::{Heard, Hello};
 use super::load::{self, LoadError};
 use super::mailbox::Mailbox;
 use super::offers::{Counts, Offers};
+use super::top::TopRefused;
 use super::view::Standing;
 use super::{Change, ChangeRefused, Fleet, Now, SessionId, Speech, Unwelcome};
 use crate::identities::IdentityRecord;
@@ -64,6 +65,9 @@ pub enum FleetError {
     /// The stream is not accepted.
     #[error(transparent)]
     Unwelcome(#[from] Unwelcome),
+    /// Agents are not asked.
+    #[error(transparent)]
+    Top(#[from] TopRefused),
     /// The store has failed; nothing of it is in force.
     #[error("the controller's store has failed; see its log")]
     Store,
@@ -106,6 +110,7 @@ enum Command {
     Rollouts(usize, Reply<Vec<Rollout>>),
     Watch(u64, Reply<Watched>),
     Standing(Reply<Standing>),
+    Top(TopRequest, Reply<TopResponse>),
     Stop,
 }
 
@@ -164,6 +169,7 @@ pub fn start(
         last_session: 0,
         mailboxes: BTreeMap::new(),
         watchers: BTreeMap::new(),
+        tops: BTreeMap::new(),
         offers,
         cause: Span::none(),
         replies: Vec::new(),
@@ -362,6 +368,15 @@ impl FleetHandle {
         self.ask(|reply| Command::Watch(rollout, reply)).await
     }
 
+    /// Who does how much, as agents say at this moment.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn top(&self, request: TopRequest) -> Result<TopResponse, FleetError> {
+        self.ask(|reply| Command::Top(request, reply)).await
+    }
+
     /// How the fleet stands.
     ///
     /// # Errors
@@ -388,6 +403,8 @@ struct Driver {
     last_session: u64,
     mailboxes: BTreeMap<SessionId, Arc<Mailbox>>,
     watchers: BTreeMap<u64, Watcher>,
+    /// Who waits for what agents answer, by the number of the request.
+    tops: BTreeMap<u64, Reply<TopResponse>>,
     offers: Offers,
     /// The newest change of this turn, when it is traced: the commit is its doing.
     cause: Span,
@@ -484,6 +501,11 @@ impl Driver {
                 self.offers.handle_closed(session);
             }
         }
+        while let Some((number, response)) = self.fleet.poll_top() {
+            if let Some(reply) = self.tops.remove(&number) {
+                let _ = reply.send(Ok(response)); // Whoever asked may have gone.
+            }
+        }
         self.tell_watchers(now);
         true
     }
@@ -492,6 +514,7 @@ impl Driver {
     async fn reload(&mut self, queue: &mut mpsc::Receiver<Command>) {
         self.end_all(EndReason::Stopping, "the controller's store has failed");
         self.watchers.clear();
+        self.tops.clear();
         loop {
             match Fleet::load(&*self.store, (self.clock)()) {
                 Ok(fleet) => {
@@ -600,6 +623,12 @@ impl Driver {
                 let steered = self.fleet.steer(id, steering, &by, now).map_err(FleetError::from);
                 self.answer(reply, steered);
             }
+            Command::Top(request, reply) => match self.fleet.ask_top(&request, now) {
+                Ok(number) => {
+                    self.tops.insert(number, reply);
+                }
+                Err(refused) => self.answer(reply, Err(refused.into())),
+            },
             query => self.handle_query(query),
         }
     }

@@ -18,7 +18,7 @@ use flowtilla_proto::wire::fleet::{
     Mistakes, ObjectsRequest, ObjectsResponse, Operator, OperatorsRequest, OperatorsResponse, RevokeRequest,
     RevokeResponse, RollbackRequest, Rollout, RolloutAgent, RolloutEvent, RolloutsRequest, RolloutsResponse,
     Root, RotateCaRequest, RotateCaResponse, RotateCaStep, StatusRequest, StatusResponse, SteerRequest,
-    Token, TokensRequest, TokensResponse, WatchRequest, revoke_request::What,
+    Token, TokensRequest, TokensResponse, TopRequest, TopResponse, WatchRequest, revoke_request::What,
 };
 use futures_util::Stream;
 use futures_util::stream::unfold;
@@ -31,6 +31,7 @@ use crate::authz::{self, Call};
 use crate::clock::{Clock, WallMs};
 use crate::enrolment::TokenOrder;
 use crate::fleet::thread::{FleetError, FleetHandle, Watched};
+use crate::fleet::top::TopRefused;
 use crate::fleet::{Change, ChangeRefused, Unwelcome};
 use crate::identities::{Identities, IdentityError, IdentityRecord, Revocation};
 use crate::identity::ca::{RootFacts, RotateStep};
@@ -379,6 +380,12 @@ impl Fleet for Service {
             caller_not_after_ms: record.map_or(0, |record| record.not_after.0),
         }))
     }
+
+    async fn top(&self, request: Request<TopRequest>) -> Result<Response<TopResponse>, Status> {
+        self.operator(&request)?;
+        let answered = self.fleet.top(request.into_inner()).await;
+        answered.map(Response::new).map_err(status)
+    }
 }
 
 /// The rollout as it stands, then what has changed, until it has ended. Whoever reads slowly gets the newest state.
@@ -475,6 +482,8 @@ fn status(error: FleetError) -> Status {
         ) => Status::failed_precondition(text),
         FleetError::Unwelcome(Unwelcome::Revoked) => Status::permission_denied(text),
         FleetError::Unwelcome(Unwelcome::Full) => Status::resource_exhausted(text),
+        FleetError::Top(TopRefused::View) => Status::invalid_argument(text),
+        FleetError::Top(TopRefused::Busy) => Status::resource_exhausted(text),
         FleetError::Store | FleetError::Full | FleetError::Stopping => Status::unavailable(text),
     }
 }

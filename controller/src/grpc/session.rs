@@ -286,7 +286,9 @@ impl Stream {
 fn reason(error: &FleetError) -> EndReason {
     match error {
         FleetError::Unwelcome(crate::fleet::Unwelcome::Revoked) => EndReason::Revoked,
-        FleetError::Unwelcome(crate::fleet::Unwelcome::Full) | FleetError::Refused(_) => EndReason::Slow,
+        FleetError::Unwelcome(crate::fleet::Unwelcome::Full)
+        | FleetError::Refused(_)
+        | FleetError::Top(_) => EndReason::Slow,
         FleetError::Store | FleetError::Full | FleetError::Stopping => EndReason::Stopping,
     }
 }

@@ -26,6 +26,7 @@ pub(crate) mod loss;
 pub(crate) mod rollout;
 pub(crate) mod status;
 pub(crate) mod token;
+pub(crate) mod top;
 pub(crate) mod watch;
 
 /// Columns of a table. What is wider is for `-o wide`.

@@ -26,8 +26,8 @@ mod report;
 mod row;
 #[cfg(test)]
 pub(crate) mod samples;
-mod screen;
-mod table;
+pub(crate) mod screen;
+pub(crate) mod table;
 mod view;
 
 /// Time that the reader of a pipe gets for the last records.
@@ -41,12 +41,16 @@ const VIEW_GRACE: Duration = Duration::from_secs(2);
 pub(crate) async fn run(args: UpArgs) -> anyhow::Result<Exit> {
     let asked = args.asked()?;
     let format = format(args.output, io::stdout().is_terminal())?;
+    if args.top.is_some() && format != Format::Table {
+        let why = "--top: is for the table on a terminal; leave it out, or ask a fleet: agentctl top";
+        return Err(UsageError(vec![why.to_owned()]).into());
+    }
     privilege::ensure()?;
     let mut signals = Signals::new()?;
     let log = log::init(format == Format::Table);
     let running = engine::start(asked, args.state.clone()).await?;
     tell(format, &report::attached(&running.attached));
-    match View::open(format, log) {
+    match View::open(format, log, running.top.clone(), args.top) {
         Ok(view) => watch(running, view, &mut signals, &args, format).await,
         Err(error) => {
             (running.stop)().await;

@@ -301,6 +301,7 @@ impl Source {
                 group: Some("services".to_owned()),
                 parent: None,
                 container: None,
+                unit: Some(format!("service-{n}.service")),
             })
         });
         Self {

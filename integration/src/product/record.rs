@@ -80,6 +80,7 @@ pub struct Names {
     pub group: Option<String>,
     pub parent: Option<Parent>,
     pub container: Option<Container>,
+    pub unit: Option<String>,
 }
 
 /// The parent of a process.

@@ -13,6 +13,7 @@ use flowtilla_agent::identity::{self, Asker, Credentials, Token, WallClock};
 use flowtilla_agent::session::{Facts, Governed, News, Parts, Ready, Vitals};
 use flowtilla_agent_core::flow::record::BootId;
 use flowtilla_agent_core::session::{Assignment, Fault};
+use flowtilla_agent_core::top::Report;
 use flowtilla_grpc::channel::Address;
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::token::JoinToken;
@@ -211,6 +212,7 @@ fn parts(number: u32, noting: Noting) -> Parts<Noting> {
             health(beats)
         }),
         addresses: Box::new(move || vec![address]),
+        top: Box::new(|question| Report::default().answer(question.id)),
     };
     Parts {
         governed: noting,

@@ -64,6 +64,7 @@ impl Host {
         let vitals = Vitals {
             health: Box::new(wire::Health::default),
             addresses: Box::new(Vec::new),
+            top: Box::new(|_| wire::TopAnswer::default()),
         };
         let ready = Ready::restore(Parts {
             governed: remembers.clone(),

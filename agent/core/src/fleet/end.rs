@@ -169,6 +169,7 @@ pub fn owner_of(end: &session::End) -> Option<Owner> {
                 name: told(&end.container_name, TEXT_OCTETS_MAX),
                 pod: pod_of(end),
             }),
+            unit: None,
         })),
     })
 }

@@ -158,6 +158,24 @@ impl EndReason {
     }
 }
 
+impl EndReason {
+    /// How a flow stands by its newest record, in one word: the state of TCP or `open` while it lives, then how it ended.
+    #[must_use]
+    pub fn state(self, tcp: Option<TcpState>) -> &'static str {
+        match self {
+            Self::ActiveTimeout => tcp.map_or("open", TcpState::word),
+            Self::EndOfFlow => "closed",
+            Self::IdleTimeout => "idle",
+            Self::ForcedEnd => "cut-short",
+            Self::LackOfResources => "no-room",
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::TimedOut => "timed-out",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
 /// Position of a collector in the policy in force, < 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CollectorSlot(pub u8);

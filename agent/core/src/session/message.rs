@@ -7,6 +7,7 @@ use flowtilla_proto::wire::session as wire;
 
 use super::assignment::Fault;
 use super::judge::{Digest, Held};
+use crate::top::wire::Question as TopQuestion;
 
 /// Longest content of an offer, in octets.
 ///
@@ -80,6 +81,8 @@ pub enum Incoming {
     },
     /// For whoever counts flows of the fleet once; not read here.
     Peers(wire::to_agent::Body),
+    /// Who does how much on this host?
+    Top(TopQuestion),
 }
 
 /// What an agent says, but for what only its shell knows.
@@ -107,6 +110,8 @@ pub enum Outgoing {
         /// Why.
         fault: Fault,
     },
+    /// Who does how much on this host.
+    Top(TopQuestion),
     /// It ends on purpose.
     Goodbye,
 }
@@ -153,6 +158,8 @@ impl Incoming {
                 message: ended.message,
             },
             body @ (Body::Members(_) | Body::Question(_) | Body::Answer(_)) => Self::Peers(body),
+            // A view of a later version gets no answer, as from an agent of an earlier one.
+            Body::Top(question) => return Ok(TopQuestion::parse(&question).map(Self::Top)),
         }))
     }
 }

@@ -74,6 +74,36 @@ fn order(session: &mut Session) -> Adoption {
     }
 }
 
+/// What an operator asks waits behind what is said already, a few at a time, and does not outlive its stream.
+#[test]
+fn questions_of_operators_wait_a_few_at_a_time_and_end_with_the_stream() {
+    let ask = |session: &mut Session, id| {
+        let question = crate::top::wire::Question {
+            id,
+            view: crate::top::View::Users,
+            order: crate::top::Order::Octets,
+            rows: 1,
+        };
+        let heard = session.handle_message(Incoming::Top(question), KernelTime(0));
+        assert_eq!(heard, Ok(None));
+    };
+    let mut session = open(None);
+    (0..10).for_each(|id| ask(&mut session, id));
+    let mut answered = Vec::new();
+    while let Some(said) = session.poll_message() {
+        match said {
+            Outgoing::Top(question) => answered.push(question.id),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(answered, [0, 1, 2, 3]);
+    ask(&mut session, 11);
+    session.handle_disconnected(None, KernelTime(0));
+    session.handle_connected(KernelTime(0));
+    assert_eq!(session.poll_message(), Some(Outgoing::Hello(None)));
+    assert_eq!(session.poll_message(), None);
+}
+
 #[test]
 fn an_ack_is_said_only_after_what_it_says_is_in_force() {
     let mut session = open(None);
@@ -512,7 +542,9 @@ fn history(seed: u64) {
                 Outgoing::Nack { nonce, held, .. } => {
                     assert_eq!((Some(nonce), held), (newest, truth), "seed {seed} step {step}");
                 }
-                Outgoing::Heartbeat(_) | Outgoing::Goodbye => assert!(welcomed, "seed {seed} step {step}"),
+                Outgoing::Heartbeat(_) | Outgoing::Top(_) | Outgoing::Goodbye => {
+                    assert!(welcomed, "seed {seed} step {step}");
+                }
             }
         }
     }

@@ -48,6 +48,7 @@ fn owners() -> impl Strategy<Value = Owner> {
                         name,
                     }),
                 }),
+                unit: None,
             }
         },
     );

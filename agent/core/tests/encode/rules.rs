@@ -98,6 +98,7 @@ fn the_longest_record_there_is_fits_into_one_message() {
                     name: long,
                 }),
             }),
+            unit: Some("long.service".to_owned()),
         })),
     };
     let mut record = tcp();
@@ -228,6 +229,7 @@ fn harmful_names_arrive_harmless() {
                 name: evil.into(),
             }),
         }),
+        unit: Some(evil.into()),
     }));
     let items = one(&record);
     let mut texts = 0;

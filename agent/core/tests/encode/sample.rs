@@ -139,6 +139,7 @@ fn psql() -> Owner {
                 user: Some("root".into()),
             }),
             container: Some(container(Some("web-frontend"))),
+            unit: None,
         })),
     }
 }

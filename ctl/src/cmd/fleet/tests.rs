@@ -27,6 +27,7 @@ mod login;
 mod printed;
 mod real;
 mod server;
+mod top;
 
 const HOUR_NS: u64 = 3_600_000_000_000;
 /// 2026-03-01T12:00:00Z.

@@ -19,6 +19,7 @@ use flowtilla_proto::policy::{
 };
 use flowtilla_proto::wire;
 
+use crate::cmd::fleet::top::View;
 use crate::exit::UsageError;
 
 /// Largest key file that is read, in octets. A key has 40 or 80; more is another file.
@@ -119,6 +120,11 @@ pub(crate) struct UpArgs {
     /// Exports each record's identity (boot id, cookie, part) with it.
     #[arg(long)]
     pub(crate) record_ids: bool,
+
+    /// Begins with who does how much in the last minute, as `agentctl top` shows it of a fleet. The table has it at the keys
+    /// 1 to 5, and its flows at 0.
+    #[arg(long, value_name = "VIEW", value_enum)]
+    pub(crate) top: Option<View>,
 
     /// Prints what was observed, made, taken and lost every 10 s.
     #[arg(long)]

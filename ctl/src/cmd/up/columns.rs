@@ -16,6 +16,7 @@ enum Column {
     Pid,
     User,
     Container,
+    Unit,
     Proto,
     Peers,
     Up,
@@ -26,12 +27,13 @@ enum Column {
 }
 
 /// All of them, from left to right.
-const ALL: [Column; 12] = [
+const ALL: [Column; 13] = [
     Column::Time,
     Column::Process,
     Column::Pid,
     Column::User,
     Column::Container,
+    Column::Unit,
     Column::Proto,
     Column::Peers,
     Column::Up,
@@ -42,7 +44,8 @@ const ALL: [Column; 12] = [
 ];
 
 /// Those that go when there is no room, the first of them first.
-const DROPPED: [Column; 8] = [
+const DROPPED: [Column; 9] = [
+    Column::Unit,
     Column::Retransmits,
     Column::Container,
     Column::Pid,
@@ -54,12 +57,13 @@ const DROPPED: [Column; 8] = [
 ];
 
 /// Those that grow when there is room, the first of them first.
-const GROWN: [Column; 6] = [
+const GROWN: [Column; 7] = [
     Column::Process,
     Column::User,
     Column::Peers,
     Column::Pid,
     Column::Container,
+    Column::Unit,
     Column::State,
 ];
 
@@ -151,6 +155,7 @@ impl Column {
             Self::Pid => "PID",
             Self::User => "USER",
             Self::Container => "CONTAINER",
+            Self::Unit => "UNIT",
             Self::Proto => "PRO",
             Self::Peers => "PEERS",
             Self::Up => "↑OCT",
@@ -176,6 +181,7 @@ impl Column {
             Self::Pid => (6, 15),
             Self::User => (6, 20),
             Self::Container => (9, 32),
+            Self::Unit => (12, 32),
             Self::Proto => (3, 3),
             Self::Peers => (24, 97),
             Self::Up | Self::Down | Self::Rtt => (5, 5),
@@ -210,6 +216,7 @@ impl Column {
             Self::Pid => ends.both(row::pid).into_owned(),
             Self::User => harmless(&ends.both(row::user)),
             Self::Container => harmless(&ends.both(row::container)),
+            Self::Unit => harmless(&ends.both(row::unit)),
             Self::Proto => row::protocol(record).to_owned(),
             Self::Peers => peers(&ends, long),
             Self::Up => short(up),

@@ -19,6 +19,7 @@ use flowtilla_agent::fleet;
 use flowtilla_agent::identity::{Token, WallClock};
 use flowtilla_agent::session::News;
 use flowtilla_agent::status::{AgentStatus, AttachReport};
+use flowtilla_agent::top::SharedTop;
 use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_controller::clock::Clock;
 use flowtilla_controller::enrolment::{RENEW_GRACE_DEFAULT, TokenOrder};
@@ -59,6 +60,8 @@ pub(crate) struct Running {
     pub(crate) records: mpsc::Receiver<Arc<FlowRecord>>,
     /// How it does.
     pub(crate) status: watch::Receiver<AgentStatus>,
+    /// Who does how much.
+    pub(crate) top: SharedTop,
     /// Ends it.
     pub(crate) stop: Stop,
 }
@@ -153,6 +156,7 @@ fn running(agent: fleet::Running, control: Control) -> Running {
         attached: attached.unwrap_or_default(),
         records,
         status: agent.status.clone(),
+        top: agent.top.clone(),
         stop: Box::new(|| {
             Box::pin(async move {
                 let status = agent.status.clone();

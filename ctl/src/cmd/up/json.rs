@@ -11,7 +11,8 @@
 //!   unknown      with "unknown": "remote" | "kernel" | "notSeen"
 //!   process      pid, startNs (boot clock), parentPid, uid, gid, cgroupId, comm; null: not known
 //!   names        executable, commandLine, user, group, parent {pid, executable, uid, user},
-//!                container {id, runtime, name, pod {namespace, name}}; null: not known
+//!                container {id, runtime, name, pod {namespace, name}},
+//!                unit (systemd's, of a process in no container); null: not known
 //! initiatorSeen  whether the beginning was seen; otherwise who began is inferred
 //! backfilled     whether the socket is older than the agent
 //! netns          inode of the network namespace

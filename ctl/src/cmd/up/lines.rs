@@ -13,7 +13,7 @@ use super::row::{self, confidence, socket};
 use crate::output::{rfc3339, width, word};
 
 /// Columns and their least widths.
-const COLUMNS: [(&str, usize); 17] = [
+const COLUMNS: [(&str, usize); 18] = [
     ("TIME", 30),
     ("PROCESS", 15),
     ("PID", 7),
@@ -30,7 +30,8 @@ const COLUMNS: [(&str, usize); 17] = [
     ("STATE", 11),
     ("OWNER", 10),
     ("REMOTE_PROCESS", 15),
-    ("REMOTE_PID", 0),
+    ("REMOTE_PID", 7),
+    ("UNIT", 0),
 ];
 
 /// The line of names, with its end.
@@ -65,6 +66,7 @@ pub(crate) fn render(record: &FlowRecord, text: &mut String) {
     line.cell(confidence(near.owner.confidence));
     line.cell(row::process(&far.owner));
     line.number(pid(far));
+    line.cell(row::unit(&near.owner));
     line.end();
 }
 

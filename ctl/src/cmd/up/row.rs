@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Party, Protocol, Traffic};
-use flowtilla_agent_core::observe::{Endpoint, TcpState};
+use flowtilla_agent_core::observe::Endpoint;
 use flowtilla_agent_core::owner::{Confidence, Owner, Unknown};
 
 /// The end that is told about, and the other.
@@ -92,6 +92,12 @@ pub(crate) fn container(owner: &Owner) -> Cow<'_, str> {
     container.shown()
 }
 
+/// The systemd unit.
+pub(crate) fn unit(owner: &Owner) -> Cow<'_, str> {
+    let unit = owner.names.as_ref().and_then(|names| names.unit.as_deref());
+    unit.unwrap_or_default().into()
+}
+
 /// `tcp`, `udp`.
 pub(crate) fn protocol(record: &FlowRecord) -> &'static str {
     match record.protocol {
@@ -102,20 +108,7 @@ pub(crate) fn protocol(record: &FlowRecord) -> &'static str {
 
 /// How the flow stands: the TCP state or `open` while it lives, then how it ended.
 pub(crate) fn state(record: &FlowRecord) -> &'static str {
-    match record.reason {
-        EndReason::ActiveTimeout => match record.tcp.and_then(|tcp| tcp.state) {
-            Some(state) => tcp_state(state),
-            None => "open",
-        },
-        EndReason::EndOfFlow => "closed",
-        EndReason::IdleTimeout => "idle",
-        EndReason::ForcedEnd => "cut-short",
-        EndReason::LackOfResources => "no-room",
-        EndReason::Refused => "refused",
-        EndReason::Reset => "reset",
-        EndReason::TimedOut => "timed-out",
-        EndReason::Unreachable => "unreachable",
-    }
+    record.reason.state(record.tcp.and_then(|tcp| tcp.state))
 }
 
 /// Whether the record is the last of its flow.
@@ -152,21 +145,5 @@ pub(crate) fn confidence(confidence: Confidence) -> &'static str {
         Confidence::Unknown(Unknown::Remote) => "remote",
         Confidence::Unknown(Unknown::Kernel) => "kernel",
         Confidence::Unknown(Unknown::NotSeen) => "not-seen",
-    }
-}
-
-fn tcp_state(state: TcpState) -> &'static str {
-    match state {
-        TcpState::Established => "established",
-        TcpState::SynSent => "syn-sent",
-        TcpState::SynRecv => "syn-recv",
-        TcpState::FinWait1 => "fin-wait-1",
-        TcpState::FinWait2 => "fin-wait-2",
-        TcpState::TimeWait => "time-wait",
-        TcpState::Close => "close",
-        TcpState::CloseWait => "close-wait",
-        TcpState::LastAck => "last-ack",
-        TcpState::Listen => "listen",
-        TcpState::Closing => "closing",
     }
 }

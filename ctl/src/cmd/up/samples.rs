@@ -361,6 +361,10 @@ fn owner(executable: &str, pid: u32, user: &str, container: Option<&str>) -> Own
                 name: Some(name.into()),
                 pod: None,
             }),
+            unit: match container {
+                Some(_) => None,
+                None => Some("app.service".into()),
+            },
         })),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use clap::Parser;
+use flowtilla_agent::top::SharedTop;
 use tokio::sync::{mpsc, watch as state};
 
 use super::*;
@@ -39,6 +40,7 @@ fn agent(before: usize, stopped: &Arc<AtomicUsize>) -> Running {
         attached: samples::report(),
         records: receiver,
         status,
+        top: SharedTop::default(),
         stop: Box::new(|| Box::pin(stop())),
     }
 }

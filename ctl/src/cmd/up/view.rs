@@ -10,7 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flowtilla_agent::status::AgentStatus;
+use flowtilla_agent::top::SharedTop;
 use flowtilla_agent_core::flow::record::FlowRecord;
+use flowtilla_agent_core::top::wire::Question;
+use flowtilla_proto::wire::session as wire;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{block_in_place, yield_now};
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -18,8 +21,10 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::args::Format;
 use super::log::Tail;
 use super::screen::Screen;
-use super::table::Table;
+use super::table::{Frame, Table};
 use super::{json, lines, report};
+use crate::cmd::fleet::top::keys::Keys;
+use crate::cmd::fleet::top::{self, Looking};
 use crate::exit::say;
 
 /// Time between two pictures. Half of it flickers over a slow line; double it, and a flow that just began seems late.
@@ -47,16 +52,29 @@ pub(crate) struct Screened {
     screen: Screen,
     table: Table,
     log: Tail,
+    keys: Keys,
+    top: SharedTop,
+    /// Who does how much, in place of flows.
+    looking: Option<Looking>,
 }
 
 impl View {
-    /// The view of this format on stdout. The table shows the last lines of `log`.
-    pub(crate) fn open(format: Format, log: Tail) -> io::Result<Self> {
+    /// The view of this format on stdout. The table shows the last lines of `log`, and, when `first` or a key says so, a view
+    /// of `top` in place of flows.
+    pub(crate) fn open(
+        format: Format,
+        log: Tail,
+        top: SharedTop,
+        first: Option<top::View>,
+    ) -> io::Result<Self> {
         match format {
             Format::Table => Ok(Self::Table(Box::new(Screened {
                 screen: Screen::open(),
                 table: Table::default(),
                 log,
+                keys: Keys::open(),
+                top,
+                looking: first.map(looking),
             }))),
             Format::Lines => Self::stream(Box::new(io::stdout()), Some(lines::heading()), lines::render),
             Format::Json => Self::stream(Box::new(io::stdout()), None, json::render),
@@ -96,6 +114,10 @@ impl View {
             yield_now().await;
             tokio::select! { biased; // Time before records: a busy host must not keep the picture from being drawn.
                 _ = redraw.tick(), if matches!(self, Self::Table(_)) => self.draw(&status, stats)?,
+                key = self.key(), if matches!(self, Self::Table(_)) => {
+                    self.press(key);
+                    self.draw(&status, stats)?;
+                }
                 _ = laws.tick(), if stats && matches!(self, Self::Stream { .. }) => {
                     let status = status.borrow().clone();
                     block_in_place(|| report::laws(&status).into_iter().chain([report::totals(&status).join("   ")]).for_each(say));
@@ -127,6 +149,32 @@ impl View {
         }
     }
 
+    /// The next key; none comes where there is no table.
+    async fn key(&mut self) -> char {
+        match self {
+            Self::Table(screened) => screened.keys.next().await,
+            Self::Stream { .. } => std::future::pending().await,
+        }
+    }
+
+    fn press(&mut self, key: char) {
+        let Self::Table(screened) = self else { return };
+        // Ctrl-C ends this command, no key.
+        screened.looking = match (key, screened.looking) {
+            ('0', _) => None,
+            ('1'..='5', None) => {
+                let mut looking = looking(top::View::Containers);
+                let _ = looking.press(key);
+                Some(looking)
+            }
+            (_, Some(mut looking)) => {
+                let _ = looking.press(key);
+                Some(looking)
+            }
+            (_, None) => None,
+        };
+    }
+
     fn draw(&mut self, status: &watch::Receiver<AgentStatus>, stats: bool) -> io::Result<()> {
         let Self::Table(screened) = self else {
             return Ok(());
@@ -135,10 +183,33 @@ impl View {
         block_in_place(|| {
             screened.screen.measure()?;
             let size = screened.screen.size();
-            let frame = screened.table.render(&status, &screened.log.lines(), stats, size);
+            let frame = match screened.looking {
+                Some(looking) => top_frame(&screened.top, looking, size),
+                None => screened.table.render(&status, &screened.log.lines(), stats, size),
+            };
             screened.screen.draw(&frame)
         })
     }
+}
+
+fn looking(view: top::View) -> Looking {
+    Looking {
+        view,
+        sort: top::Sort::default(),
+    }
+}
+
+/// Who does how much on this host.
+fn top_frame(top: &SharedTop, looking: Looking, size: (usize, usize)) -> Frame {
+    let asked = wire::TopQuestion {
+        view: looking.view.to_wire().into(),
+        order: looking.sort.to_wire().into(),
+        rows: u32::try_from(size.1).unwrap_or(u32::MAX),
+        ..wire::TopQuestion::default()
+    };
+    let answer = Question::parse(&asked).map(|question| top.answer(question));
+    let response = top::of_one(answer.unwrap_or_default());
+    top::picture::frame(&response, looking, "0 flows", None, size)
 }
 
 fn ticks(period: Duration) -> Interval {

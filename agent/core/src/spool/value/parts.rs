@@ -48,6 +48,7 @@ struct ContainerPart<'a> {
 struct AddedPart<'a> {
     #[serde(borrow)]
     pod: Option<PodPart<'a>>,
+    unit: Option<&'a str>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -104,6 +105,7 @@ pub(super) fn put_names(out: &mut Vec<u8>, names: &Names) {
             namespace: &pod.namespace,
             name: &pod.name,
         }),
+        unit: names.unit.as_deref(),
     };
     put(out, &added);
 }
@@ -142,6 +144,7 @@ pub(super) fn take_names(from: &mut Source<'_>, version: u8) -> Result<Names, Va
             user: parent.user.map(str::to_owned),
         }),
         container: container.transpose()?,
+        unit: added.unit.map(str::to_owned),
     })
 }
 

@@ -55,6 +55,9 @@ pub(super) struct Script {
     pub(super) events: Vec<Vec<RolloutEvent>>,
     pub(super) revoked: Vec<RevokeRequest>,
     pub(super) status: StatusResponse,
+    pub(super) top: TopResponse,
+    /// What was asked.
+    pub(super) tops: Vec<TopRequest>,
 }
 
 /// A controller that says what it was told to say.
@@ -377,6 +380,13 @@ impl Fleet for Scripted {
         let mut status = self.script().status.clone();
         status.caller = caller;
         Ok(Response::new(status))
+    }
+
+    async fn top(&self, request: Request<TopRequest>) -> Answer<TopResponse> {
+        self.operator(&request)?;
+        let mut script = self.script();
+        script.tops.push(request.into_inner());
+        Ok(Response::new(script.top.clone()))
     }
 }
 

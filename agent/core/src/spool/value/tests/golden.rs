@@ -69,13 +69,16 @@ fn golden_value_is_written() {
     assert_eq!(body, golden[HEADER_OCTETS..]);
 }
 
-/// Those of version 2, with the pod of their container.
+/// Those of version 2, with the pod of their container, and a unit.
 fn records_v3() -> [FlowRecord; 3] {
     let mut records = records_v2();
     for record in &mut records {
-        if let Some(names) = &mut record.initiator.owner.names
-            && let Some(container) = &mut Arc::make_mut(names).container
-        {
+        let Some(names) = &mut record.initiator.owner.names else {
+            continue;
+        };
+        let names = Arc::make_mut(names);
+        names.unit = Some("lab.service".to_owned());
+        if let Some(container) = &mut names.container {
             container.pod = Some(Pod {
                 namespace: "shop".to_owned(),
                 name: "web-0".to_owned(),
@@ -124,6 +127,7 @@ fn records() -> [FlowRecord; 3] {
             name: Some("lab".to_owned()),
             pod: None,
         }),
+        unit: None,
     };
     let process = Process {
         key: ProcessKey {

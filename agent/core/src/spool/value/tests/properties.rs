@@ -282,15 +282,16 @@ fn names() -> impl Strategy<Value = Names> {
             pod,
         },
     );
-    let ends = (option::of(parent), option::of(container));
+    let ends = (option::of(parent), option::of(container), text());
     (text(), text(), text(), text(), ends).prop_map(
-        |(executable, command_line, user, group, (parent, container))| Names {
+        |(executable, command_line, user, group, (parent, container, unit))| Names {
             executable,
             command_line,
             user,
             group,
             parent,
             container,
+            unit,
         },
     )
 }

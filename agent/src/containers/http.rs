@@ -1,0 +1,1 @@
+docker/http.rs
