@@ -226,7 +226,11 @@ impl Fleet {
     /// [`ChangeRefused::NoAgents`]: nothing has changed.
     pub fn drain(&mut self, ids: &[MemberName], drain: bool, now: Now) -> Result<(), ChangeRefused> {
         let known = |id: &&MemberName| self.agents.get(*id).is_some_and(|agent| !agent.revoked);
-        let strange: Vec<String> = ids.iter().filter(|id| !known(id)).map(ToString::to_string).collect();
+        let strange: Vec<String> = ids
+            .iter()
+            .filter(|id| !known(id))
+            .map(ToString::to_string)
+            .collect();
         if !strange.is_empty() {
             return Err(ChangeRefused::NoAgents(strange.join(", ")));
         }

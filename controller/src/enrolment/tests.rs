@@ -132,13 +132,7 @@ fn every_mistake_of_a_token_order_is_told() {
     let paths: Vec<&str> = mistakes.iter().map(|mistake| mistake.path.as_str()).collect();
     assert_eq!(
         paths,
-        [
-            "ttl",
-            "operator",
-            "operator",
-            "labels[a b]",
-            "labels[a b]"
-        ]
+        ["ttl", "operator", "operator", "labels[a b]", "labels[a b]"]
     );
     let good = TokenOrder {
         labels: [("site/rack".to_owned(), String::new())].into(),

@@ -62,11 +62,16 @@ impl Fleet {
             ..wire::JudgeResponse::default()
         };
         for (policy, subjects) in self.subjects(trial) {
-            if subjects.iter().all(|subject| subject.part == SubjectPart::Waiting) {
+            if subjects
+                .iter()
+                .all(|subject| subject.part == SubjectPart::Waiting)
+            {
                 continue;
             }
             let verdict = self.judge_of_policy(policy.as_deref(), &subjects, (trial.soak_ms, since), moment);
-            response.failures.extend(verdict.failures.iter().map(crate::rollout::Failure::view));
+            response
+                .failures
+                .extend(verdict.failures.iter().map(crate::rollout::Failure::view));
             response.soaked &= verdict.soaked;
             if response.waits_for.is_empty() {
                 response.waits_for = verdict.waits_for;
@@ -105,12 +110,17 @@ impl Fleet {
                     wire::Standing::ChangedBefore => SubjectPart::ChangedBefore,
                 },
                 // Drained meanwhile, it captures nothing on purpose.
-                before: before.map(|before| wire::Figures {
-                    capturing: before.capturing && agent.is_some_and(|agent| !agent.drain),
-                    ..before
-                }.into()),
+                before: before.map(|before| {
+                    wire::Figures {
+                        capturing: before.capturing && agent.is_some_and(|agent| !agent.drain),
+                        ..before
+                    }
+                    .into()
+                }),
                 connected: agent.is_some_and(|agent| agent.line.is_some()),
-                refusal: agent.and_then(Agent::refusal).map_or(String::new(), |nack| nack.reason.clone()),
+                refusal: agent
+                    .and_then(Agent::refusal)
+                    .map_or(String::new(), |nack| nack.reason.clone()),
             };
             let policy = agent.and_then(Agent::policy).map(str::to_owned);
             subjects.entry(policy).or_default().push(subject);

@@ -15,7 +15,8 @@ use flowtilla_proto::token::TokenId;
 use flowtilla_proto::wire::fleet::{
     Agent, AgentState, AgentsRequest, AgentsResponse, ApplyRequest, ApplyResponse, ApproveRequest,
     ApproveResponse, CreateTokenRequest, CreateTokenResponse, DrainRequest, DrainResponse, HistoryRequest,
-    HistoryResponse, JudgeRequest, JudgeResponse, MeasureRequest, MeasureResponse, Mistake, Mistakes, ObjectsRequest, ObjectsResponse, Operator, OperatorsRequest, OperatorsResponse, RevokeRequest,
+    HistoryResponse, JudgeRequest, JudgeResponse, MeasureRequest, MeasureResponse, Mistake, Mistakes,
+    ObjectsRequest, ObjectsResponse, Operator, OperatorsRequest, OperatorsResponse, RevokeRequest,
     RevokeResponse, RollbackRequest, Rollout, RolloutAgent, RolloutEvent, RolloutsRequest, RolloutsResponse,
     Root, RotateCaRequest, RotateCaResponse, RotateCaStep, StatusRequest, StatusResponse, SteerRequest,
     Token, TokensRequest, TokensResponse, WatchRequest, revoke_request::What,
@@ -376,9 +377,16 @@ impl Fleet for Service {
         self.operator(&request)?;
         let asked = request.into_inner();
         let ids = agent_names(asked.agents.iter().map(|judged| &judged.agent))?;
-        let told = asked.agents.iter().map(|judged| (judged.standing(), judged.before));
+        let told = asked
+            .agents
+            .iter()
+            .map(|judged| (judged.standing(), judged.before));
         let trial = Trial {
-            agents: ids.into_iter().zip(told).map(|(id, (standing, before))| (id, standing, before)).collect(),
+            agents: ids
+                .into_iter()
+                .zip(told)
+                .map(|(id, (standing, before))| (id, standing, before))
+                .collect(),
             soak_ms: asked.soak_ms,
             since: (asked.since_ms != 0).then_some(Moment(asked.since_ms)),
         };
@@ -416,7 +424,8 @@ impl Fleet for Service {
 fn agent_names<'a>(texts: impl Iterator<Item = &'a String>) -> Result<Vec<MemberName>, Status> {
     let name = |(n, text): (usize, &String)| {
         let parsed = MemberName::parse(text);
-        parsed.map_err(|mistakes| Status::invalid_argument(mistakes.under(&format!("agents[{n}]")).to_string()))
+        parsed
+            .map_err(|mistakes| Status::invalid_argument(mistakes.under(&format!("agents[{n}]")).to_string()))
     };
     texts.enumerate().map(name).collect()
 }

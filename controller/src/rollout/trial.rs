@@ -61,7 +61,10 @@ pub fn judge(
 ) -> Verdict {
     let mut rollout = rollout(terms, subjects, (since, began));
     let mut breaches = rollout.look(windows, now);
-    for subject in subjects.iter().filter(|subject| subject.part != SubjectPart::Waiting) {
+    for subject in subjects
+        .iter()
+        .filter(|subject| subject.part != SubjectPart::Waiting)
+    {
         if !subject.refusal.is_empty() {
             breaches.push((subject.agent.clone(), Breach::said(Gate::Nack, &subject.refusal)));
         }

@@ -63,7 +63,10 @@ fn a_drained_agent_lets_go_of_capture_alone_and_takes_it_up_again() {
     assert_eq!(kinds(&plan(&in_force, &all)), ["attach"]);
     // One that starts so feeds its collectors with what waits.
     let started = kinds(&plan(&InForce::default(), &drained));
-    assert!(started.contains(&"start c0".to_owned()) && !started.contains(&"attach".to_owned()), "{started:?}");
+    assert!(
+        started.contains(&"start c0".to_owned()) && !started.contains(&"attach".to_owned()),
+        "{started:?}"
+    );
 }
 
 #[test]
