@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flowtilla_grpc::svid::SvidFacts;
+use flowtilla_proto::labels::Labels;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
 use flowtilla_proto::spiffe::{MemberName, SpiffeId};
 use flowtilla_proto::token::{TokenError, TokenSecret};
@@ -33,10 +34,6 @@ pub const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(3600);
 pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
 /// Shortest life of a token.
 pub const TOKEN_LIFE_MIN: Duration = Duration::from_secs(1);
-/// Most labels of one agent.
-pub const LABELS_MAX: usize = 32;
-/// Most octets of a label's key, and of its value.
-pub const LABEL_OCTETS_MAX: usize = 63;
 /// How many of its newest SVIDs an agent may recover with, the one that it showed last among them. An answer to a renewal may be
 /// lost some times in a row; an older key than that was left lying about.
 pub(crate) const SERIALS_KEPT: usize = 4;
@@ -239,28 +236,6 @@ impl TokenOrder {
                 remedy,
             );
         }
-        if self.labels.len() > LABELS_MAX {
-            let count = self.labels.len().to_string();
-            refuse(
-                "labels".into(),
-                &count,
-                "are too many",
-                format!("give at most {LABELS_MAX}"),
-            );
-        }
-        for (key, value) in self.labels.iter().take(LABELS_MAX) {
-            let remedy = || {
-                format!(
-                    "write 1 to {LABEL_OCTETS_MAX} of A-Z, a-z, 0-9, '-', '_', '.' and '/', a value may be empty"
-                )
-            };
-            if key.is_empty() || !is_label(key) {
-                refuse("labels".into(), key, "is no label's key", remedy());
-            }
-            if !is_label(value) {
-                refuse(format!("labels[{key:?}]"), value, "is no label's value", remedy());
-            }
-        }
         if !self.operator.is_empty() && !self.labels.is_empty() {
             let remedy = "leave the labels out, or the operator's name".to_owned();
             refuse(
@@ -278,6 +253,10 @@ impl TokenOrder {
                 None
             }
         };
+        // What is let in here must be what the fleet reads.
+        if let Err(wrong) = Labels::parse(&self.labels) {
+            mistakes.extend(wrong.under("labels"));
+        }
         match Mistakes::from_list(mistakes) {
             Some(mistakes) => Err(mistakes),
             None => Ok(CheckedOrder {
@@ -287,11 +266,6 @@ impl TokenOrder {
             }),
         }
     }
-}
-
-fn is_label(text: &str) -> bool {
-    let fits = |octet: u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_' | b'.' | b'/');
-    text.len() <= LABEL_OCTETS_MAX && text.bytes().all(fits)
 }
 
 #[cfg(test)]

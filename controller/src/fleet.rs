@@ -37,6 +37,7 @@ use crate::store::{Batch, Table};
 
 pub use self::change::{Change, ChangeRefused};
 pub use self::load::LoadError;
+pub use self::trials::Trial;
 
 mod agent;
 mod change;
@@ -53,6 +54,7 @@ mod silent;
 mod source;
 pub mod thread;
 pub mod top;
+mod trials;
 mod turns;
 pub mod view;
 
@@ -222,6 +224,32 @@ impl Fleet {
         connected
     }
 
+    /// Agents are to capture nothing from here on, and to send what waits; or to go on.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeRefused::NoAgents`]: nothing has changed.
+    pub fn drain(&mut self, ids: &[MemberName], drain: bool, now: Now) -> Result<(), ChangeRefused> {
+        let known = |id: &&MemberName| self.agents.get(*id).is_some_and(|agent| !agent.revoked);
+        let strange: Vec<String> = ids
+            .iter()
+            .filter(|id| !known(id))
+            .map(ToString::to_string)
+            .collect();
+        if !strange.is_empty() {
+            return Err(ChangeRefused::NoAgents(strange.join(", ")));
+        }
+        for id in ids {
+            if let Some(agent) = self.agents.get_mut(id).filter(|agent| agent.drain != drain) {
+                agent.drain = drain;
+                agent.idle_beats = 0;
+                self.dirty.insert(id.clone());
+                self.settle(id, now);
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets agents whose identity is void and not kept any more. Their source ids stay given.
     pub fn forget_void(&mut self, is_gone: impl Fn(&MemberName) -> bool) {
         let gone = |(id, agent): (&MemberName, &Agent)| {
@@ -311,7 +339,7 @@ impl Fleet {
             } => {
                 if let Some(health) = health {
                     self.rollouts.handle_health(&id, &health, now);
-                    agent.health = Some(health);
+                    agent.note_health(health);
                     self.compare_told(&id, now);
                 }
                 let Some(agent) = self.agents.get_mut(&id) else {
@@ -607,32 +635,45 @@ impl Fleet {
         let Some(agent) = self.agents.get(id).filter(|agent| !agent.revoked) else {
             return;
         };
-        let Some(mut next) = of_targets(&self.objects, &self.targets, id, agent) else {
+        let drain = agent.drain;
+        let Some(next) = of_targets(&self.objects, &self.targets, id, agent) else {
             return;
         };
-        let same = |content: &Content| {
-            let wanted = agent.wanted.as_ref();
-            wanted.is_some_and(|wanted| wanted.content.sameness == content.sameness)
-        };
-        if same(&next) {
+        let mut next = self.drained(next, drain);
+        let Some(agent) = self.agents.get(id).filter(|agent| !agent.is_to_have(&next)) else {
             return;
-        }
+        };
         let due = self.due(id, agent, &next);
         if let Some(due) = &due {
             self.rollouts.handle_due(id, due, self.meta.revision, now);
         }
         if due.is_some_and(|due| self.rollouts.holds_back(id, &due, self.meta.revision)) {
-            if agent.wanted.is_some() {
+            // What it has stays, but for whether it is drained: that is no matter of the rollout.
+            let kept = match &agent.wanted {
+                Some(wanted) => Some(Arc::clone(&wanted.content)),
+                None => of_targets(&self.settled_objects, &self.settled, id, agent),
+            };
+            let Some(kept) = kept else {
                 return;
-            }
-            match of_targets(&self.settled_objects, &self.settled, id, agent) {
-                Some(settled) => next = settled,
-                None => return,
-            }
+            };
+            next = self.drained(kept, drain);
         }
-        if !same(&next) {
+        if self.agents.get(id).is_some_and(|agent| !agent.is_to_have(&next)) {
             self.issue(id, next);
         }
+    }
+
+    /// A content as it is for an agent that is drained, or is not.
+    fn drained(&mut self, content: Arc<Content>, drain: bool) -> Arc<Content> {
+        let Some(other) = content.drained(drain) else {
+            return content;
+        };
+        let digest = other.digest;
+        let other = self.contents.keep(other);
+        if other.digest == digest {
+            self.batch.put(Table::Contents, digest, other.octets.clone());
+        }
+        other
     }
 
     /// What a rollout would bring to an agent that is to have this content; `None`: nothing in place of nothing.

@@ -285,6 +285,7 @@ impl Objects {
                 policy: None,
                 collectors: Vec::new(),
                 revision,
+                drain: false,
             };
         };
         let collectors = names(&kept.sent)
@@ -300,6 +301,7 @@ impl Objects {
             policy: Some(policy),
             collectors,
             revision,
+            drain: false,
         }
     }
 

@@ -22,11 +22,13 @@ use serde::{Deserialize, Serialize};
 
 pub use self::gates::{AGENTS_NAMED_MAX, Failure, Gate, JUDGED_AFTER_MS, PEERS_MIN, STARTS_MAX, Terms};
 pub use self::health::{ENDS_MIN, Figures, HealthWindows, LOSSES_MIN, Moment, SLOTS_MAX};
+pub use self::trial::{Subject, SubjectPart, Verdict, judge};
 
 mod gates;
 mod health;
 #[cfg(test)]
 pub(crate) mod host;
+mod trial;
 mod view;
 mod watch;
 mod waves;

@@ -61,7 +61,7 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Lists agents, policies, collectors, groups of hosts, operators, tokens, revisions or rollouts.
     Get(GetArgs),
-    /// Lists agents: get agents. Or takes them away from hosts.
+    /// Lists agents: get agents. Or upgrades, drains or takes them away.
     Agents(AgentsArgs),
     /// Shows everything that the controller knows of one thing.
     Describe(DescribeArgs),

@@ -4,42 +4,43 @@
 //! in the order of the files; what goes on meanwhile on stderr. All hosts are looked at first ([`plan`]); then what is lacking is
 //! done, and nothing else: so the same call again does the rest, and the one after that nothing.
 //!
-//! At most [`HOSTS_AT_ONCE`] hosts at a time. What fails on one ([`trouble`]) leaves the others alone. A token is made for one
-//! host, right before it is brought there, and is taken back when it was of no use.
+//! At most [`HOSTS_AT_ONCE`] hosts at a time. What fails on one ([`trouble`]) leaves the others alone. What is done on one host is
+//! in [`one`]; agents that there are get another program in waves ([`waves`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use flowtilla_proto::hosts::HostGroup;
-use flowtilla_proto::spiffe::SpiffeId;
-use flowtilla_proto::wire::fleet::{
-    Agent, AgentState, AgentsRequest, CreateTokenRequest, RevokeRequest, StatusRequest, TokensRequest,
-    revoke_request,
-};
+use flowtilla_proto::hosts::{HostGroup, Runtime};
+use flowtilla_proto::policy::{Rollout, Wave};
+use flowtilla_proto::wire;
+use flowtilla_proto::wire::fleet::{Agent, AgentsRequest, StatusRequest};
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use tokio::time::{Instant, sleep};
 
-use self::plan::{Enrol, Found, Known, Plan, Replace, Service, Wanted};
-use self::program::{Program, digest};
-use self::ssh::{Payload, Ssh, Way};
-use self::trouble::{Step, Trouble};
+use self::plan::{Enrol, Plan};
+use self::program::Program;
+use self::ssh::{Ssh, Way};
+use self::trouble::Trouble;
+use self::waves::Upgrade;
 use crate::client::Client;
 use crate::cmd::fleet::print;
+use crate::document::units;
 use crate::exit::{Exit, UsageError, say};
-use crate::output::{harmless, memory, word};
+use crate::output::{harmless, word};
 use crate::signals::Signals;
 
+mod one;
 mod plan;
 mod program;
 pub(crate) mod remove;
 mod ssh;
 mod trouble;
+pub(crate) mod upgrade;
+mod waves;
 
 /// Hosts that are worked on at a time.
 ///
@@ -52,18 +53,6 @@ const PROBE_WITHIN: Duration = Duration::from_secs(45);
 const INSTALL_WITHIN: Duration = Duration::from_secs(600);
 /// How long a short action may take.
 const ACTION_WITHIN: Duration = Duration::from_secs(60);
-/// How long an agent that was started may take until the controller has it.
-///
-/// Its first tries are within seconds. Half of it fails on a host that is just booting; double it, and a wrong address holds the
-/// whole deploy for a minute.
-const JOIN_WITHIN: Duration = Duration::from_secs(30);
-/// How often the controller is asked for it.
-const JOIN_EVERY: Duration = Duration::from_millis(500);
-/// How long a token may be used, in milliseconds: it is used at once, or the host is looked after by hand.
-const TOKEN_LIFE_MS: u64 = 15 * 60 * 1_000;
-
-/// The service's unit, as it is on hosts.
-const UNIT: &str = include_str!("../../agent/flowtilla-agent.service");
 /// The program's name, beside agentctl.
 const PROGRAM: &str = "flowtilla-agent";
 
@@ -79,6 +68,71 @@ pub(crate) struct HostArgs {
     /// The agent's program that hosts get [default: flowtilla-agent beside this agentctl].
     #[arg(long, value_name = "PATH")]
     pub(crate) agent_binary: Option<PathBuf>,
+    /// Of agents that there are: how many have the new program after each wave, as numbers or shares.
+    #[arg(
+        long,
+        value_name = "N|N%,…",
+        value_delimiter = ',',
+        default_value = "1,10%,100%"
+    )]
+    pub(crate) waves: Vec<String>,
+    /// How long the agents of a wave are watched before the next; 0s: not at all.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_soak)]
+    pub(crate) soak: u64,
+}
+
+fn parse_soak(text: &str) -> Result<u64, String> {
+    units::read_time(text).map_err(|(why, remedy)| format!("{why}; {remedy}"))
+}
+
+/// What is done to hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aim {
+    /// Everything that they lack.
+    Deploy,
+    /// Agents that there are get another program, and nothing else is done.
+    Upgrade,
+}
+
+/// How it is done.
+#[derive(Debug)]
+struct How {
+    aim: Aim,
+    yes: bool,
+    dry_run: bool,
+    waves: Vec<Wave>,
+    soak: Duration,
+}
+
+impl How {
+    fn read(args: &HostArgs, aim: Aim, dry_run: bool) -> Result<Self, UsageError> {
+        let sent = wire::Rollout {
+            waves: args.waves.clone(),
+            soak_ms: Some(args.soak),
+            ..wire::Rollout::default()
+        };
+        let read = Rollout::try_from(sent).map_err(|mistakes| {
+            let line = |mistake: flowtilla_proto::mistake::Mistake| {
+                let flag = if mistake.path.starts_with("waves") {
+                    "--waves"
+                } else {
+                    "--soak"
+                };
+                let value = mistake
+                    .value
+                    .map_or(String::new(), |value| format!("{:?} ", harmless(&value)));
+                format!("{flag}: {value}{}; {}", mistake.why, mistake.remedy)
+            };
+            UsageError(mistakes.into_iter().map(line).collect())
+        })?;
+        Ok(Self {
+            aim,
+            yes: args.yes,
+            dry_run,
+            waves: read.waves,
+            soak: read.soak,
+        })
+    }
 }
 
 /// A host, and what is to be there.
@@ -89,14 +143,29 @@ struct Job {
     way: Way,
     labels: BTreeMap<String, String>,
     settings: String,
+    runtimes: BTreeSet<Runtime>,
+    /// What of the unit gives access to their sockets; empty: nothing.
+    access: String,
 }
 
 /// What came of a host.
 #[derive(Debug)]
 enum Outcome {
-    Nothing { agent: String, newer: Option<String> },
-    Done { agent: String, steps: Vec<String> },
+    Nothing {
+        agent: String,
+        newer: Option<String>,
+    },
+    Done {
+        agent: String,
+        steps: Vec<String>,
+    },
     Planned(Vec<String>),
+    /// Nobody is there to be upgraded.
+    Bare,
+    /// It was to be upgraded after a wave that went back.
+    Waits,
+    /// Its upgrade was taken back.
+    Back(String),
     Left,
     Failed(Trouble),
 }
@@ -121,6 +190,17 @@ pub(crate) async fn bring(
     args: &HostArgs,
     dry_run: bool,
 ) -> anyhow::Result<Option<Exit>> {
+    bring_all(client, groups, args, Aim::Deploy, dry_run).await
+}
+
+async fn bring_all(
+    client: &Client,
+    groups: &[HostGroup],
+    args: &HostArgs,
+    aim: Aim,
+    dry_run: bool,
+) -> anyhow::Result<Option<Exit>> {
+    let how = How::read(args, aim, dry_run)?;
     let jobs = jobs(groups, ("--limit", &args.limit), client)?;
     let path = match &args.agent_binary {
         Some(path) => path.clone(),
@@ -150,13 +230,17 @@ pub(crate) async fn bring(
     let mut signals = Signals::new()?;
     let worked = tokio::select! { biased;
         () = signals.next() => None,
-        worked = work(&shared, &jobs, args.yes, dry_run) => Some(worked),
+        worked = work(&shared, &jobs, &how) => Some(worked),
     };
     close(&shared.ssh, &jobs).await;
     let Some(outcomes) = worked else {
-        say("ended before all hosts were done; nothing was applied; deploy again to go on");
+        say(match aim {
+            Aim::Deploy => "ended before all hosts were done; nothing was applied; deploy again to go on",
+            Aim::Upgrade => "ended before all hosts were done; call it again to go on",
+        });
         return Ok(Some(Exit::Interrupted));
     };
+    let outcomes = outcomes?;
     print(&told(&jobs, &outcomes, dry_run))?;
     if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Left)) {
         say("nothing was changed");
@@ -164,7 +248,7 @@ pub(crate) async fn bring(
     }
     let failed = outcomes
         .iter()
-        .any(|outcome| matches!(outcome, Outcome::Failed(_)));
+        .any(|outcome| matches!(outcome, Outcome::Failed(_) | Outcome::Back(_) | Outcome::Waits));
     Ok(failed.then_some(Exit::Failed))
 }
 
@@ -206,6 +290,8 @@ fn jobs(
                     },
                     labels: group.labels.as_map().clone(),
                     settings: format!("# Written by agentctl deploy.\nFLOWTILLA_CONTROLLER={controller}\n"),
+                    access: one::access(&group.runtimes),
+                    runtimes: group.runtimes.clone(),
                 });
             }
         }
@@ -224,38 +310,63 @@ fn jobs(
 }
 
 /// Looks at all hosts, asks when somebody is to be asked, and does what is lacking. An outcome a job, in their order.
-async fn work(shared: &Shared<'_>, jobs: &[Job], yes: bool, dry_run: bool) -> Vec<Outcome> {
+///
+/// # Errors
+///
+/// The controller is lost before anything was changed.
+async fn work(shared: &Shared<'_>, jobs: &[Job], how: &How) -> anyhow::Result<Vec<Outcome>> {
     let looks = stream::iter(jobs.iter().map(|job| shared.look(job)));
     let looks: Vec<_> = looks.buffered(HOSTS_AT_ONCE).collect().await;
-    let version = &shared.program.version;
-    if dry_run {
-        let planned = |look| match look {
-            Ok((_, plan)) => {
-                let plan: Plan = plan;
-                Outcome::Planned(plan.steps(version))
+    let mut outcomes: BTreeMap<usize, Outcome> = BTreeMap::new();
+    let (mut at_once, mut upgrades) = (Vec::new(), Vec::new());
+    for (at, look) in looks.into_iter().enumerate() {
+        match look {
+            Err(trouble) => {
+                outcomes.insert(at, Outcome::Failed(trouble));
             }
-            Err(trouble) => Outcome::Failed(trouble),
-        };
-        return looks.into_iter().map(planned).collect();
+            Ok((_, plan)) if how.aim == Aim::Upgrade && plan.enrol == Some(Enrol::Anew) => {
+                outcomes.insert(at, Outcome::Bare);
+            }
+            Ok((found, plan)) => {
+                let plan = match how.aim {
+                    Aim::Deploy => plan,
+                    Aim::Upgrade => plan.of_upgrade(),
+                };
+                match plan.is_upgrade() {
+                    true => upgrades.push(Upgrade { at, found, plan }),
+                    false => at_once.push((at, found, plan)),
+                }
+            }
+        }
     }
-    let weighty: Vec<String> = jobs
-        .iter()
-        .zip(&looks)
-        .filter_map(|(job, look)| Some((job, &look.as_ref().ok()?.1)))
-        .filter(|(_, plan)| plan.is_weighty())
-        .map(|(job, plan)| format!("{}: {}", harmless(&job.name), plan.steps(version).join(", ")))
+    let version = &shared.program.version;
+    if how.dry_run {
+        for (at, _, plan) in at_once {
+            outcomes.insert(at, Outcome::Planned(plan.steps(version)));
+        }
+        outcomes.extend(waves::planned(upgrades, &how.waves, version));
+        return Ok(outcomes.into_values().collect());
+    }
+    let plans = (at_once.iter().map(|(at, _, plan)| (*at, plan)))
+        .chain(upgrades.iter().map(|one| (one.at, &one.plan)));
+    let mut weighty: Vec<(usize, &Plan)> = plans.filter(|(_, plan)| plan.is_weighty()).collect();
+    weighty.sort_by_key(|(at, _)| *at);
+    let weighty: Vec<String> = (weighty.into_iter())
+        .map(|(at, plan)| format!("{}: {}", harmless(&jobs[at].name), plan.steps(version).join(", ")))
         .collect();
-    if !weighty.is_empty() && !yes && !confirmed(weighty).await {
-        return jobs.iter().map(|_| Outcome::Left).collect();
+    if !weighty.is_empty() && !how.yes && !confirmed(weighty).await {
+        return Ok(jobs.iter().map(|_| Outcome::Left).collect());
     }
-    let done = jobs.iter().zip(looks).map(async |(job, look)| match look {
-        Ok((found, plan)) => shared
-            .carry_out(job, &found, plan)
-            .await
-            .unwrap_or_else(Outcome::Failed),
-        Err(trouble) => Outcome::Failed(trouble),
+    let mut run = waves::Run::new(shared, jobs, how, upgrades);
+    run.measure().await?; // A controller that cannot judge says so before anything is changed.
+    let done = at_once.into_iter().map(async |(at, found, plan)| {
+        let done = shared.carry_out(&jobs[at], &found, plan).await;
+        (at, done.unwrap_or_else(Outcome::Failed))
     });
-    stream::iter(done).buffered(HOSTS_AT_ONCE).collect().await
+    let done: Vec<_> = stream::iter(done).buffered(HOSTS_AT_ONCE).collect().await;
+    outcomes.extend(done);
+    outcomes.extend(run.run().await);
+    Ok(outcomes.into_values().collect())
 }
 
 /// Asks a person, when there is one.
@@ -280,249 +391,10 @@ fn progress(job: &Job, what: impl Display) {
     say(format_args!("{}: {what}", harmless(&job.name)));
 }
 
-impl Shared<'_> {
-    async fn look(&self, job: &Job) -> Result<(Found, Plan), Trouble> {
-        progress(job, "looks at it");
-        let said = self
-            .ssh
-            .run(&job.way, Step::Probe, &["probe"], Payload::new(), PROBE_WITHIN)
-            .await?;
-        let found = Found::read(&said)?;
-        plan::fits(&found, &self.program)?;
-        let wanted = Wanted {
-            program: &self.program,
-            unit: &digest(UNIT.as_bytes()),
-            settings: &digest(job.settings.as_bytes()),
-            labels: &job.labels,
-        };
-        let known = Known {
-            domain: &self.domain,
-            agents: &self.agents,
-        };
-        let plan = plan::plan(&found, &wanted, &known);
-        Ok((found, plan))
-    }
-
-    async fn carry_out(&self, job: &Job, found: &Found, plan: Plan) -> Result<Outcome, Trouble> {
-        let former = found.identity.as_ref().map(|id| id.name.as_str().to_owned());
-        if !plan.is_empty() {
-            self.install(job, &plan).await?;
-        }
-        let agent = match plan.enrol {
-            None => {
-                self.start(job, &plan).await?;
-                former.expect("who is not enrolled has it in the plan")
-            }
-            Some(why) => {
-                let token = self.token(job).await?;
-                match self.enrol(job, &plan, &token).await {
-                    Ok(agent) => {
-                        if let (Enrol::Labels, Some(former)) = (why, former) {
-                            self.revoke(revoke_request::What::Agent(former)).await;
-                        }
-                        agent
-                    }
-                    Err(trouble) => {
-                        self.revoke(revoke_request::What::Token(token.id)).await;
-                        return Err(trouble);
-                    }
-                }
-            }
-        };
-        if let Err(trouble) = self.join(job, &agent).await {
-            return Err(self.back(job, &plan, trouble).await);
-        }
-        Ok(match plan.is_empty() {
-            true => Outcome::Nothing {
-                agent,
-                newer: plan.newer,
-            },
-            false => Outcome::Done {
-                agent,
-                steps: plan.steps(&self.program.version),
-            },
-        })
-    }
-
-    async fn install(&self, job: &Job, plan: &Plan) -> Result<(), Trouble> {
-        let mut payload = Payload::new();
-        let mut part = |wanted: bool, text: &str| match wanted {
-            true => {
-                payload.push(Arc::from(text.as_bytes()));
-                text.len().to_string()
-            }
-            false => "0".to_owned(),
-        };
-        let unit = part(plan.unit, UNIT);
-        let settings = part(plan.settings, &job.settings);
-        let mut program = "-";
-        if plan.program.is_some() {
-            progress(
-                job,
-                format_args!("brings the agent ({})", memory(self.program.octets.len() as u64)),
-            );
-            payload.push(Arc::clone(&self.program.octets));
-            program = &self.program.digest;
-        }
-        let words = ["install", &unit, &settings, program];
-        self.ssh
-            .run(&job.way, Step::Install, &words, payload, INSTALL_WITHIN)
-            .await
-            .map(drop)
-    }
-
-    async fn token(&self, job: &Job) -> Result<Token, Trouble> {
-        let request = CreateTokenRequest {
-            labels: job.labels.clone(),
-            ttl_ms: TOKEN_LIFE_MS,
-            operator: String::new(),
-        };
-        let made = self.client.ask(self.client.fleet().create_token(request)).await;
-        let made = made.map_err(|failed| Trouble::new(Step::Enrol, failed.to_string(), "deploy again"))?;
-        Ok(Token {
-            id: made.id,
-            secret: made.token,
-        })
-    }
-
-    /// Brings the token, starts the agent, and waits until it has used it; the agent's id.
-    async fn enrol(&self, job: &Job, plan: &Plan, token: &Token) -> Result<String, Trouble> {
-        progress(job, "enrols");
-        let octets: Arc<[u8]> = Arc::from(token.secret.as_bytes());
-        let words = ["enrol", &octets.len().to_string()];
-        self.ssh
-            .run(&job.way, Step::Enrol, &words, vec![octets], ACTION_WITHIN)
-            .await?;
-        self.start(job, plan).await?;
-        let used = async || {
-            let tokens = self
-                .client
-                .ask(self.client.fleet().tokens(TokensRequest {}))
-                .await
-                .ok()?;
-            let ours = tokens.tokens.into_iter().find(|made| made.id == token.id)?;
-            let agent = SpiffeId::parse(&ours.used_by).ok()?;
-            Some(agent.name.as_str().to_owned())
-        };
-        match until(used).await {
-            Some(agent) => Ok(agent),
-            None => Err(self.with_last_words(job, "the agent has not enrolled").await),
-        }
-    }
-
-    async fn start(&self, job: &Job, plan: &Plan) -> Result<(), Trouble> {
-        let how = match plan.service {
-            None => return Ok(()),
-            Some(Service::Start) => "start",
-            Some(Service::Restart) => "restart",
-        };
-        progress(job, format_args!("{how}s the agent"));
-        let words = ["start", how];
-        let started = self
-            .ssh
-            .run(&job.way, Step::Start, &words, Payload::new(), ACTION_WITHIN)
-            .await;
-        match started {
-            Ok(_) => Ok(()),
-            Err(trouble) => Err(self.back(job, plan, trouble).await),
-        }
-    }
-
-    /// Waits until the controller has the agent.
-    async fn join(&self, job: &Job, agent: &str) -> Result<(), Trouble> {
-        let connected = async || {
-            let request = AgentsRequest {
-                ids: vec![agent.to_owned()],
-                ..AgentsRequest::default()
-            };
-            let told = self.client.ask(self.client.fleet().agents(request)).await.ok()?;
-            told.agents
-                .iter()
-                .any(|agent| agent.state() == AgentState::Connected)
-                .then_some(())
-        };
-        match until(connected).await {
-            Some(()) => {
-                progress(job, format_args!("connected as {}", word(agent)));
-                Ok(())
-            }
-            None => Err(self.with_last_words(job, "the agent is not connected").await),
-        }
-    }
-
-    /// After an upgrade that does not do: the program from before.
-    async fn back(&self, job: &Job, plan: &Plan, trouble: Trouble) -> Trouble {
-        if !matches!(plan.program, Some(Replace::Upgrade(_))) || plan.enrol.is_some() {
-            return trouble;
-        }
-        progress(job, "goes back to the program from before");
-        let back = self
-            .ssh
-            .run(&job.way, Step::Start, &["revert"], Payload::new(), ACTION_WITHIN)
-            .await;
-        match back {
-            Ok(_) => trouble.and("the program from before is back"),
-            Err(more) => trouble.and(&format!("the program from before is not back: {more}")),
-        }
-    }
-
-    /// Why an agent does not come, in its own words.
-    async fn with_last_words(&self, job: &Job, why: &str) -> Trouble {
-        let said = self
-            .ssh
-            .run(&job.way, Step::Join, &["state"], Payload::new(), ACTION_WITHIN)
-            .await
-            .unwrap_or_default();
-        let words: Vec<&str> = said
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .collect();
-        let why = format!(
-            "{why} after {} s; its service says: {}",
-            JOIN_WITHIN.as_secs(),
-            harmless(&words.join(" / "))
-        );
-        let controller = job
-            .settings
-            .rsplit_once('=')
-            .map_or("", |(_, address)| address.trim());
-        let remedy =
-            format!("see that the host reaches {controller}, and write controller: in its group if not");
-        Trouble::new(Step::Join, why, remedy)
-    }
-
-    /// Takes back what is of no use any more. That it stays is no failure: a token runs out, an agent is listed.
-    async fn revoke(&self, what: revoke_request::What) {
-        let request = RevokeRequest { what: Some(what) };
-        let _ = self.client.ask(self.client.fleet().revoke(request)).await;
-    }
-}
-
-/// A join token.
-struct Token {
-    id: String,
-    secret: String,
-}
-
-/// Asks until there is an answer, for [`JOIN_WITHIN`].
-async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + JOIN_WITHIN;
-    loop {
-        if let Some(answer) = ask().await {
-            return Some(answer);
-        }
-        if Instant::now() >= end {
-            return None;
-        }
-        sleep(JOIN_EVERY).await;
-    }
-}
-
 /// Each host's sentence, and the sum.
 fn told(jobs: &[Job], outcomes: &[Outcome], dry_run: bool) -> String {
     let mut text = String::new();
-    let mut counts = [0_usize; 3];
+    let mut counts = [0_usize; 4];
     for (job, outcome) in jobs.iter().zip(outcomes) {
         let sentence = match outcome {
             Outcome::Nothing { agent, newer } => {
@@ -548,6 +420,18 @@ fn told(jobs: &[Job], outcomes: &[Outcome], dry_run: bool) -> String {
                 counts[0] += 1;
                 format!("done: {} ({})", harmless(&steps.join(", ")), word(agent))
             }
+            Outcome::Bare => {
+                counts[1] += 1;
+                "has no agent of this fleet; deploy puts one there".to_owned()
+            }
+            Outcome::Waits => {
+                counts[3] += 1;
+                "stays as it is: a wave before it went back".to_owned()
+            }
+            Outcome::Back(why) => {
+                counts[2] += 1;
+                format!("WENT BACK: {}", harmless(why))
+            }
             Outcome::Left => continue,
             Outcome::Failed(trouble) => {
                 counts[2] += 1;
@@ -556,10 +440,14 @@ fn told(jobs: &[Job], outcomes: &[Outcome], dry_run: bool) -> String {
         };
         text += &format!("{}: {sentence}\n", harmless(&job.name));
     }
-    let [done, nothing, failed] = counts;
-    if done + nothing + failed > 0 {
+    let [done, nothing, failed, waiting] = counts;
+    if done + nothing + failed + waiting > 0 {
         let would = if dry_run { "would be changed" } else { "changed" };
-        text += &format!("hosts: {done} {would}, {nothing} as they are to be, {failed} failed\n");
+        let wait = match waiting {
+            0 => String::new(),
+            _ => format!(", {waiting} not yet"),
+        };
+        text += &format!("hosts: {done} {would}, {nothing} as they are to be, {failed} failed{wait}\n");
     }
     text
 }

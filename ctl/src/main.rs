@@ -78,6 +78,8 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
             Command::Get(args) => fleet::get::run(args).await,
             Command::Agents(mut args) => match args.command.take() {
                 Some(AgentsCommand::Remove(remove)) => hosts::remove::run(remove).await,
+                Some(AgentsCommand::Upgrade(upgrade)) => hosts::upgrade::run(*upgrade).await,
+                Some(AgentsCommand::Drain(drain)) => fleet::drain::run(drain).await,
                 None => fleet::get::run(args.into()).await,
             },
             Command::Describe(args) => fleet::describe::run(args).await,

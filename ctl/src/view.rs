@@ -31,8 +31,8 @@ use std::time::Duration;
 
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{
-    Agent, AgentState, Change, GateFailure, Operator, Revision, Rollout, RolloutState, Root, StatusResponse,
-    Token,
+    Agent, AgentState, Change, DrainState, GateFailure, Operator, Revision, Rollout, RolloutState, Root,
+    StatusResponse, Token,
 };
 use flowtilla_proto::wire::session::{Aside, CollectorHealth, CollectorState, Drop, Health, Section};
 
@@ -156,10 +156,23 @@ pub(crate) fn condition(agent: &Agent) -> String {
         };
         return format!("{} {word}{reason}", collector.name);
     }
+    match agent.drain() {
+        DrainState::Unspecified => {}
+        state => return drain_state(state).to_owned(),
+    }
     match (health.capturing, converged(agent)) {
         (false, _) => "captures nothing".to_owned(),
         (true, false) => "on the way".to_owned(),
         (true, true) => "well".to_owned(),
+    }
+}
+
+/// Word of a state; empty: it is not drained.
+fn drain_state(state: DrainState) -> &'static str {
+    match state {
+        DrainState::Unspecified => "",
+        DrainState::Draining => "draining",
+        DrainState::Drained => "drained",
     }
 }
 
@@ -284,6 +297,7 @@ pub(crate) fn agent(agent: &Agent) -> Plain {
         .number("revisionWanted", agent.revision_wanted)
         .given("untoldOctets", agent.untold_octets)
         .flag("converged", converged(agent))
+        .text("drain", drain_state(agent.drain()))
         .texts("tied", &agent.tied)
         .text("conflict", &agent.conflict)
         .part("refusal", nack)
@@ -471,6 +485,7 @@ pub(crate) fn status(status: &StatusResponse) -> Plain {
         .number("behind", status.behind)
         .number("tied", status.tied)
         .given("conflicts", status.conflicts)
+        .given("draining", status.draining)
         .part("roots", Some(roots(&status.roots)))
         .part("rollout", status.rollout.as_ref().map(rollout))
         .text("caller", &status.caller)

@@ -231,6 +231,27 @@ impl Controller {
         Ok(command)
     }
 
+    /// `agentctl` as the operator's, on a terminal whose keys are the command's standard input; all that it says is on the standard
+    /// output.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn ctl_on_terminal(&self, arguments: &[&str]) -> Result<Command> {
+        let plain = self.ctl_command(arguments)?;
+        let words = std::iter::once(plain.get_program()).chain(plain.get_args());
+        let words: Vec<String> = words
+            .map(|word| format!("'{}'", word.to_string_lossy()))
+            .collect();
+        let mut command = self.command(Path::new("script"));
+        command.args(["-qec", &words.join(" "), "/dev/null"]);
+        for (name, value) in plain.get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        Ok(command)
+    }
+
     fn command(&self, program: &Path) -> Command {
         match &self.place {
             Some(place) => place.command(program),

@@ -27,7 +27,7 @@ use crate::wait::{self, PATIENCE};
 use crate::world::{Alone, INTERFACE};
 
 /// What a test with such hosts needs.
-pub const NEEDS: [Need; 8] = [
+pub const NEEDS: [Need; 9] = [
     Need::Root,
     Need::Program("ip", "iproute2"),
     Need::Program("ethtool", "ethtool"),
@@ -36,6 +36,7 @@ pub const NEEDS: [Need; 8] = [
     Need::Program("ssh-keygen", "openssh-client"),
     Need::Program("systemd-nspawn", "systemd-container"),
     Need::Program("mmdebstrap", "mmdebstrap"),
+    Need::Program("script", "bsdutils"),
 ];
 
 /// Name of the image. Another recipe: another name.
@@ -279,6 +280,14 @@ impl Site {
         command.args(direct).arg("UserKnownHostsFile=/dev/null");
         command.args(["-o", "LogLevel=ERROR", &format!("root@h{n}"), line]);
         command
+    }
+
+    /// Where a file that a host has written is on this machine.
+    #[must_use]
+    pub fn written(&self, n: u8, path: &str) -> PathBuf {
+        self.hosts[usize::from(n)]
+            .upper
+            .join(path.trim_start_matches('/'))
     }
 
     /// Has a command find the `ssh` that knows these hosts.

@@ -19,6 +19,13 @@ use integration::need;
 use integration::wait::{self, PATIENCE, Stopwatch};
 use tempfile::TempDir;
 
+#[path = "hosts/drain.rs"]
+mod drain;
+#[path = "hosts/upgrade.rs"]
+mod upgrade;
+#[path = "hosts/ways.rs"]
+mod ways;
+
 /// Element numbers of ntopng's flow records. Source: ntopng `ZMQParserInterface.cpp`.
 mod element {
     pub(super) const PORTS: [u32; 2] = [7, 11];
@@ -29,6 +36,8 @@ mod element {
 
 /// Hosts.
 const HOSTS: u8 = 3;
+/// The group that all of them are in.
+const GROUP: &str = "labels: {role: web}\nhosts: [h0, h1, h2]";
 /// A flow's first record leaves within a second; and some, on a busy machine.
 const FLOW_WITHIN: Duration = Duration::from_secs(60);
 /// The worst that a hardened unit may be rated. 10: nothing is closed.
@@ -206,7 +215,7 @@ fn a_host_that_is_down_strange_or_old_stops_no_other_and_the_next_call_does_the_
     let old = scene.services()?;
     scene.site.trust(1, false)?;
 
-    let output = scene.deploy(&[])?;
+    let output = scene.deploy(&["--soak", "0s"])?;
     told(
         &output,
         1,
@@ -262,16 +271,26 @@ fn a_host_that_is_down_strange_or_old_stops_no_other_and_the_next_call_does_the_
 
     // A program that does not stay up: the one before is back, and the agent with it.
     let broken = scene.broken_agent()?;
-    let output = scene.deploy(&["--limit", "h0", "--agent-binary", &broken.to_string_lossy()])?;
+    let output = scene.deploy(&[
+        "--limit",
+        "h0",
+        "--limit",
+        "h1",
+        "--agent-binary",
+        &broken.to_string_lossy(),
+    ])?;
     told(
         &output,
         1,
         &[
-            "h0: FAILED at start: the service does not stay up",
-            "the program from before is back",
+            "h0: FAILED at start: the service does not stay up; the program from before is back",
+            "h1: stays as it is: a wave before it went back",
+            "hosts: 0 changed, 0 as they are to be, 1 failed, 1 not yet",
         ],
     )?;
     scene.expect_flow(0)?;
+    let broken = scene.services()?;
+    ensure!(broken["h1"] == all["h1"], "{all:#?} became {broken:#?}");
     let output = scene.deploy(&["--limit", "h0"])?;
     told(&output, 0, &["h0: nothing to do"])?;
     Ok(())
@@ -307,20 +326,50 @@ impl Scene {
 
     /// Deploys the group, the collector and a policy for the group.
     fn deploy(&self, flags: &[&str]) -> Result<Output> {
+        let file = self.file(GROUP)?;
+        self.ctl(&[&["deploy", "-f", &file], flags].concat())
+    }
+
+    /// A file with a group of hosts, the collector and a policy for all agents; its path.
+    fn file(&self, group: &str) -> Result<String> {
         let documents = format!(
-            "apiVersion: flowtilla/v1\nkind: HostGroup\nname: web\nlabels: {{role: web}}\nhosts: [h0, h1, h2]\nuser: op\n---\n\
+            "apiVersion: flowtilla/v1\nkind: HostGroup\nname: web\nuser: op\n{group}\n---\n\
              apiVersion: flowtilla/v1\nkind: Collector\nname: main\nendpoint: {}\n---\n\
-             apiVersion: flowtilla/v1\nkind: Policy\nname: web\nselector: {{labels: {{role: web}}}}\n\
-             capture: {{scopes: [{{netns: /proc/1/ns/net}}]}}\nexport: {{collectors: [main]}}\n",
+             apiVersion: flowtilla/v1\nkind: Policy\nname: web\n\
+             capture: {{scopes: [{{netns: /proc/1/ns/net}}]}}\nexport: {{collectors: [main]}}\n\
+             rollout: {{gates: {{lag: 3s}}}}\n",
             self.collector.endpoint()
         );
         let file = self.folder.path().join("fleet.yaml");
         std::fs::write(&file, documents)?;
-        let file = file.to_string_lossy().into_owned();
-        let words = [&["deploy", "-f", &file], flags].concat();
-        let mut command = self.controller.ctl_command(&words)?;
+        Ok(file.to_string_lossy().into_owned())
+    }
+
+    /// Runs agentctl as the operator whose ssh knows the hosts.
+    fn ctl(&self, words: &[&str]) -> Result<Output> {
+        let mut command = self.controller.ctl_command(words)?;
         self.site.operator(&mut command)?;
         Ok(command.output()?)
+    }
+
+    /// Boots a host, and lets the operator's user become root there.
+    fn boot(&mut self, hosts: &[u8]) -> Result<()> {
+        for &n in hosts {
+            self.site.boot(n)?;
+        }
+        for &n in hosts {
+            self.site.wait_up(n)?;
+            self.site.let_sudo(n, true)?;
+        }
+        Ok(())
+    }
+
+    /// The agent of a host, the newest of several.
+    fn agent(&self, n: u8) -> Result<serde_json::Value> {
+        let name = format!("h{n}");
+        let of = |agent: &serde_json::Value| agent["host"] == *name && agent["state"] != "revoked";
+        let found = self.controller.agents()?.into_iter().find(of);
+        found.with_context(|| format!("no agent of {name}"))
     }
 
     /// Makes connections on a host, as a user of its own, until the collector has one with its process.

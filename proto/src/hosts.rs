@@ -59,6 +59,51 @@ pub struct HostGroup {
     pub sudo: bool,
     /// Where agents there reach the controller; `None`: where the operator does. Without a user.
     pub controller: Option<Target>,
+    /// Runtimes whose sockets agents there may use.
+    pub runtimes: BTreeSet<Runtime>,
+}
+
+/// A runtime of containers whose socket an agent may be let use. Whoever may is as good as root on its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Runtime {
+    /// Docker.
+    Docker,
+    /// podman, of root.
+    Podman,
+    /// containerd.
+    Containerd,
+    /// CRI-O.
+    Crio,
+}
+
+impl Runtime {
+    /// Its word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+            Self::Containerd => "containerd",
+            Self::Crio => "crio",
+        }
+    }
+
+    /// The group that may write to its socket, as the runtime makes it. Docker has a group of its own; the others' sockets are
+    /// root's, mode 0660: a member of its group needs no capability, which would hold for every file of the host.
+    #[must_use]
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman | Self::Containerd | Self::Crio => "root",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, Refused> {
+        let all = [Self::Docker, Self::Podman, Self::Containerd, Self::Crio];
+        let found = all.into_iter().find(|runtime| runtime.as_str() == text);
+        let remedy = "write docker, podman, containerd or crio";
+        found.ok_or_else(|| Refused::new("is no runtime that is known", remedy))
+    }
 }
 
 impl Target {
@@ -175,6 +220,10 @@ impl TryFrom<wire::HostGroup> for HostGroup {
         }
         let controller = sent.controller.as_deref();
         let controller = controller.map(|text| reading.text("controller", text, parse_controller));
+        let mut runtimes = BTreeSet::new();
+        for (n, text) in sent.runtimes.iter().enumerate() {
+            runtimes.extend(reading.text(&format!("runtimes[{n}]"), text, Runtime::parse));
+        }
         let made = (|| {
             let (user, port) = (lift(user)?, lift(port)?);
             let fill = |target: Target| Target {
@@ -189,6 +238,7 @@ impl TryFrom<wire::HostGroup> for HostGroup {
                 jump,
                 sudo: sent.sudo.unwrap_or(true),
                 controller: lift(controller)?,
+                runtimes,
             })
         })();
         reading.finish(made)
@@ -307,12 +357,14 @@ mod tests {
             port: Some(2222),
             jump: Some("a,b@c:1".to_owned()),
             controller: Some("10.0.0.1".to_owned()),
+            runtimes: vec!["docker".to_owned(), "crio".to_owned(), "docker".to_owned()],
             ..group(&["one", "root@two", "three:22"])
         })
         .expect("sound");
         let hosts: Vec<String> = read.hosts.iter().map(ToString::to_string).collect();
         assert_eq!(hosts, ["admin@one:2222", "root@two:2222", "admin@three:22"]);
         assert_eq!(read.jump.len(), 2);
+        assert_eq!(read.runtimes, [Runtime::Docker, Runtime::Crio].into());
         assert!(read.sudo);
     }
 
@@ -325,6 +377,7 @@ mod tests {
             port: Some(65_536),
             jump: Some("a,,b".to_owned()),
             controller: Some("u@c".to_owned()),
+            runtimes: vec!["rkt".to_owned()],
             ..group(&["a", "x y", "A"])
         };
         let told = refused(wrong);
@@ -342,7 +395,8 @@ mod tests {
                 "hosts[1]",
                 "hosts[2]",
                 "jump",
-                "controller"
+                "controller",
+                "runtimes[0]"
             ],
             "{told}"
         );

@@ -27,6 +27,8 @@ mod plan;
 pub struct Wanted {
     policy: Option<Policy>,
     collectors: Vec<Collector>,
+    /// Nothing is captured all the same; what waits goes on to the collectors.
+    drained: bool,
 }
 
 /// What the kernel side is to observe. A change means to detach and to attach anew.
@@ -113,6 +115,16 @@ impl Wanted {
         Self {
             policy: None,
             collectors: Vec::new(),
+            drained: false,
+        }
+    }
+
+    /// The same without capture: collectors are fed with what waits.
+    #[must_use]
+    pub fn drained(self) -> Self {
+        Self {
+            drained: true,
+            ..self
         }
     }
 
@@ -153,6 +165,7 @@ impl Wanted {
             None => Ok(Self {
                 policy: Some(policy),
                 collectors: chosen,
+                drained: false,
             }),
         }
     }

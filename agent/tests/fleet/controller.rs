@@ -374,6 +374,7 @@ pub(crate) fn content(revision: u64) -> Vec<u8> {
         }),
         collectors: Vec::new(),
         revision,
+        drain: false,
     }
     .encode_to_vec()
 }

@@ -132,11 +132,19 @@ fn every_mistake_of_a_token_order_is_told() {
     let paths: Vec<&str> = mistakes.iter().map(|mistake| mistake.path.as_str()).collect();
     assert_eq!(
         paths,
-        ["ttl", "labels", "labels[\"a b\"]", "operator", "operator"]
+        ["ttl", "operator", "operator", "labels[a b]", "labels[a b]"]
     );
     let good = TokenOrder {
         labels: [("site/rack".to_owned(), String::new())].into(),
         ..TokenOrder::default()
     };
     assert_eq!(good.check().expect("a good order").life, TOKEN_LIFE_DEFAULT);
+    // What the fleet does not read would leave the agent without any label.
+    for (key, value) in [("-a", "b"), ("a", "b-"), ("a/", ""), ("a", "b/c"), ("", "b")] {
+        let order = TokenOrder {
+            labels: [(key.to_owned(), value.to_owned())].into(),
+            ..TokenOrder::default()
+        };
+        assert!(order.check().is_err(), "{key}={value}");
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use flowtilla_proto::labels::Labels;
 use flowtilla_proto::mistake::Mistakes;
+use flowtilla_proto::wire::fleet::DrainState;
 use flowtilla_proto::wire::session as wire;
 use prost::Message;
 
@@ -14,6 +15,10 @@ use super::heard::{Hello, Mark};
 use super::row::{AgentRow, Holding};
 use super::silent::Left;
 use super::turns::Turns;
+
+/// Heartbeats that have to say that nothing waits until it is believed: what a heartbeat says of collectors may be a second
+/// older than what it says of capture.
+const IDLE_BEATS: u8 = 2;
 
 /// One agent.
 pub(super) struct Agent {
@@ -47,6 +52,10 @@ pub(super) struct Agent {
     pub(super) silent: bool,
     /// Octets that others left to it, and that it did not tell, since this process began.
     pub(super) untold_octets: u64,
+    /// It is to capture nothing, and to send what waits.
+    pub(super) drain: bool,
+    /// Heartbeats in a row that told of nothing captured and nothing that waits.
+    pub(super) idle_beats: u8,
     /// Its stream.
     pub(super) line: Option<Line>,
     /// Who has spoken as this agent.
@@ -106,6 +115,8 @@ impl Agent {
             left: Left::default(),
             silent: false,
             untold_octets: 0,
+            drain: false,
+            idle_beats: 0,
             line: None,
             turns: Turns::default(),
         }
@@ -123,6 +134,7 @@ impl Agent {
         self.held = None;
         self.in_force = None;
         self.health = None;
+        self.idle_beats = 0;
         if let Some(held) = hello.held {
             self.hold(held);
             self.in_force = contents.of_digest(&held.digest).cloned();
@@ -157,6 +169,31 @@ impl Agent {
         self.floor.max(wanted.unwrap_or_default())
     }
 
+    /// A heartbeat tells how it does.
+    pub(super) fn note_health(&mut self, health: Box<wire::Health>) {
+        let waits = health.collectors.iter().any(|collector| collector.waiting > 0);
+        self.idle_beats = match health.capturing || health.flows > 0 || waits {
+            true => 0,
+            false => self.idle_beats.saturating_add(1),
+        };
+        self.health = Some(health);
+    }
+
+    /// How far its draining is.
+    pub(super) fn drain_state(&self) -> DrainState {
+        match self.drain {
+            false => DrainState::Unspecified,
+            true if self.converged() && self.idle_beats >= IDLE_BEATS => DrainState::Drained,
+            true => DrainState::Draining,
+        }
+    }
+
+    /// Whether what it is to have asks the same as this.
+    pub(super) fn is_to_have(&self, content: &Content) -> bool {
+        let wanted = self.wanted.as_ref();
+        wanted.is_some_and(|wanted| wanted.content.sameness == content.sameness)
+    }
+
     /// Whether it has in force what it is to have.
     pub(super) fn converged(&self) -> bool {
         let wanted = self.wanted.as_ref();
@@ -183,6 +220,7 @@ impl Agent {
             nack: self.nack.as_ref().map(|(_, nack)| (**nack).clone()),
             nacked_epoch: nacked.0,
             nacked_version: nacked.1,
+            drain: self.drain,
             ..AgentRow::default()
         }
         .encode_to_vec()
@@ -243,6 +281,7 @@ impl Agent {
             floor,
             effective: row.effective.map(Box::new),
             nack: row.nack.map(|nack| (nacked, Box::new(nack))),
+            drain: row.drain,
             ..Self::new(0)
         })
     }

@@ -65,6 +65,9 @@ pub enum ChangeRefused {
     /// It is not kept, or never was.
     #[error("there is no rollout {0}; see agentctl rollout list")]
     NoRollout(u64),
+    /// They are not known, or void.
+    #[error("there is no agent {0}; see agentctl agents")]
+    NoAgents(String),
     /// None was made.
     #[error("there is no revision yet; agentctl deploy makes the first one")]
     NoRevisionYet,
@@ -323,6 +326,10 @@ impl Fleet {
         for (id, agent) in self.agents.iter().filter(|(_, agent)| !agent.revoked) {
             let Some(next) = of_targets(after, &new, id, agent) else {
                 continue;
+            };
+            let next = match next.drained(agent.drain) {
+                Some(other) => contents.keep(other),
+                None => next,
             };
             let before = agent.wanted.as_ref().map(|wanted| &wanted.content);
             if before.is_some_and(|before| before.sameness == next.sameness) {

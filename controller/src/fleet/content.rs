@@ -28,6 +28,8 @@ pub struct Content {
     pub groups: Vec<Group>,
     /// Whether the policy may leave out flows of the host.
     pub partial: bool,
+    /// Its agents capture nothing, whatever the policy says, and send what waits.
+    pub drain: bool,
 }
 
 /// Collectors that an agent feeds as one.
@@ -66,7 +68,18 @@ impl Content {
             revision: assignment.revision,
             groups: policy.map(groups).unwrap_or_default(),
             partial: policy.is_some_and(partial),
+            drain: assignment.drain,
         }
+    }
+
+    /// The same for an agent that is drained, or is not; `None`: that is what it is for. Without a policy nothing is captured.
+    #[must_use]
+    pub fn drained(&self, drain: bool) -> Option<Self> {
+        if self.policy.is_none() || self.drain == drain {
+            return None;
+        }
+        let assignment = Assignment::decode(&self.octets[..]).ok()?;
+        Some(Self::new(&Assignment { drain, ..assignment }))
     }
 
     /// What was kept.

@@ -134,6 +134,9 @@ impl Fleet {
             let (Some(line), Some(content)) = (&agent.line, &agent.in_force) else {
                 continue;
             };
+            if content.drain {
+                continue; // It sees nothing: its peers tell what they have with it.
+            }
             let own = |address: &&IpAddr| self.members.owner(**address) == Some(id);
             let addresses = agent.addresses.iter().filter(own).map(octets).collect();
             let member = wire::Member {

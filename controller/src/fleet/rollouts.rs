@@ -110,10 +110,25 @@ impl Rollouts {
     }
 
     /// This moment. Goes on from the first one as time does, also when the clock is set: a soak is neither cut nor drawn out.
-    fn moment(&mut self, now: Now) -> Moment {
+    pub(super) fn moment(&mut self, now: Now) -> Moment {
         let wall_ms = now.wall_ms.max(0).cast_unsigned();
         let (from, since) = *self.began.get_or_insert((Moment(wall_ms), now.run_ms));
         Moment(from.0.saturating_add(now.run_ms.saturating_sub(since)))
+    }
+
+    /// When this controller began to hear of agents.
+    pub(super) fn began(&self) -> Moment {
+        self.began.map_or(Moment(0), |(began, _)| began)
+    }
+
+    /// What agents were like of late.
+    pub(super) fn windows(&self) -> &HealthWindows {
+        &self.windows
+    }
+
+    /// The agent's next heartbeat begins a span of its own.
+    pub(super) fn cut(&mut self, agent: &MemberName) {
+        self.windows.cut(agent.as_str());
     }
 
     pub(super) fn handle_health(&mut self, agent: &MemberName, health: &super::wire::Health, now: Now) {

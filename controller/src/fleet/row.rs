@@ -99,6 +99,8 @@ pub(super) struct AgentRow {
     pub(super) nacked_epoch: u64,
     #[prost(uint64, tag = "14")]
     pub(super) nacked_version: u64,
+    #[prost(bool, tag = "15")]
+    pub(super) drain: bool,
 }
 
 /// What the agents of one bucket are to have and have.

@@ -8,6 +8,7 @@ use super::heard::{Heard, Hello, Mark};
 use super::*;
 use crate::policy::KIND_POLICY;
 
+mod drain;
 mod history;
 mod mailbox;
 mod members;

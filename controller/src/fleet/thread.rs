@@ -15,8 +15,8 @@ use std::time::Duration;
 use flowtilla_proto::labels::Labels;
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet::{
-    AgentsRequest, AgentsResponse, ApplyResponse, HistoryResponse, ObjectsResponse, Rollout, RolloutEvent,
-    Steering, TopRequest, TopResponse,
+    AgentsRequest, AgentsResponse, ApplyResponse, HistoryResponse, JudgeResponse, MeasureResponse,
+    ObjectsResponse, Rollout, RolloutEvent, Steering, TopRequest, TopResponse,
 };
 use flowtilla_proto::wire::session::EndReason;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -28,7 +28,7 @@ use super::mailbox::Mailbox;
 use super::offers::{Counts, Offers};
 use super::top::TopRefused;
 use super::view::Standing;
-use super::{Change, ChangeRefused, Fleet, Now, SessionId, Speech, Unwelcome};
+use super::{Change, ChangeRefused, Fleet, Now, SessionId, Speech, Trial, Unwelcome};
 use crate::identities::IdentityRecord;
 use crate::store::{Store, StoreError};
 
@@ -111,6 +111,9 @@ enum Command {
     Watch(u64, Reply<Watched>),
     Standing(Reply<Standing>),
     Top(TopRequest, Reply<TopResponse>),
+    Drain(Vec<MemberName>, bool, Reply<()>),
+    Measure(Vec<MemberName>, u64, Reply<MeasureResponse>),
+    Judge(Box<Trial>, Reply<JudgeResponse>),
     Stop,
 }
 
@@ -377,6 +380,33 @@ impl FleetHandle {
         self.ask(|reply| Command::Top(request, reply)).await
     }
 
+    /// Agents are to capture nothing from here on, and to send what waits; or to go on.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn drain(&self, ids: Vec<MemberName>, drain: bool) -> Result<(), FleetError> {
+        self.ask(|reply| Command::Drain(ids, drain, reply)).await
+    }
+
+    /// What agents were like of late.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn measure(&self, ids: Vec<MemberName>, soak_ms: u64) -> Result<MeasureResponse, FleetError> {
+        self.ask(|reply| Command::Measure(ids, soak_ms, reply)).await
+    }
+
+    /// How agents that have changed do.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError`].
+    pub async fn judge(&self, trial: Trial) -> Result<JudgeResponse, FleetError> {
+        self.ask(|reply| Command::Judge(Box::new(trial), reply)).await
+    }
+
     /// How the fleet stands.
     ///
     /// # Errors
@@ -629,6 +659,14 @@ impl Driver {
                 }
                 Err(refused) => self.answer(reply, Err(refused.into())),
             },
+            Command::Drain(ids, drain, reply) => {
+                let drained = self.fleet.drain(&ids, drain, now).map_err(FleetError::from);
+                self.answer(reply, drained);
+            }
+            Command::Judge(trial, reply) => {
+                let judged = self.fleet.try_changed(&trial, now);
+                self.answer(reply, Ok(judged));
+            }
             query => self.handle_query(query),
         }
     }
@@ -654,6 +692,10 @@ impl Driver {
             Command::Watch(id, reply) => {
                 let watched = self.watch(id);
                 self.answer(reply, watched);
+            }
+            Command::Measure(ids, soak_ms, reply) => {
+                let measured = self.fleet.measure(&ids, soak_ms);
+                self.answer(reply, Ok(measured));
             }
             Command::Standing(reply) => {
                 let standing = self.fleet.standing();

@@ -39,6 +39,8 @@ pub struct Standing {
     pub tied: u32,
     /// Agents whose identity two processes use in turns.
     pub conflicts: u32,
+    /// Agents that are to be drained, or are.
+    pub draining: u32,
     /// Agents by how they are known, those with a void identity too.
     pub by_state: BTreeMap<AgentState, u32>,
     /// Rollouts that are kept, by how they stand.
@@ -117,6 +119,7 @@ impl Fleet {
             tied: self.objects.tied(id, &agent.labels),
             untold_octets: agent.untold_octets,
             conflict: agent.turns.conflict.clone(),
+            drain: agent.drain_state().into(),
         }
     }
 
@@ -144,6 +147,7 @@ impl Fleet {
             nacked: number(live().filter(|agent| agent.refusal().is_some()).count()),
             behind: number(live().filter(|agent| !agent.converged()).count()),
             tied: number(self.tied()),
+            draining: number(live().filter(|agent| agent.drain).count()),
             conflicts: number(live().filter(|agent| !agent.turns.conflict.is_empty()).count()),
             by_state,
             rollouts,

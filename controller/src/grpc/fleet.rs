@@ -14,8 +14,9 @@ use flowtilla_proto::spiffe::{MemberName, Role, SpiffeId};
 use flowtilla_proto::token::TokenId;
 use flowtilla_proto::wire::fleet::{
     Agent, AgentState, AgentsRequest, AgentsResponse, ApplyRequest, ApplyResponse, ApproveRequest,
-    ApproveResponse, CreateTokenRequest, CreateTokenResponse, HistoryRequest, HistoryResponse, Mistake,
-    Mistakes, ObjectsRequest, ObjectsResponse, Operator, OperatorsRequest, OperatorsResponse, RevokeRequest,
+    ApproveResponse, CreateTokenRequest, CreateTokenResponse, DrainRequest, DrainResponse, HistoryRequest,
+    HistoryResponse, JudgeRequest, JudgeResponse, MeasureRequest, MeasureResponse, Mistake, Mistakes,
+    ObjectsRequest, ObjectsResponse, Operator, OperatorsRequest, OperatorsResponse, RevokeRequest,
     RevokeResponse, RollbackRequest, Rollout, RolloutAgent, RolloutEvent, RolloutsRequest, RolloutsResponse,
     Root, RotateCaRequest, RotateCaResponse, RotateCaStep, StatusRequest, StatusResponse, SteerRequest,
     Token, TokensRequest, TokensResponse, TopRequest, TopResponse, WatchRequest, revoke_request::What,
@@ -32,10 +33,11 @@ use crate::clock::{Clock, WallMs};
 use crate::enrolment::TokenOrder;
 use crate::fleet::thread::{FleetError, FleetHandle, Watched};
 use crate::fleet::top::TopRefused;
-use crate::fleet::{Change, ChangeRefused, Unwelcome};
+use crate::fleet::{Change, ChangeRefused, Trial, Unwelcome};
 use crate::identities::{Identities, IdentityError, IdentityRecord, Revocation};
 use crate::identity::ca::{RootFacts, RotateStep};
 use crate::policy::ChangeMistakes;
+use crate::rollout::Moment;
 
 /// Most octets of a request: all objects of a fleet.
 pub const REQUEST_OCTETS_MAX: usize = 4 << 20;
@@ -356,6 +358,42 @@ impl Fleet for Service {
         }))
     }
 
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
+        self.operator(&request)?;
+        let asked = request.into_inner();
+        let ids = agent_names(asked.agents.iter())?;
+        self.fleet.drain(ids, !asked.undo).await.map_err(status)?;
+        Ok(Response::new(DrainResponse {}))
+    }
+
+    async fn measure(&self, request: Request<MeasureRequest>) -> Result<Response<MeasureResponse>, Status> {
+        self.operator(&request)?;
+        let asked = request.into_inner();
+        let ids = agent_names(asked.agents.iter())?;
+        let measured = self.fleet.measure(ids, asked.soak_ms).await;
+        measured.map(Response::new).map_err(status)
+    }
+
+    async fn judge(&self, request: Request<JudgeRequest>) -> Result<Response<JudgeResponse>, Status> {
+        self.operator(&request)?;
+        let asked = request.into_inner();
+        let ids = agent_names(asked.agents.iter().map(|judged| &judged.agent))?;
+        let told = asked
+            .agents
+            .iter()
+            .map(|judged| (judged.standing(), judged.before));
+        let trial = Trial {
+            agents: ids
+                .into_iter()
+                .zip(told)
+                .map(|(id, (standing, before))| (id, standing, before))
+                .collect(),
+            soak_ms: asked.soak_ms,
+            since: (asked.since_ms != 0).then_some(Moment(asked.since_ms)),
+        };
+        self.fleet.judge(trial).await.map(Response::new).map_err(status)
+    }
+
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let caller = self.operator(&request)?;
         let standing = self.fleet.standing().await.map_err(status)?;
@@ -374,6 +412,7 @@ impl Fleet for Service {
             behind: standing.behind,
             tied: standing.tied,
             conflicts: standing.conflicts,
+            draining: standing.draining,
             roots: roots.iter().map(root).collect(),
             rollout: standing.rollout,
             caller: caller.to_string(),
@@ -386,6 +425,16 @@ impl Fleet for Service {
         let answered = self.fleet.top(request.into_inner()).await;
         answered.map(Response::new).map_err(status)
     }
+}
+
+/// Ids of agents; their number is bounded by that of a request's octets.
+fn agent_names<'a>(texts: impl Iterator<Item = &'a String>) -> Result<Vec<MemberName>, Status> {
+    let name = |(n, text): (usize, &String)| {
+        let parsed = MemberName::parse(text);
+        parsed
+            .map_err(|mistakes| Status::invalid_argument(mistakes.under(&format!("agents[{n}]")).to_string()))
+    };
+    texts.enumerate().map(name).collect()
 }
 
 /// The rollout as it stands, then what has changed, until it has ended. Whoever reads slowly gets the newest state.
@@ -470,6 +519,7 @@ fn status(error: FleetError) -> Status {
         FleetError::Refused(
             ChangeRefused::NoRevision(_)
             | ChangeRefused::NoRollout(_)
+            | ChangeRefused::NoAgents(_)
             | ChangeRefused::NoRevisionYet
             | ChangeRefused::NothingBefore(_)
             | ChangeRefused::NoRolloutYet,

@@ -78,6 +78,8 @@ pub enum Gate {
     Cpu,
     /// More memory is taken.
     Memory,
+    /// An agent captures nothing that did before.
+    Capture,
     /// An operator stopped it.
     Abort,
 }
@@ -162,6 +164,7 @@ impl Gate {
             Self::Lag => "lag",
             Self::Cpu => "cpu",
             Self::Memory => "memory",
+            Self::Capture => "capture",
             Self::Abort => "abort",
         }
     }
@@ -383,6 +386,7 @@ impl Breach {
                 mebi(value),
                 compared(mebi, "more")
             ),
+            Gate::Capture => format!("{agent} captures nothing; it did before"),
             Gate::Abort => format!("{reason} stopped it"),
         }
     }

@@ -110,6 +110,8 @@ struct Window {
     /// Counters as they were last told, to take differences from.
     told: Totals,
     over_limits: Vec<String>,
+    /// The next heartbeat begins a slot.
+    cut: bool,
 }
 
 impl HealthWindows {
@@ -141,6 +143,13 @@ impl HealthWindows {
         }
         if let Some(window) = self.windows.get_mut(agent) {
             window.note(health, now, width_ms);
+        }
+    }
+
+    /// The agent's next heartbeat begins a span that can be looked at by itself, however long windows are.
+    pub fn cut(&mut self, agent: &str) {
+        if let Some(window) = self.windows.get_mut(agent) {
+            window.cut = true;
         }
     }
 
@@ -204,7 +213,8 @@ impl Window {
             .unwrap_or(0);
         let cost = health.cost.unwrap_or_default();
         let memory_octets = cost.resident_octets.saturating_add(cost.map_octets);
-        if let Some(slot) = self.slots.back_mut()
+        let cut = std::mem::take(&mut self.cut);
+        if let Some(slot) = self.slots.back_mut().filter(|_| !cut)
             && now.0.saturating_sub(slot.first_at.0) < width_ms
         {
             slot.last_at = now;

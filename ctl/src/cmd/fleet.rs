@@ -19,6 +19,7 @@ pub(crate) mod delete;
 pub(crate) mod deploy;
 pub(crate) mod describe;
 pub(crate) mod diff;
+pub(crate) mod drain;
 pub(crate) mod get;
 pub(crate) mod history;
 pub(crate) mod login;

@@ -3,9 +3,10 @@
 //! In: what the script's `probe` said ([`Found`]), what is to be there ([`Wanted`]), what the controller knows of the host's
 //! agent. Out: a [`Plan`], or why there is none. The plan of a host that has everything is empty.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flowtilla_grpc::svid;
+use flowtilla_proto::hosts::Runtime;
 use flowtilla_proto::spiffe::{Role, SpiffeId};
 use flowtilla_proto::wire::fleet::{Agent, AgentState};
 
@@ -34,8 +35,15 @@ pub(crate) struct Found {
     program: String,
     unit: String,
     settings: String,
+    access: String,
     /// Of the program; empty: it says none.
     version: String,
+    /// The program has not proven itself: whoever brought it did not come to the end.
+    trial: bool,
+    /// What runs is another program than the one that is there.
+    stale: bool,
+    /// Of the groups that may be wanted, those that there are.
+    groups: BTreeSet<String>,
     active: bool,
     enabled: bool,
     reload: bool,
@@ -84,6 +92,13 @@ impl Found {
             program: text("program"),
             unit: text("unit"),
             settings: text("settings"),
+            access: text("access"),
+            trial: text("trial") == "yes",
+            stale: text("stale") == "yes",
+            groups: (values.keys())
+                .filter_map(|key| key.strip_prefix("group-"))
+                .map(str::to_owned)
+                .collect(),
             version: version_of(&text("version")),
             active: text("active") == "active",
             enabled: text("enabled") == "enabled",
@@ -117,6 +132,8 @@ pub(crate) struct Wanted<'a> {
     /// SHA-256.
     pub(crate) unit: &'a str,
     pub(crate) settings: &'a str,
+    /// Empty: none is to be there.
+    pub(crate) access: &'a str,
     pub(crate) labels: &'a BTreeMap<String, String>,
 }
 
@@ -136,6 +153,13 @@ pub(crate) enum Replace {
     Upgrade(String),
 }
 
+/// What becomes of an agent's access to runtimes' sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Give,
+    Take,
+}
+
 /// Why an agent gets an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Enrol {
@@ -152,12 +176,26 @@ pub(crate) enum Service {
     Restart,
 }
 
+impl Service {
+    /// As systemctl has it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Restart => "restart",
+        }
+    }
+}
+
 /// What is to be done. [`Plan::default`]: nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) program: Option<Replace>,
     pub(crate) unit: bool,
     pub(crate) settings: bool,
+    /// Which runtimes' sockets it may use.
+    pub(crate) access: Option<Access>,
+    /// The program there is on trial: it is watched.
+    pub(crate) trial: bool,
     pub(crate) enrol: Option<Enrol>,
     pub(crate) service: Option<Service>,
     /// The version there is newer than ours, and stays.
@@ -169,7 +207,7 @@ pub(crate) struct Plan {
 /// # Errors
 ///
 /// The first thing that is lacking.
-pub(crate) fn fits(found: &Found, program: &Program) -> Result<(), Trouble> {
+pub(crate) fn fits(found: &Found, program: &Program, runtimes: &BTreeSet<Runtime>) -> Result<(), Trouble> {
     let lacks = |why: String, remedy: &str| Err(Trouble::new(Step::Fit, why, remedy));
     if found.machine != program.machine {
         let why = format!(
@@ -210,6 +248,17 @@ pub(crate) fn fits(found: &Found, program: &Program) -> Result<(), Trouble> {
             "mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1",
         );
     }
+    if let Some(runtime) = runtimes
+        .iter()
+        .find(|runtime| !found.groups.contains(runtime.group()))
+    {
+        let why = format!("the host has no group {}", runtime.group());
+        let remedy = format!(
+            "install {0} there, or take {0} out of the group's runtimes",
+            runtime.as_str()
+        );
+        return lacks(why, &remedy);
+    }
     match found.systemd {
         None => lacks(
             "the host does not run systemd".to_owned(),
@@ -233,6 +282,12 @@ pub(crate) fn plan(found: &Found, wanted: &Wanted<'_>, known: &Known<'_>) -> Pla
     let mut plan = Plan {
         unit: found.unit != wanted.unit,
         settings: found.settings != wanted.settings,
+        access: match (found.access == wanted.access, wanted.access.is_empty()) {
+            (true, _) => None,
+            (false, false) => Some(Access::Give),
+            (false, true) => Some(Access::Take),
+        },
+        trial: found.trial,
         enrol: enrol(found, wanted, known),
         ..Plan::default()
     };
@@ -244,8 +299,7 @@ pub(crate) fn plan(found: &Found, wanted: &Wanted<'_>, known: &Known<'_>) -> Pla
             _ => plan.program = Some(Replace::Upgrade(found.version.clone())),
         }
     }
-    let changed =
-        plan.program.is_some() || plan.unit || plan.settings || plan.enrol.is_some() || found.reload;
+    let changed = plan.has_files() || plan.enrol.is_some() || found.reload || found.stale;
     plan.service = match (changed, found.active && found.enabled) {
         (true, _) => Some(Service::Restart),
         (false, false) => Some(Service::Start),
@@ -290,9 +344,31 @@ impl Plan {
             }
     }
 
-    /// Whether programs, or who may come in, change: what a person wants to be asked about.
+    /// Whether programs, who may come in, or what an agent may change: what a person wants to be asked about.
     pub(crate) fn is_weighty(&self) -> bool {
-        self.program.is_some() || self.enrol.is_some()
+        self.program.is_some() || self.enrol.is_some() || self.access.is_some()
+    }
+
+    /// Whether an agent that the controller knows gets another program, or has one that has not proven itself: that is done in
+    /// waves.
+    pub(crate) fn is_upgrade(&self) -> bool {
+        (self.trial || matches!(self.program, Some(Replace::Upgrade(_)))) && self.enrol != Some(Enrol::Anew)
+    }
+
+    /// Whether anything is put in place.
+    pub(crate) fn has_files(&self) -> bool {
+        self.program.is_some() || self.unit || self.settings || self.access.is_some()
+    }
+
+    /// Of it what an upgrade does.
+    pub(crate) fn of_upgrade(self) -> Self {
+        match self.is_upgrade() {
+            true => Self { enrol: None, ..self },
+            false => Self {
+                newer: self.newer,
+                ..Self::default()
+            },
+        }
     }
 
     /// What it does, as it is told: each an imperative, such as `install 0.1.0`. `version`: of our program.
@@ -305,6 +381,14 @@ impl Plan {
             }
             Some(Replace::Upgrade(from)) if from.is_empty() => steps.push(format!("upgrade to {version}")),
             Some(Replace::Upgrade(from)) => steps.push(format!("upgrade {from} to {version}")),
+            None => {}
+        }
+        if self.trial && self.program.is_none() {
+            steps.push(format!("watch {version}, which is on trial"));
+        }
+        match self.access {
+            Some(Access::Give) => steps.push("let it use runtimes' sockets".to_owned()),
+            Some(Access::Take) => steps.push("let it use no runtimes' sockets any more".to_owned()),
             None => {}
         }
         if self.program.is_none() && (self.unit || self.settings) {

@@ -1,13 +1,19 @@
 # What agentctl does on a host, as root: one ACTION a call. POSIX sh; needs coreutils, util-linux and systemd of the host.
 #
 #   probe                              says what is there; changes nothing
-#   install UNIT ENV DIGEST            puts unit (so many octets of stdin), settings (so many) and program (the rest) in place;
-#                                      0 and -: that one stays as it is
+#   install UNIT ENV ACCESS DIGEST HOW
+#                                      puts unit (so many octets of stdin), settings (so many), what gives access to runtimes (so
+#                                      many; none: that goes) and program (the rest) in place; 0 and -: that one stays as it is. Then
+#                                      HOW: no, or as start does. A program that does not stay up goes; what was before is back
+#   keep                               the program on trial has proven itself
 #   enrol TOKEN                        puts a join token (so many octets of stdin) where the agent looks for one
 #   start restart|start                has the service run, now and at every boot, and sees that it stays up
 #   remove                             takes everything away that the other actions brought, records that wait included
-#   revert                             puts the program back that was there before
+#   revert                             puts back what was there before the program on trial; without one, nothing is done
 #   state                              says how the service does
+#
+# A program that takes the place of another one is on trial until `keep`: a mark says so, whatever becomes of whoever called. Meanwhile
+# the one that has proven itself is beside it (.previous), with its unit and settings.
 #
 # Secrets come by stdin only. A file is written beside its place, synced and renamed. What the agent's user owns is touched
 # as that user only: root would follow a link that it could have put there.
@@ -22,6 +28,8 @@ name=flowtilla-agent
 program=/usr/local/bin/$name
 unit=/etc/systemd/system/$name.service
 settings=/etc/flowtilla/agent.env
+access=$unit.d/runtimes.conf
+trial=/etc/flowtilla/on-trial
 state=/var/lib/flowtilla
 user=flowtilla
 # How often the service is looked at after its start, half a second apart: one that cannot run ends within a second, and is started
@@ -31,6 +39,12 @@ looks=4
 fail() {
     printf 'flowtilla: %s\n' "$1" >&2
     exit 3
+}
+
+# The same, when it is the service that does not do.
+fail_start() {
+    printf 'flowtilla: %s\n' "$1" >&2
+    exit 4
 }
 
 [ "$(id -u)" = 0 ] || fail 'not root'
@@ -72,6 +86,15 @@ probe() {
     fi
     echo "unit=$(digest $unit)"
     echo "settings=$(digest $settings)"
+    echo "access=$(digest $access)"
+    [ ! -f $trial ] || echo trial=yes
+    for group in docker root; do
+        ! getent group $group >/dev/null || echo "group-$group=yes"
+    done
+    pid=$(systemctl show -p MainPID --value $name 2>/dev/null || :)
+    if [ "${pid:-0}" -gt 0 ] && running=$(stat -Lc %d:%i "/proc/$pid/exe" 2>/dev/null) && [ -f $program ]; then
+        [ "$running" = "$(stat -Lc %d:%i $program)" ] || echo stale=yes
+    fi
     echo "active=$(systemctl is-active $name 2>/dev/null || :)"
     echo "enabled=$(systemctl is-enabled $name 2>/dev/null || :)"
     echo "reload=$(systemctl show -p NeedDaemonReload --value $name 2>/dev/null || :)"
@@ -81,29 +104,59 @@ probe() {
     fi
 }
 
+# All of it arrives before anything is touched.
 install_files() {
+    # What was begun is brought to its end, whoever has gone: no host is left half-way.
+    trap '' HUP INT PIPE
     mkdir -p /etc/flowtilla /usr/local/bin
-    if [ "$1" -gt 0 ]; then
-        octets "$1" >$unit.new
-        settle $unit.new $unit
-    fi
-    if [ "$2" -gt 0 ]; then
-        octets "$2" >$settings.new
-        settle $settings.new $settings
-    fi
+    octets "$1" >$unit.new
+    octets "$2" >$settings.new
+    case $3 in none | 0) part=0 ;; *) part=$3 ;; esac
+    octets "$part" >$settings.access
+    [ "$4" = - ] || take_program "$4"
     id -u $user >/dev/null 2>&1 ||
         useradd --system --user-group --home-dir $state --no-create-home --shell /usr/sbin/nologin $user
-    if [ "$3" != - ]; then
-        rm -f $program.new
-        cat >$program.new
-        [ "$(digest $program.new)" = "$3" ] || fail 'the program that arrived is not the one that was sent'
-        chmod 0755 $program.new
-        timeout 10 $program.new --version >/dev/null || fail 'the program does not run on this host'
-        [ ! -f $program ] || ln -f $program $program.previous
-        settle $program.new $program
-        ! command -v restorecon >/dev/null 2>&1 || restorecon $program $unit || :
-    fi
+    [ "$4" = - ] || [ ! -f $program ] || [ -f $trial ] || set_aside
+    if [ "$1" -gt 0 ]; then settle $unit.new $unit; else rm -f $unit.new; fi
+    if [ "$2" -gt 0 ]; then settle $settings.new $settings; else rm -f $settings.new; fi
+    case $3 in
+    none) rm -f $access ;;
+    0) ;;
+    *)
+        mkdir -p ${access%/*}
+        cp $settings.access $access.new
+        settle $access.new $access
+        ;;
+    esac
+    rm -f $settings.access
+    [ "$4" = - ] || settle $program.new $program
+    label
     systemctl daemon-reload
+    case $5 in start | restart) start "$5" ;; esac
+}
+
+take_program() {
+    rm -f $program.new
+    cat >$program.new
+    [ "$(digest $program.new)" = "$1" ] || fail 'the program that arrived is not the one that was sent'
+    chmod 0755 $program.new
+    timeout 10 $program.new --version >/dev/null || fail 'the program does not run on this host'
+}
+
+# What has proven itself is kept, and what comes is on trial.
+set_aside() {
+    ln -f $program $program.previous
+    for file in $unit $settings; do
+        rm -f "$file.previous"
+        [ ! -f "$file" ] || cp -p "$file" "$file.previous"
+    done
+    : >$trial
+    sync
+}
+
+# SELinux wants its labels on what was moved into place.
+label() {
+    ! command -v restorecon >/dev/null 2>&1 || restorecon $program $unit 2>/dev/null || :
 }
 
 enrol() {
@@ -120,28 +173,54 @@ restarts() {
 start() {
     systemctl reset-failed $name 2>/dev/null || :
     systemctl enable --quiet $name
-    systemctl "$1" $name
+    systemctl "$1" $name || undo 'the service does not start'
     before=$(restarts)
     n=0
     while [ $n -lt $looks ]; do
         sleep 0.5
         n=$((n + 1))
         if [ "$(systemctl is-active $name)" != active ] || [ "$(restarts)" != "$before" ]; then
-            tell
-            fail 'the service does not stay up'
+            undo 'the service does not stay up'
         fi
     done
 }
 
+# undo WHY: after a start that failed. What was there before a program on trial is back first; then it is told.
+undo() {
+    words=$(tell 2>&1)
+    back=
+    if [ -f $trial ]; then
+        put_back
+        back='; the program from before is back'
+    fi
+    printf '%s\n' "$words" >&2
+    fail_start "$1$back"
+}
+
 revert() {
+    [ ! -f $trial ] || put_back
+}
+
+put_back() {
     [ -f $program.previous ] || fail 'no program is there from before'
-    mv -f $program.previous $program
+    for file in $program $unit $settings; do
+        [ ! -f "$file.previous" ] || mv -f "$file.previous" "$file"
+    done
+    rm -f $trial
+    sync
+    label
+    systemctl daemon-reload
+    systemctl reset-failed $name 2>/dev/null || :
     systemctl restart $name
 }
 
 remove() {
     systemctl disable --quiet --now $name 2>/dev/null || :
-    rm -f $unit $settings $program $program.new $program.previous
+    for file in $unit $settings $program; do
+        rm -f "$file" "$file.new" "$file.previous"
+    done
+    rm -f $settings.access $access $access.new $trial
+    rmdir ${access%/*} 2>/dev/null || :
     rmdir /etc/flowtilla 2>/dev/null || :
     rm -rf $state
     ! id -u $user >/dev/null 2>&1 || userdel $user
@@ -156,7 +235,8 @@ tell() {
 
 case ${1-} in
 probe) probe ;;
-install) install_files "$2" "$3" "$4" ;;
+install) install_files "$2" "$3" "$4" "$5" "$6" ;;
+keep) rm -f $trial ;;
 enrol) enrol "$2" ;;
 start) start "$2" ;;
 remove) remove ;;

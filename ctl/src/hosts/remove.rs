@@ -3,18 +3,19 @@
 //! In: names of hosts and groups, as the controller has them. What waits in an agent's spool goes with it. The host stays in its
 //! group: that is the operator's to change.
 
+use std::time::Duration;
+
 use clap::Args;
-use flowtilla_proto::hosts::HostGroup;
-use flowtilla_proto::wire::fleet::{RevokeRequest, object, revoke_request};
+use flowtilla_proto::wire::fleet::{RevokeRequest, revoke_request};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
 use super::plan::Found;
 use super::ssh::{Payload, Ssh};
 use super::trouble::{Step, Trouble};
-use super::{ACTION_WITHIN, HOSTS_AT_ONCE, Job, PROBE_WITHIN, close, confirmed, jobs, progress};
+use super::{ACTION_WITHIN, HOSTS_AT_ONCE, Job, PROBE_WITHIN, close, confirmed, jobs, progress, upgrade};
 use crate::client::{Client, Reach};
-use crate::cmd::fleet::{diff, print};
+use crate::cmd::fleet::{drain, print, token};
 use crate::exit::{Exit, say};
 use crate::output::{harmless, word};
 use crate::signals::Signals;
@@ -24,6 +25,10 @@ pub(crate) struct RemoveArgs {
     /// Hosts, or groups of them, as `get hostgroups` has them.
     #[arg(value_name = "HOST|GROUP", required = true)]
     pub(crate) hosts: Vec<String>,
+    /// Drains them first: what waits in their spools is sent, for as long as this [default: 30m].
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
+          default_missing_value = drain::WAIT_DEFAULT, value_parser = token::parse_ttl)]
+    pub(crate) drain: Option<u64>,
     /// Removes without asking. Nobody is asked but on a terminal.
     #[arg(long)]
     pub(crate) yes: bool,
@@ -38,21 +43,14 @@ pub(crate) struct RemoveArgs {
 /// No such host, or the controller is not reached. What goes wrong with hosts is told, and is [`Exit::Failed`].
 pub(crate) async fn run(args: RemoveArgs) -> anyhow::Result<Exit> {
     let client = Client::reach(&args.reach).await?;
-    let held = client.ask(client.fleet().objects(diff::NEWEST)).await?;
-    let groups: Vec<HostGroup> = held
-        .objects
-        .into_iter()
-        .filter_map(|object| match object.kind {
-            Some(object::Kind::HostGroup(group)) => HostGroup::try_from(group).ok(),
-            _ => None,
-        })
-        .collect();
+    let groups = upgrade::held(&client).await?;
     let jobs = jobs(&groups, ("HOST", &args.hosts), &client)?;
     let asked = jobs.iter().map(|job| {
-        format!(
-            "{}: remove the agent, with what waits in its spool",
-            harmless(&job.name)
-        )
+        let how = match args.drain {
+            Some(_) => "drain and remove the agent",
+            None => "remove the agent, with what waits in its spool (--drain has it sent first)",
+        };
+        format!("{}: {how}", harmless(&job.name))
     });
     if !args.yes && !confirmed(asked.collect()).await {
         say("nothing was changed");
@@ -60,7 +58,7 @@ pub(crate) async fn run(args: RemoveArgs) -> anyhow::Result<Exit> {
     }
     let ssh = Ssh::new()?;
     let mut signals = Signals::new()?;
-    let all = stream::iter(jobs.iter().map(|job| take_away(&client, &ssh, job)));
+    let all = stream::iter(jobs.iter().map(|job| take_away(&client, &ssh, job, args.drain)));
     let ended = tokio::select! { biased;
         () = signals.next() => None,
         ended = all.buffered(HOSTS_AT_ONCE).collect::<Vec<_>>() => Some(ended),
@@ -88,7 +86,7 @@ pub(crate) async fn run(args: RemoveArgs) -> anyhow::Result<Exit> {
 }
 
 /// Stops the agent, deletes it, and makes its identity void; the sentence of it.
-async fn take_away(client: &Client, ssh: &Ssh, job: &Job) -> Result<String, Trouble> {
+async fn take_away(client: &Client, ssh: &Ssh, job: &Job, drain: Option<u64>) -> Result<String, Trouble> {
     progress(job, "looks at it");
     let said = ssh
         .run(&job.way, Step::Probe, &["probe"], Payload::new(), PROBE_WITHIN)
@@ -96,6 +94,9 @@ async fn take_away(client: &Client, ssh: &Ssh, job: &Job) -> Result<String, Trou
     let found = Found::read(&said)?;
     if found.is_bare() {
         return Ok("has no agent".to_owned());
+    }
+    if let (Some(ms), Some(identity)) = (drain, &found.identity) {
+        drained(client, job, identity.name.as_str(), Duration::from_millis(ms)).await?;
     }
     progress(job, "removes the agent");
     ssh.run(&job.way, Step::Remove, &["remove"], Payload::new(), ACTION_WITHIN)
@@ -112,6 +113,31 @@ async fn take_away(client: &Client, ssh: &Ssh, job: &Job) -> Result<String, Trou
             Step::Remove,
             format!("the agent is gone, but its identity counts: {failed}"),
             format!("agentctl revoke agent {agent}"),
+        )),
+    }
+}
+
+/// Has the agent drained, and waits for that.
+async fn drained(client: &Client, job: &Job, agent: &str, within: Duration) -> Result<(), Trouble> {
+    let lost = |error: anyhow::Error| {
+        Trouble::new(
+            Step::Drain,
+            format!("{error:#}"),
+            "call it again, or without --drain",
+        )
+    };
+    let agents = [agent.to_owned()];
+    drain::drain(client, &agents, false).await.map_err(lost)?;
+    let tell = |line: &str| {
+        progress(job, line);
+        Ok(())
+    };
+    match drain::wait(client, &agents, within, tell).await.map_err(lost)? {
+        None => Ok(()),
+        Some(left) => Err(Trouble::new(
+            Step::Drain,
+            format!("it is not drained after {} s: {left}", within.as_secs()),
+            "see its collectors, and call it again, or without --drain",
         )),
     }
 }

@@ -2,6 +2,7 @@ use std::num::NonZeroU16;
 
 use flowtilla_proto::hosts::Target;
 
+use super::trouble::Step;
 use super::*;
 
 fn job(name: &str) -> Job {
@@ -18,6 +19,8 @@ fn job(name: &str) -> Job {
         },
         labels: BTreeMap::new(),
         settings: String::new(),
+        runtimes: BTreeSet::new(),
+        access: String::new(),
     }
 }
 
@@ -50,6 +53,18 @@ fn each_host_has_its_sentence_and_all_have_a_sum() {
          c: nothing to do (c-1); it has the newer version 9.0.0, which stays\n\
          d: FAILED at connect: it does not answer; see that it is up\n\
          hosts: 1 changed, 2 as they are to be, 1 failed\n"
+    );
+    let back = [
+        Outcome::Back("wave 1 of 2: lag: a record of a-1 waited 9.0 s".to_owned()),
+        Outcome::Waits,
+        Outcome::Bare,
+    ];
+    assert_eq!(
+        told(&jobs[..3], &back, false),
+        "a: WENT BACK: wave 1 of 2: lag: a record of a-1 waited 9.0 s\n\
+         b: stays as it is: a wave before it went back\n\
+         c: has no agent of this fleet; deploy puts one there\n\
+         hosts: 0 changed, 1 as they are to be, 1 failed, 1 not yet\n"
     );
     let planned = [
         Outcome::Planned(Vec::new()),

@@ -12,6 +12,8 @@ use crate::output::harmless;
 const SAID_MAX: usize = 200;
 /// How ssh ends when it is itself that failed. Source: ssh(1), "Exit status".
 const SSH_FAILED: i32 = 255;
+/// How the script ends when the service does not do.
+const START_FAILED: i32 = 4;
 /// How the script's own sentences begin.
 const OURS: &str = "flowtilla: ";
 
@@ -28,6 +30,8 @@ pub(crate) enum Step {
     Start,
     /// Waits until the controller has the agent.
     Join,
+    /// Waits until nothing waits at the agent.
+    Drain,
     Remove,
 }
 
@@ -42,6 +46,7 @@ impl Step {
             Self::Enrol => "enrol",
             Self::Start => "start",
             Self::Join => "join",
+            Self::Drain => "drain",
             Self::Remove => "remove",
         }
     }
@@ -133,6 +138,10 @@ pub(super) fn explain(step: Step, target: &Target, code: Option<i32>, said: &str
         .map(str::trim)
         .filter(|line| !line.is_empty())
         .collect();
+    let step = match code {
+        Some(START_FAILED) => Step::Start,
+        _ => step,
+    };
     if code == Some(SSH_FAILED) {
         let known = OF_SSH.iter().find(|(sign, ..)| said.contains(sign));
         return match known {

@@ -49,7 +49,8 @@ pub enum Step {
 #[must_use]
 pub fn plan(in_force: &InForce, wanted: &Wanted) -> Vec<Step> {
     let (removed, started) = plan_collectors(in_force, wanted);
-    let capture = wanted.policy.as_ref().map(capture_of);
+    let captured = wanted.policy.as_ref().filter(|_| !wanted.drained);
+    let capture = captured.map(capture_of);
     let changed = in_force.capture != capture;
 
     let mut steps = Vec::new();

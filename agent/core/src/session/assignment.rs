@@ -96,6 +96,10 @@ impl Assignment {
             }
         };
         let wanted = Wanted::new(policy, collectors).map_err(Fault::from)?;
+        let wanted = match sent.drain {
+            true => wanted.drained(),
+            false => wanted,
+        };
         Ok(Self {
             wanted,
             policy: name,
@@ -161,6 +165,7 @@ mod tests {
             policy,
             collectors,
             revision: 3,
+            drain: false,
         }
         .encode_to_vec()
     }
@@ -169,6 +174,20 @@ mod tests {
     fn no_policy_is_nothing_to_do() {
         let assignment = Assignment::parse(&content(None, Vec::new())).expect("it says what it is");
         assert_eq!((assignment.wanted, assignment.revision), (Wanted::nothing(), 3));
+    }
+
+    #[test]
+    fn a_drained_agent_is_told_so_beside_its_policy() {
+        let policy = objects::Policy::default();
+        let sent = wire::Assignment {
+            policy: Some(policy.clone()),
+            drain: true,
+            ..wire::Assignment::default()
+        };
+        let drained = Assignment::parse(&sent.encode_to_vec()).expect("sound");
+        let other = Assignment::parse(&content(Some(policy), Vec::new())).expect("sound");
+        assert_eq!(drained.wanted, other.wanted.clone().drained());
+        assert_ne!(drained.wanted, other.wanted);
     }
 
     #[test]

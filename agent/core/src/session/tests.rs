@@ -10,6 +10,7 @@ fn content(n: u64) -> Vec<u8> {
         policy: Some(objects::Policy::default()),
         collectors: Vec::new(),
         revision: n,
+        drain: false,
     }
     .encode_to_vec()
 }

@@ -65,6 +65,7 @@ fn adoption(revision: u64) -> Adoption {
         policy: Some(flowtilla_proto::wire::Policy::default()),
         collectors: Vec::new(),
         revision,
+        drain: false,
     }
     .encode_to_vec();
     Adoption {

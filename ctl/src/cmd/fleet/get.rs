@@ -11,11 +11,13 @@ use flowtilla_proto::wire::fleet::{
     Rollout, RolloutsRequest, Token, TokensRequest, object,
 };
 
+use super::drain::DrainArgs;
 use super::{Output, json, print, table, values, yaml_shown};
 use crate::client::{Client, Reach};
 use crate::document::{Kind, name_of, render};
 use crate::exit::Exit;
 use crate::hosts::remove::RemoveArgs;
+use crate::hosts::upgrade::UpgradeArgs;
 use crate::output::{harmless, memory, word};
 use crate::view;
 
@@ -78,6 +80,10 @@ pub(crate) struct AgentsArgs {
 pub(crate) enum AgentsCommand {
     /// Takes the agent away from hosts, over ssh, and makes its identity void.
     Remove(RemoveArgs),
+    /// Brings agents that there are another program, over ssh, in waves, and back again when one is not well.
+    Upgrade(Box<UpgradeArgs>),
+    /// Has agents capture nothing any more and send what waits.
+    Drain(DrainArgs),
 }
 
 impl From<AgentsArgs> for GetArgs {

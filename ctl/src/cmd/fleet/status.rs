@@ -105,6 +105,12 @@ pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
             ),
         ]);
     }
+    if status.draining > 0 {
+        rows.push([
+            "drained".to_owned(),
+            format!("{} agents are, or are to be: see agents", status.draining),
+        ]);
+    }
     if status.conflicts > 0 {
         rows.push([
             "copies".to_owned(),

@@ -58,6 +58,7 @@ fn planned(found: &Found, program: &Program, agents: &BTreeMap<String, Agent>) -
         program,
         unit: "u1",
         settings: "s1",
+        access: "",
         labels: &labels(&[("role", "web")]),
     };
     let domain = "fleet.test";
@@ -85,6 +86,8 @@ fn a_bare_host_gets_everything() {
             program: Some(Replace::Install),
             unit: true,
             settings: true,
+            access: None,
+            trial: false,
             enrol: Some(Enrol::Anew),
             service: Some(Service::Restart),
             newer: None,
@@ -106,6 +109,70 @@ fn an_older_agent_is_upgraded_and_a_newer_one_stays() {
     let newer = of("0.10.0");
     assert_eq!(newer.newer.as_deref(), Some("0.10.0"));
     assert!(newer.is_empty());
+}
+
+#[test]
+fn a_program_on_trial_is_watched_and_one_that_does_not_run_yet_is_restarted() {
+    let agents = agent(AgentState::Connected, &[("role", "web")], &[]);
+    let of = |more: &str| {
+        planned(
+            &found(&format!("{more}\n{}", complete("0.2.0"))),
+            &program("p1"),
+            &agents,
+        )
+    };
+    let plan = of("trial=yes");
+    assert!(
+        plan.is_upgrade() && !plan.is_empty() && plan.service.is_none(),
+        "{plan:?}"
+    );
+    assert_eq!(plan.steps("0.2.0"), ["watch 0.2.0, which is on trial"]);
+    let plan = of("stale=yes");
+    assert_eq!((plan.service, plan.is_upgrade()), (Some(Service::Restart), false));
+    // An identity that does not count: nobody could watch it.
+    let plan = planned(
+        &found(&format!("trial=yes\n{}", complete("0.2.0"))),
+        &program("p2"),
+        &BTreeMap::new(),
+    );
+    assert!(!plan.is_upgrade(), "{plan:?}");
+}
+
+#[test]
+fn access_to_runtimes_is_given_and_taken_and_asked_about() {
+    let agents = agent(AgentState::Connected, &[("role", "web")], &[]);
+    let program = program("p1");
+    for (there, access, step) in [
+        ("", "a1", Some("let it use runtimes' sockets")),
+        ("access=a1", "a1", None),
+        ("access=a1", "a2", Some("let it use runtimes' sockets")),
+        ("access=a1", "", Some("let it use no runtimes' sockets any more")),
+    ] {
+        let found = found(&format!("{there}\n{}", complete("0.2.0")));
+        let wanted = Wanted {
+            program: &program,
+            unit: "u1",
+            settings: "s1",
+            access,
+            labels: &labels(&[("role", "web")]),
+        };
+        let domain = "fleet.test";
+        let plan = plan(
+            &found,
+            &wanted,
+            &Known {
+                domain,
+                agents: &agents,
+            },
+        );
+        assert_eq!(
+            plan.steps("0.2.0"),
+            step.into_iter().collect::<Vec<_>>(),
+            "{there} {access}"
+        );
+        assert_eq!(plan.is_weighty(), step.is_some());
+        assert_eq!(plan.service.is_some(), step.is_some());
+    }
 }
 
 #[test]
@@ -142,6 +209,7 @@ fn only_an_identity_that_counts_is_kept() {
         program: &program,
         unit: "u1",
         settings: "s1",
+        access: "",
         labels: &labels(web),
     };
     assert_eq!(plan(&there, &wanted, &elsewhere).enrol, Some(Enrol::Anew));
@@ -194,10 +262,21 @@ fn a_host_that_lacks_something_is_told_what_and_what_to_do() {
     ] {
         let text = format!("{BEGINS}\n{}", SOUND.replace(has, has_instead));
         let there = Found::read(&text).expect("an answer");
-        let trouble = fits(&there, &program("p1")).expect_err(has_instead).to_string();
+        let trouble = fits(&there, &program("p1"), &BTreeSet::new())
+            .expect_err(has_instead)
+            .to_string();
         assert!(trouble.starts_with(told), "{trouble}");
     }
-    assert_eq!(fits(&found(""), &program("p1")), Ok(()));
+    assert_eq!(fits(&found(""), &program("p1"), &BTreeSet::new()), Ok(()));
+    let docker = BTreeSet::from([Runtime::Docker]);
+    let trouble = fits(&found("group-root=yes"), &program("p1"), &docker).expect_err("no such group");
+    assert!(
+        trouble
+            .to_string()
+            .starts_with("check: the host has no group docker; install docker there"),
+        "{trouble}"
+    );
+    assert_eq!(fits(&found("group-docker=yes"), &program("p1"), &docker), Ok(()));
     let noise = Found::read("This account is not available.\n").expect_err("no answer");
     assert!(noise.to_string().starts_with("probe: what came back"), "{noise}");
 }

@@ -49,6 +49,27 @@ fn to_nothing_the_source_goes_before_its_sinks() {
 }
 
 #[test]
+fn a_drained_agent_lets_go_of_capture_alone_and_takes_it_up_again() {
+    let all = wanted(&Choice {
+        collectors: vec![(0, 1), (1, 1)],
+        ..Choice::default()
+    });
+    let mut in_force = reached(&all);
+    let drained = all.clone().drained();
+    let steps = plan(&in_force, &drained);
+    assert_eq!(kinds(&steps), ["detach"]);
+    execute(&mut in_force, &steps);
+    assert_eq!(plan(&in_force, &drained), []);
+    assert_eq!(kinds(&plan(&in_force, &all)), ["attach"]);
+    // One that starts so feeds its collectors with what waits.
+    let started = kinds(&plan(&InForce::default(), &drained));
+    assert!(
+        started.contains(&"start c0".to_owned()) && !started.contains(&"attach".to_owned()),
+        "{started:?}"
+    );
+}
+
+#[test]
 fn a_change_touches_only_what_changed() {
     let before = Choice {
         collectors: vec![(0, 1), (1, 1)],

@@ -291,6 +291,7 @@ fn status_and_loss_are_pinned() {
         nacked: 1,
         behind: 3,
         tied: 1,
+        draining: 0,
         roots: vec![Root {
             id: "0123456789abcdef".repeat(4),
             not_after_ms: ms(Duration::ZERO) + 86_400_000,

@@ -375,6 +375,21 @@ impl Fleet for Scripted {
         Ok(Response::new(RotateCaResponse::default()))
     }
 
+    async fn drain(&self, request: Request<DrainRequest>) -> Answer<DrainResponse> {
+        self.operator(&request)?;
+        Ok(Response::new(DrainResponse {}))
+    }
+
+    async fn measure(&self, request: Request<MeasureRequest>) -> Answer<MeasureResponse> {
+        self.operator(&request)?;
+        Ok(Response::new(MeasureResponse::default()))
+    }
+
+    async fn judge(&self, request: Request<JudgeRequest>) -> Answer<JudgeResponse> {
+        self.operator(&request)?;
+        Ok(Response::new(JudgeResponse::default()))
+    }
+
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
         let caller = self.operator(&request)?;
         let mut status = self.script().status.clone();

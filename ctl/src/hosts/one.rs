@@ -1,0 +1,341 @@
+//! What is done on one host: looked at, installed, enrolled, started, waited for.
+//!
+//! In: a [`Job`] and its [`Plan`]. Out: an [`Outcome`], or [`Trouble`]. A token is made for one host, right before it is brought
+//! there, and is taken back when it was of no use. A program that takes another one's place is on trial on the host, which by itself
+//! goes back to the one before when the service does not stay up; whoever is satisfied says [`Shared::keep`].
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flowtilla_proto::hosts::Runtime;
+use flowtilla_proto::spiffe::SpiffeId;
+use flowtilla_proto::wire::fleet::{
+    Agent, AgentState, AgentsRequest, CreateTokenRequest, RevokeRequest, TokensRequest, revoke_request,
+};
+use tokio::time::{Instant, sleep};
+
+use super::plan::{self, Access, Enrol, Found, Known, Plan, Service, Wanted};
+use super::program::digest;
+use super::ssh::Payload;
+use super::trouble::{Step, Trouble};
+use super::{ACTION_WITHIN, INSTALL_WITHIN, Job, Outcome, PROBE_WITHIN, Shared, progress};
+use crate::output::{harmless, memory, word};
+
+/// How long an agent that was started may take until the controller has it.
+///
+/// Its first tries are within seconds. Half of it fails on a host that is just booting; double it, and a wrong address holds the
+/// whole deploy for a minute.
+pub(super) const JOIN_WITHIN: Duration = Duration::from_secs(30);
+/// How often the controller is asked for it.
+const JOIN_EVERY: Duration = Duration::from_millis(500);
+/// How long a token may be used, in milliseconds: it is used at once, or the host is looked after by hand.
+const TOKEN_LIFE_MS: u64 = 15 * 60 * 1_000;
+
+/// The service's unit, as it is on hosts.
+const UNIT: &str = include_str!("../../../agent/flowtilla-agent.service");
+
+/// What of a unit lets the agent use the sockets of runtimes; empty: none.
+pub(super) fn access(runtimes: &BTreeSet<Runtime>) -> String {
+    if runtimes.is_empty() {
+        return String::new();
+    }
+    let names: Vec<&str> = runtimes.iter().map(|runtime| runtime.as_str()).collect();
+    let groups: BTreeSet<&str> = runtimes.iter().map(|runtime| runtime.group()).collect();
+    let groups: Vec<&str> = groups.into_iter().collect();
+    format!(
+        "# Written by agentctl deploy: the agent may use the sockets of {}, which is as good as root.\n\
+         [Service]\nSupplementaryGroups={}\n",
+        names.join(", "),
+        groups.join(" ")
+    )
+}
+
+/// Which process of an agent is waited for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Awaited {
+    /// Not the one of before; `None`: whichever.
+    pub(super) not: Option<Vec<u8>>,
+    /// Empty: whichever.
+    pub(super) version: String,
+}
+
+impl Awaited {
+    fn is(&self, agent: &Agent) -> bool {
+        let hello = agent.hello.as_ref();
+        let instance = hello.map(|hello| &hello.instance[..]);
+        let version = hello.map_or("", |hello| &hello.version);
+        agent.state() == AgentState::Connected
+            && (self.not.is_none() || self.not.as_deref() != instance)
+            && (self.version.is_empty() || self.version == version)
+    }
+}
+
+impl Shared<'_> {
+    pub(super) async fn look(&self, job: &Job) -> Result<(Found, Plan), Trouble> {
+        progress(job, "looks at it");
+        let said = self
+            .ssh
+            .run(&job.way, Step::Probe, &["probe"], Payload::new(), PROBE_WITHIN)
+            .await?;
+        let found = Found::read(&said)?;
+        plan::fits(&found, &self.program, &job.runtimes)?;
+        let wanted = Wanted {
+            program: &self.program,
+            unit: &digest(UNIT.as_bytes()),
+            settings: &digest(job.settings.as_bytes()),
+            access: &match job.access.as_str() {
+                "" => String::new(),
+                access => digest(access.as_bytes()),
+            },
+            labels: &job.labels,
+        };
+        let known = Known {
+            domain: &self.domain,
+            agents: &self.agents,
+        };
+        let plan = plan::plan(&found, &wanted, &known);
+        Ok((found, plan))
+    }
+
+    pub(super) async fn carry_out(&self, job: &Job, found: &Found, plan: Plan) -> Result<Outcome, Trouble> {
+        let former = found.identity.as_ref().map(|id| id.name.as_str().to_owned());
+        // Whoever enrols starts with its token.
+        let service = plan.service.filter(|_| plan.enrol.is_none());
+        if plan.has_files() || service.is_some() {
+            self.install(job, &plan, service).await?;
+        }
+        let agent = match plan.enrol {
+            None => former.expect("who is not enrolled has it in the plan"),
+            Some(why) => {
+                let token = self.token(job).await?;
+                match self.enrol(job, &plan, &token).await {
+                    Ok(agent) => {
+                        if let (Enrol::Labels, Some(former)) = (why, former) {
+                            self.revoke(revoke_request::What::Agent(former)).await;
+                        }
+                        agent
+                    }
+                    Err(trouble) => {
+                        self.revoke(revoke_request::What::Token(token.id)).await;
+                        return Err(trouble);
+                    }
+                }
+            }
+        };
+        self.join(job, &agent, &Awaited::default()).await?;
+        if plan.program.is_some() {
+            self.keep(job).await?;
+        }
+        Ok(match plan.is_empty() {
+            true => Outcome::Nothing {
+                agent,
+                newer: plan.newer,
+            },
+            false => Outcome::Done {
+                agent,
+                steps: plan.steps(&self.program.version),
+            },
+        })
+    }
+
+    /// Puts in place what the plan has, and sets the service going.
+    pub(super) async fn install(
+        &self,
+        job: &Job,
+        plan: &Plan,
+        service: Option<Service>,
+    ) -> Result<(), Trouble> {
+        let mut payload = Payload::new();
+        let mut part = |wanted: bool, text: &str| match wanted {
+            true => {
+                payload.push(Arc::from(text.as_bytes()));
+                text.len().to_string()
+            }
+            false => "0".to_owned(),
+        };
+        let unit = part(plan.unit, UNIT);
+        let settings = part(plan.settings, &job.settings);
+        let access = match plan.access {
+            Some(Access::Take) => "none".to_owned(),
+            Some(Access::Give) => part(true, &job.access),
+            None => part(false, ""),
+        };
+        let mut program = "-";
+        if plan.program.is_some() {
+            progress(
+                job,
+                format_args!("brings the agent ({})", memory(self.program.octets.len() as u64)),
+            );
+            payload.push(Arc::clone(&self.program.octets));
+            program = &self.program.digest;
+        }
+        let how = match service {
+            None => "no",
+            Some(service) => {
+                progress(job, format_args!("{}s the agent", service.word()));
+                service.word()
+            }
+        };
+        let words = ["install", &unit, &settings, &access, program, how];
+        self.ssh
+            .run(&job.way, Step::Install, &words, payload, INSTALL_WITHIN)
+            .await
+            .map(drop)
+    }
+
+    /// The program on trial has proven itself.
+    pub(super) async fn keep(&self, job: &Job) -> Result<(), Trouble> {
+        self.ssh
+            .run(&job.way, Step::Start, &["keep"], Payload::new(), ACTION_WITHIN)
+            .await
+            .map(drop)
+    }
+
+    /// What the controller knows of an agent.
+    pub(super) async fn known(&self, agent: &str) -> Option<Agent> {
+        let request = AgentsRequest {
+            ids: vec![agent.to_owned()],
+            ..AgentsRequest::default()
+        };
+        let told = self.client.ask(self.client.fleet().agents(request)).await.ok()?;
+        told.agents.into_iter().find(|one| one.id == agent)
+    }
+
+    async fn token(&self, job: &Job) -> Result<Token, Trouble> {
+        let request = CreateTokenRequest {
+            labels: job.labels.clone(),
+            ttl_ms: TOKEN_LIFE_MS,
+            operator: String::new(),
+        };
+        let made = self.client.ask(self.client.fleet().create_token(request)).await;
+        let made = made.map_err(|failed| Trouble::new(Step::Enrol, failed.to_string(), "deploy again"))?;
+        Ok(Token {
+            id: made.id,
+            secret: made.token,
+        })
+    }
+
+    /// Brings the token, starts the agent, and waits until it has used it; the agent's id.
+    async fn enrol(&self, job: &Job, plan: &Plan, token: &Token) -> Result<String, Trouble> {
+        progress(job, "enrols");
+        let octets: Arc<[u8]> = Arc::from(token.secret.as_bytes());
+        let words = ["enrol", &octets.len().to_string()];
+        self.ssh
+            .run(&job.way, Step::Enrol, &words, vec![octets], ACTION_WITHIN)
+            .await?;
+        self.start(job, plan).await?;
+        let used = async || {
+            let tokens = self
+                .client
+                .ask(self.client.fleet().tokens(TokensRequest {}))
+                .await
+                .ok()?;
+            let ours = tokens.tokens.into_iter().find(|made| made.id == token.id)?;
+            let agent = SpiffeId::parse(&ours.used_by).ok()?;
+            Some(agent.name.as_str().to_owned())
+        };
+        match until(used).await {
+            Some(agent) => Ok(agent),
+            None => Err(self.with_last_words(job, "the agent has not enrolled").await),
+        }
+    }
+
+    async fn start(&self, job: &Job, plan: &Plan) -> Result<(), Trouble> {
+        let Some(service) = plan.service else {
+            return Ok(());
+        };
+        progress(job, format_args!("{}s the agent", service.word()));
+        let words = ["start", service.word()];
+        self.ssh
+            .run(&job.way, Step::Start, &words, Payload::new(), ACTION_WITHIN)
+            .await
+            .map(drop)
+    }
+
+    /// Waits until the controller has the agent.
+    pub(super) async fn join(&self, job: &Job, agent: &str, awaited: &Awaited) -> Result<(), Trouble> {
+        let connected = async || {
+            let told = self.known(agent).await?;
+            awaited.is(&told).then_some(())
+        };
+        match until(connected).await {
+            Some(()) => {
+                progress(job, format_args!("connected as {}", word(agent)));
+                Ok(())
+            }
+            None => Err(self.with_last_words(job, "the agent is not connected").await),
+        }
+    }
+
+    /// After an upgrade that does not do: what was there before, with its agent connected again.
+    ///
+    /// # Errors
+    ///
+    /// It is not back, or its agent does not come.
+    pub(super) async fn back(&self, job: &Job, agent: &str) -> Result<(), Trouble> {
+        progress(job, "goes back to the program from before");
+        let former = self.known(agent).await;
+        let instance = former.and_then(|agent| Some(agent.hello?.instance));
+        self.ssh
+            .run(&job.way, Step::Start, &["revert"], Payload::new(), ACTION_WITHIN)
+            .await?;
+        let awaited = Awaited {
+            not: instance,
+            ..Awaited::default()
+        };
+        self.join(job, agent, &awaited).await
+    }
+
+    /// Why an agent does not come, in its own words.
+    async fn with_last_words(&self, job: &Job, why: &str) -> Trouble {
+        let said = self
+            .ssh
+            .run(&job.way, Step::Join, &["state"], Payload::new(), ACTION_WITHIN)
+            .await
+            .unwrap_or_default();
+        let words: Vec<&str> = said
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        let why = format!(
+            "{why} after {} s; its service says: {}",
+            JOIN_WITHIN.as_secs(),
+            harmless(&words.join(" / "))
+        );
+        let controller = job
+            .settings
+            .rsplit_once('=')
+            .map_or("", |(_, address)| address.trim());
+        let remedy =
+            format!("see that the host reaches {controller}, and write controller: in its group if not");
+        Trouble::new(Step::Join, why, remedy)
+    }
+
+    /// Takes back what is of no use any more. That it stays is no failure: a token runs out, an agent is listed.
+    async fn revoke(&self, what: revoke_request::What) {
+        let request = RevokeRequest { what: Some(what) };
+        let _ = self.client.ask(self.client.fleet().revoke(request)).await;
+    }
+}
+
+/// A join token.
+struct Token {
+    id: String,
+    secret: String,
+}
+
+/// Asks until there is an answer, for [`JOIN_WITHIN`].
+async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + JOIN_WITHIN;
+    loop {
+        if let Some(answer) = ask().await {
+            return Some(answer);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        sleep(JOIN_EVERY).await;
+    }
+}

@@ -1,0 +1,462 @@
+//! Agents that there are get another program, wave by wave, each only when the one before is well; else back again.
+//!
+//! In: hosts whose plan is an upgrade, in the order of the files. Out: an outcome for each. A wave is brought its program, its agents
+//! must come back as other processes, and the controller judges them for the soak, by the gates of their policies. What fails takes
+//! all hosts of the call back to the program that each had before; the rest keep theirs.
+//!
+//! A host that cannot be reached, or whose agent was not there before, is told and holds nothing up: the next one takes its place in
+//! the wave. Whatever happens to this process, a host has one program or the other, and says so: what an earlier call left on trial is
+//! watched first, as a wave of its own. Only at the end is anything kept.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use flowtilla_proto::policy::Wave;
+use flowtilla_proto::wire::fleet::{
+    AgentState, Figures, GateFailure, JudgeRequest, JudgeResponse, Judged, MeasureRequest, Standing,
+};
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use tokio::time::{Instant, sleep};
+
+use super::one::Awaited;
+use super::plan::{Found, Plan, Service};
+use super::trouble::{Step, Trouble};
+use super::{HOSTS_AT_ONCE, How, Job, Outcome, Shared};
+use crate::exit::say;
+use crate::output::{harmless, word};
+
+/// How often the controller is asked how a wave does.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How much longer than its soak a wave is watched until every agent was heard of for long enough.
+///
+/// Heartbeats come each ten seconds, silence counts after a minute unless the policy says otherwise, and a controller that starts
+/// anew gives it another 90 s. Half of it takes a restart of the controller for an upgrade that failed; double it, and a wave of which
+/// nothing is heard is waited for as long as people wait for a whole fleet.
+const SOAK_SLACK: Duration = Duration::from_secs(180);
+/// Agents that are named of those at fault.
+const AGENTS_SHOWN: usize = 8;
+
+/// A host whose agent gets another program, or has one on trial.
+pub(super) struct Upgrade {
+    /// Its place among the jobs.
+    pub(super) at: usize,
+    pub(super) found: Found,
+    pub(super) plan: Plan,
+}
+
+impl Upgrade {
+    fn agent(&self) -> &str {
+        self.found.identity.as_ref().map_or("", |id| id.name.as_str())
+    }
+
+    /// Whether what it is to have runs there already, and has not proven itself.
+    fn is_on_trial(&self) -> bool {
+        self.plan.trial && self.plan.program.is_none()
+    }
+}
+
+/// One that has its program.
+struct Upgraded {
+    upgrade: Upgrade,
+    wave: usize,
+}
+
+/// How an upgrade of one host failed.
+struct Failed {
+    trouble: Trouble,
+    /// It is the program's doing, as far as can be seen.
+    of_program: bool,
+}
+
+/// Upgrades on their way.
+pub(super) struct Run<'a> {
+    shared: &'a Shared<'a>,
+    jobs: &'a [Job],
+    how: &'a How,
+    queue: VecDeque<Upgrade>,
+    upgraded: Vec<Upgraded>,
+    /// By agent: its last soak before its upgrade.
+    before: BTreeMap<String, Figures>,
+    outcomes: BTreeMap<usize, Outcome>,
+}
+
+/// What would be done, with the wave of each.
+pub(super) fn planned(upgrades: Vec<Upgrade>, waves: &[Wave], version: &str) -> Vec<(usize, Outcome)> {
+    let sizes = sizes(waves, upgrades.len());
+    let told = |(n, upgrade): (usize, Upgrade)| {
+        let wave = sizes.iter().position(|size| n < *size).unwrap_or(0) + 1;
+        let mut steps = upgrade.plan.steps(version);
+        if let Some(first) = steps.first_mut() {
+            first.push_str(&format!(" (wave {wave} of {})", sizes.len()));
+        }
+        (upgrade.at, Outcome::Planned(steps))
+    };
+    upgrades.into_iter().enumerate().map(told).collect()
+}
+
+/// How many hosts have it after each wave, without waves to which nobody is added.
+fn sizes(waves: &[Wave], all: usize) -> Vec<usize> {
+    let mut sizes: Vec<usize> = Vec::new();
+    for size in waves.iter().map(|wave| wave.of(all)).chain([all]) {
+        if size > sizes.last().copied().unwrap_or(0) {
+            sizes.push(size);
+        }
+    }
+    sizes
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(shared: &'a Shared<'a>, jobs: &'a [Job], how: &'a How, upgrades: Vec<Upgrade>) -> Self {
+        Self {
+            shared,
+            jobs,
+            how,
+            queue: upgrades.into(),
+            upgraded: Vec::new(),
+            before: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+        }
+    }
+
+    /// Asks what those that wait for their upgrade are like.
+    ///
+    /// # Errors
+    ///
+    /// The controller cannot say, or is not reached.
+    pub(super) async fn measure(&mut self) -> anyhow::Result<()> {
+        let waiting = self.queue.iter().filter(|upgrade| !upgrade.is_on_trial());
+        let agents: Vec<String> = waiting.map(|upgrade| upgrade.agent().to_owned()).collect();
+        if agents.is_empty() || self.how.soak.is_zero() {
+            return Ok(());
+        }
+        let request = MeasureRequest {
+            agents,
+            soak_ms: self.soak_ms(),
+        };
+        let client = self.shared.client;
+        let measured = client.ask(client.fleet().measure(request)).await?;
+        for one in measured.agents {
+            match one.figures {
+                Some(figures) => self.before.insert(one.agent, figures),
+                None => self.before.remove(&one.agent),
+            };
+        }
+        Ok(())
+    }
+
+    /// Brings it to all, or back.
+    pub(super) async fn run(mut self) -> BTreeMap<usize, Outcome> {
+        let sizes = sizes(&self.how.waves, self.queue.len());
+        let ended = self.waves(&sizes).await;
+        match ended {
+            Ok(()) => self.keep().await,
+            Err(why) => self.take_back(&why).await,
+        }
+        self.outcomes
+    }
+
+    async fn waves(&mut self, sizes: &[usize]) -> Result<(), String> {
+        let (trial, waiting): (VecDeque<_>, VecDeque<_>) =
+            (self.queue.drain(..)).partition(Upgrade::is_on_trial);
+        self.queue = waiting;
+        if !trial.is_empty() {
+            say(format_args!(
+                "upgrade: {} on trial since an earlier call",
+                hosts(trial.len())
+            ));
+            self.bring(trial.into(), 0).await?;
+            self.watch(0, "what was on trial").await?;
+        }
+        for (n, &size) in sizes.iter().enumerate() {
+            let name = format!("wave {} of {}", n + 1, sizes.len());
+            let wave = n + 1;
+            if self.measure().await.is_err() {
+                return Err(format!("{name}: the controller was lost"));
+            }
+            let began = self.upgraded.len();
+            while self.upgraded.len() < size && !self.queue.is_empty() {
+                let more = (size - self.upgraded.len()).min(self.queue.len());
+                let batch = self.queue.drain(..more).collect();
+                self.bring(batch, wave).await?;
+            }
+            if self.upgraded.len() > began {
+                self.watch(wave, &name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the program to some hosts. An error: it does not do, and why.
+    async fn bring(&mut self, batch: Vec<Upgrade>, wave: usize) -> Result<(), String> {
+        let (shared, jobs) = (self.shared, self.jobs);
+        let all = stream::iter(batch.into_iter().map(async |upgrade| {
+            let done = upgrade_one(shared, &jobs[upgrade.at], &upgrade).await;
+            (upgrade, done)
+        }));
+        let done: Vec<_> = all.buffered(HOSTS_AT_ONCE).collect().await;
+        let mut why = None;
+        for (upgrade, done) in done {
+            match done {
+                Ok(()) => self.upgraded.push(Upgraded { upgrade, wave }),
+                Err(Failed { trouble, of_program }) => {
+                    if of_program && why.is_none() {
+                        why = Some(format!("{}: {trouble}", jobs[upgrade.at].name));
+                    }
+                    self.outcomes.insert(upgrade.at, Outcome::Failed(trouble));
+                }
+            }
+        }
+        why.map_or(Ok(()), Err)
+    }
+
+    /// Watches those that have it for a soak. An error: what speaks against it.
+    async fn watch(&mut self, wave: usize, name: &str) -> Result<(), String> {
+        if self.how.soak.is_zero() {
+            return Ok(());
+        }
+        say(format_args!(
+            "upgrade: {name}, {}: watched for {} s",
+            hosts(self.upgraded.iter().filter(|one| one.wave == wave).count()),
+            self.how.soak.as_secs()
+        ));
+        let mut since_ms = 0;
+        let mut last = JudgeResponse::default();
+        let end = Instant::now() + self.how.soak + SOAK_SLACK;
+        while Instant::now() < end {
+            let client = self.shared.client;
+            let request = self.question(wave, since_ms);
+            // A controller that starts anew is asked again.
+            if let Ok(answer) = client.ask(client.fleet().judge(request)).await {
+                if since_ms == 0 {
+                    since_ms = answer.since_ms;
+                } else if !answer.failures.is_empty() {
+                    return Err(format!("{name}: {}", sentences(&answer.failures)));
+                } else if answer.soaked {
+                    return Ok(());
+                }
+                if last.waits_for != answer.waits_for && !answer.waits_for.is_empty() {
+                    say(format_args!(
+                        "upgrade: {name}: waits: {}",
+                        harmless(&answer.waits_for)
+                    ));
+                }
+                last = answer;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        let why = match last.waits_for.as_str() {
+            "" => "the controller did not say how its agents do",
+            waits => waits,
+        };
+        Err(format!("{name}: {why}"))
+    }
+
+    fn question(&self, wave: usize, since_ms: u64) -> JudgeRequest {
+        let judged = |upgrade: &Upgrade, standing: Standing| Judged {
+            agent: upgrade.agent().to_owned(),
+            standing: standing.into(),
+            before: self.before.get(upgrade.agent()).copied(),
+        };
+        let changed = self.upgraded.iter().map(|one| {
+            let standing = match one.wave == wave {
+                true => Standing::Changed,
+                false => Standing::ChangedBefore,
+            };
+            judged(&one.upgrade, standing)
+        });
+        let waiting = self
+            .queue
+            .iter()
+            .map(|upgrade| judged(upgrade, Standing::Unspecified));
+        JudgeRequest {
+            agents: changed.chain(waiting).collect(),
+            soak_ms: self.soak_ms(),
+            since_ms,
+        }
+    }
+
+    fn soak_ms(&self) -> u64 {
+        u64::try_from(self.how.soak.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// All is well: every host is told so, and what else its plan has is done.
+    async fn keep(&mut self) {
+        let (shared, jobs) = (self.shared, self.jobs);
+        let all = self.upgraded.drain(..).map(async |one| {
+            let Upgrade { at, found, plan } = one.upgrade;
+            let outcome = finish(shared, &jobs[at], &found, plan).await;
+            (at, outcome.unwrap_or_else(Outcome::Failed))
+        });
+        let done: Vec<_> = stream::iter(all).buffered(HOSTS_AT_ONCE).collect().await;
+        self.outcomes.extend(done);
+    }
+
+    /// All that have it go back; those that have it not keep what they have.
+    async fn take_back(&mut self, why: &str) {
+        say(format_args!("upgrade: goes back: {}", harmless(why)));
+        let (shared, jobs) = (self.shared, self.jobs);
+        let all = self.upgraded.drain(..).map(async |one| {
+            let Upgrade { at, found, .. } = &one.upgrade;
+            let agent = found.identity.as_ref().map_or("", |id| id.name.as_str());
+            let outcome = match shared.back(&jobs[*at], agent).await {
+                Ok(()) => Outcome::Back(why.to_owned()),
+                Err(trouble) => Outcome::Failed(trouble.and(&format!("it was to go back: {why}"))),
+            };
+            (*at, outcome)
+        });
+        let done: Vec<_> = stream::iter(all).buffered(HOSTS_AT_ONCE).collect().await;
+        self.outcomes.extend(done);
+        self.outcomes
+            .extend(self.queue.drain(..).map(|waits| (waits.at, Outcome::Waits)));
+    }
+}
+
+/// Brings a host its program, and waits for the agent as another process.
+async fn upgrade_one(shared: &Shared<'_>, job: &Job, upgrade: &Upgrade) -> Result<(), Failed> {
+    let agent = upgrade.agent();
+    let before = shared.known(agent).await;
+    // Of one that was not there it cannot be said that the program is to blame.
+    let was_there = upgrade.is_on_trial()
+        || before
+            .as_ref()
+            .is_some_and(|agent| agent.state() == AgentState::Connected);
+    let mut awaited = Awaited::default();
+    if !upgrade.is_on_trial() {
+        awaited = Awaited {
+            not: before.and_then(|agent| Some(agent.hello?.instance)),
+            version: shared.program.version.clone(),
+        };
+        let installed = shared.install(job, &upgrade.plan, Some(Service::Restart)).await;
+        installed.map_err(|trouble| Failed {
+            of_program: was_there && trouble.step == Step::Start,
+            trouble,
+        })?;
+    }
+    let Err(trouble) = shared.join(job, agent, &awaited).await else {
+        return Ok(());
+    };
+    let trouble = match shared.back(job, agent).await {
+        Ok(()) => trouble.and("the program from before is back"),
+        Err(more) => trouble.and(&format!("the program from before is not back: {more}")),
+    };
+    Err(Failed {
+        trouble,
+        of_program: was_there,
+    })
+}
+
+/// What is left to do on a host whose agent is well.
+async fn finish(shared: &Shared<'_>, job: &Job, found: &Found, plan: Plan) -> Result<Outcome, Trouble> {
+    shared.keep(job).await?;
+    let version = &shared.program.version;
+    let steps = plan.steps(version);
+    if plan.enrol.is_some() {
+        let rest = Plan {
+            enrol: plan.enrol,
+            service: Some(Service::Restart),
+            ..Plan::default()
+        };
+        return Ok(match shared.carry_out(job, found, rest).await? {
+            Outcome::Done { agent, .. } => Outcome::Done { agent, steps },
+            other => other,
+        });
+    }
+    let agent = found
+        .identity
+        .as_ref()
+        .map_or(String::new(), |id| id.name.to_string());
+    Ok(Outcome::Done { agent, steps })
+}
+
+fn hosts(count: usize) -> String {
+    match count {
+        1 => "1 host".to_owned(),
+        _ => format!("{count} hosts"),
+    }
+}
+
+/// Each gate that failed: its name, what was measured and allowed, and the agents at fault.
+fn sentences(failures: &[GateFailure]) -> String {
+    let one = |failure: &GateFailure| {
+        let shown: Vec<String> = failure
+            .agents
+            .iter()
+            .take(AGENTS_SHOWN)
+            .map(|agent| word(agent))
+            .collect();
+        let more = match failure.agents.len().saturating_sub(AGENTS_SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(
+            "{}: {} (agents: {}{more})",
+            word(&failure.gate),
+            harmless(&failure.message),
+            shown.join(", ")
+        )
+    };
+    failures.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_of_hosts_are_rounded_up_and_empty_waves_are_left_out() {
+        let waves = [Wave::Agents(1), Wave::Percent(10), Wave::Percent(100)];
+        assert_eq!(sizes(&waves, 50), [1, 5, 50]);
+        assert_eq!(sizes(&waves, 11), [1, 2, 11]);
+        assert_eq!(sizes(&waves, 3), [1, 3]);
+        assert_eq!(sizes(&waves, 1), [1]);
+        assert_eq!(sizes(&waves, 0), [0; 0]);
+        assert_eq!(sizes(&[], 3), [3]);
+    }
+
+    #[test]
+    fn what_would_be_done_names_each_hosts_wave() {
+        let upgrades = (0..3).map(|at| Upgrade {
+            at,
+            found: Found::default(),
+            plan: Plan {
+                trial: true,
+                ..Plan::default()
+            },
+        });
+        let told = planned(
+            upgrades.collect(),
+            &[Wave::Agents(1), Wave::Percent(100)],
+            "0.2.0",
+        );
+        let steps: Vec<String> = (told.into_iter())
+            .map(|(at, outcome)| match outcome {
+                Outcome::Planned(steps) => format!("{at}: {}", steps.join(", ")),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(
+            steps,
+            [
+                "0: watch 0.2.0, which is on trial (wave 1 of 2)",
+                "1: watch 0.2.0, which is on trial (wave 2 of 2)",
+                "2: watch 0.2.0, which is on trial (wave 2 of 2)"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_failed_is_told_with_its_gate_and_its_agents() {
+        let agents: Vec<String> = (0..10).map(|n| format!("a{n}")).collect();
+        let failure = GateFailure {
+            gate: "lag".to_owned(),
+            agents,
+            message: "a record of a0 waited 9.0 s".to_owned(),
+            ..GateFailure::default()
+        };
+        assert_eq!(
+            sentences(&[failure]),
+            "lag: a record of a0 waited 9.0 s (agents: a0, a1, a2, a3, a4, a5, a6, a7 and 2 more)"
+        );
+    }
+}
