@@ -3,7 +3,7 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | it did what was asked; `up` and `tap` also when they were told to end (Ctrl-C, SIGTERM, `--duration`); `deploy`, `delete` and `rollback` with `--wait`, `rollout watch`: every agent in reach acked, and stayed well |
-//! | 1 | it failed: the message says at what and what to do; `deploy`, `agents remove`: something failed with a host (the others are done all the same, and what files say is applied); `loss`: something is lost; `buffer`: something is damaged; `diff`: there is a difference; `status`: an agent, connected or not, has not what it is to have, or none of them is connected; `--wait` and `rollout watch`: an agent refused, a gate failed, it was taken back or superseded, or the time is over |
+//! | 1 | it failed: the message says at what and what to do; `deploy`, `agents remove`: something failed with a host (the others are done all the same, and what files say is applied); `loss`: something is lost; `buffer`: something is damaged; `diff`: there is a difference; `status`: an agent, connected or not, has not what it is to have, or none of them is connected; `doctor`: something prevents capture; `--wait` and `rollout watch`: an agent refused, a gate failed, it was taken back or superseded, or the time is over |
 //! | 2 | flags, values or files are wrong, no such context, or DIR holds no spool that can be read; nothing was touched |
 //! | 130 | told to end before it was done, or not to go on: `deploy`, `agents remove`, `loss`, `buffer`, `--wait`, `rollout watch`; a second time before everything was in order: `up` |
 

@@ -64,8 +64,6 @@ const TOKEN_LIFE_MS: u64 = 15 * 60 * 1_000;
 
 /// The service's unit, as it is on hosts.
 const UNIT: &str = include_str!("../../agent/flowtilla-agent.service");
-/// The program's name, beside agentctl.
-const PROGRAM: &str = "flowtilla-agent";
 
 /// What `deploy` is told of hosts.
 #[derive(Args, Clone, Debug, Default)]
@@ -76,7 +74,7 @@ pub(crate) struct HostArgs {
     /// Installs and upgrades without asking. Nobody is asked but on a terminal.
     #[arg(long)]
     pub(crate) yes: bool,
-    /// The agent's program that hosts get [default: flowtilla-agent beside this agentctl].
+    /// The agent's program that hosts get [default: flowtilla-agent beside this agentctl, or of its package].
     #[arg(long, value_name = "PATH")]
     pub(crate) agent_binary: Option<PathBuf>,
 }
@@ -124,7 +122,7 @@ pub(crate) async fn bring(
     let jobs = jobs(groups, ("--limit", &args.limit), client)?;
     let path = match &args.agent_binary {
         Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name(PROGRAM),
+        None => program::beside(&std::env::current_exe()?),
     };
     let program = Program::load(&path).map_err(|why| {
         UsageError(vec![format!(
@@ -289,6 +287,15 @@ impl Shared<'_> {
             .await?;
         let found = Found::read(&said)?;
         plan::fits(&found, &self.program)?;
+        if !found.package.is_empty() {
+            let package = harmless(&found.package);
+            progress(
+                job,
+                format_args!(
+                    "its agent is of the Debian package {package}, which apt-get upgrades: program and unit stay"
+                ),
+            );
+        }
         let wanted = Wanted {
             program: &self.program,
             unit: &digest(UNIT.as_bytes()),
