@@ -141,13 +141,17 @@ fn tools(folder: &Path) -> Result<PathBuf> {
 /// The newest version of glibc, 2.N, of which a program asks for a symbol.
 fn newest_glibc(program: &Path) -> Result<u32> {
     let listed = run(Command::new("objdump").arg("-T").arg(program))?;
+    newest_of(&listed).with_context(|| format!("{} asks for nothing of glibc", program.display()))
+}
+
+/// Of the table of symbols as `objdump -T` prints it.
+fn newest_of(listed: &str) -> Option<u32> {
     let of_line = |line: &str| {
         let (_, version) = line.split_once("GLIBC_2.")?;
         let digits = version.split(|c: char| !c.is_ascii_digit()).next()?;
         digits.parse().ok()
     };
-    let newest = listed.lines().filter_map(of_line).max();
-    newest.with_context(|| format!("{} asks for nothing of glibc", program.display()))
+    listed.lines().filter_map(of_line).max()
 }
 
 /// Has Debian's checker look at them, when it is here.
@@ -165,4 +169,17 @@ fn check(packages: &[PathBuf]) -> Result<()> {
         .context("start lintian")?;
     ensure!(status.success(), "lintian found errors: see above");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_version_counts_as_a_number() {
+        let listed = "0000 DF *UND* 0000 (GLIBC_2.2.5) free\n0000 DF *UND* 0000 (GLIBC_2.9) x\n\
+                      0000  w   D  *UND* 0000 __gmon_start__\n0000 DF *UND* 0000 (GLIBC_2.28) fcntl64\n";
+        assert_eq!(newest_of(listed), Some(28));
+        assert_eq!(newest_of("0000 w D *UND* 0000 __gmon_start__\n"), None);
+    }
 }
