@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use flowtilla_grpc::channel::Address;
+use flowtilla_grpc::channel::{Address, AddressError};
 use flowtilla_grpc::telemetry::{OTLP_VARIABLE, Otlp};
 use flowtilla_proto::policy::{Policy, Scope};
 use flowtilla_proto::wire;
 
+use crate::doctor::DoctorArgs;
 use crate::fleet;
 use crate::identity::{Token, WallClock};
 
@@ -36,6 +37,8 @@ pub struct Cli {
 pub enum Command {
     /// Runs the agent until it is told to stop (SIGTERM, SIGINT).
     Run(RunArgs),
+    /// Tells what this host and this kernel allow, what is missing, and what to do about it. Exit code 1: nothing can be captured.
+    Doctor(DoctorArgs),
 }
 
 /// How to run.
@@ -45,9 +48,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
 
-    /// Where the controller is; port 7443 unless it is said.
-    #[arg(long, value_name = "HOST[:PORT]", value_parser = |text: &str| Address::parse(text))]
-    pub controller: Address,
+    /// Where the controller is; port 7443 unless it is said. Empty: not said yet.
+    #[arg(long, value_name = "HOST[:PORT]", value_parser = parse_controller)]
+    pub controller: Controller,
 
     /// File with a join token, for the first start.
     #[arg(long, value_name = "FILE")]
@@ -74,20 +77,41 @@ pub struct RunArgs {
     pub otlp: Otlp,
 }
 
+/// Where the controller is; `None`: nobody has said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Controller(pub Option<Address>);
+
+/// Nobody has said where the controller is: a package was installed, and no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this host is not set up: no controller is named. Write FLOWTILLA_CONTROLLER=HOST[:PORT] to /etc/flowtilla/agent.env; make a \
+     join token with `agentctl token create`, and write it to /var/lib/flowtilla/join-token, of mode 0600 and the user flowtilla; \
+     then run `systemctl restart flowtilla-agent`"
+)]
+pub struct NotSetUp;
+
+impl NotSetUp {
+    /// The program's exit code then. Source: sysexits.h, EX_CONFIG.
+    pub const EXIT_CODE: u8 = 78;
+}
+
 /// Where /metrics is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metrics(pub Option<SocketAddr>);
 
 impl RunArgs {
     /// The agent's options.
-    #[must_use]
-    pub fn options(&self) -> fleet::Options {
+    ///
+    /// # Errors
+    /// [`NotSetUp`].
+    pub fn options(&self) -> Result<fleet::Options, NotSetUp> {
+        let controller = self.controller.0.clone().ok_or(NotSetUp)?;
         let token = self.token_file.clone().map(|path| Token::File {
             path,
             remove: self.remove_token_file,
         });
-        fleet::Options {
-            controller: self.controller.clone(),
+        Ok(fleet::Options {
+            controller,
             state: Some(self.state.clone()),
             spool: Some(self.state.clone()),
             token,
@@ -96,7 +120,15 @@ impl RunArgs {
             alone: false,
             view_records_max: 0,
             clock: WallClock::system(),
-        }
+        })
+    }
+}
+
+/// The unit hands over what the settings say, which is nothing at first.
+fn parse_controller(text: &str) -> Result<Controller, AddressError> {
+    match text.is_empty() {
+        true => Ok(Controller(None)),
+        false => Address::parse(text).map(|address| Controller(Some(address))),
     }
 }
 
@@ -147,8 +179,10 @@ mod tests {
     fn parse(more: &[&str]) -> Result<RunArgs, String> {
         let first = ["flowtilla-agent", "run", "--state", "/s", "--controller", "c"];
         let cli = Cli::try_parse_from(first.iter().chain(more)).map_err(|error| error.to_string())?;
-        let Command::Run(args) = cli.command;
-        Ok(args)
+        match cli.command {
+            Command::Run(args) => Ok(args),
+            Command::Doctor(_) => Err("another command".to_owned()),
+        }
     }
 
     #[test]
@@ -163,11 +197,27 @@ mod tests {
         ];
         let args = parse(&flags).expect("good flags");
         assert_eq!(args.metrics, Metrics(METRICS_DEFAULT.parse().ok()));
-        let options = args.options();
+        let options = args.options().expect("a controller is named");
         assert_eq!(options.controller.to_string(), "c:7443");
         assert_eq!(options.scopes[0].to_string(), "netns=/run/netns/a");
         assert_eq!(options.labels["role"], "web");
         assert!(matches!(options.token, Some(Token::File { remove: false, .. })));
+    }
+
+    #[test]
+    fn what_nobody_has_set_up_says_how_that_is_done() {
+        let flags = ["flowtilla-agent", "run", "--state", "/s", "--controller", ""];
+        let Ok(Command::Run(args)) = Cli::try_parse_from(flags).map(|cli| cli.command) else {
+            panic!("an empty address is one that was not said");
+        };
+        let why = args.options().expect_err("no controller").to_string();
+        for part in [
+            "/etc/flowtilla/agent.env",
+            "agentctl token create",
+            "systemctl restart",
+        ] {
+            assert!(why.contains(part), "{why}");
+        }
     }
 
     #[test]

@@ -64,6 +64,15 @@ use member::Member;
 use probe::Probed;
 use source::Source;
 
+/// Whether a collector takes a connection, which is closed again.
+///
+/// # Errors
+/// Why not, one sentence.
+pub(crate) async fn reach(endpoint: &policy::CollectorEndpoint) -> Result<(), String> {
+    let connected = connect::connect(endpoint).await;
+    connected.map(drop).map_err(|error| error.to_string())
+}
+
 pub use announce::Announcements;
 pub use connect::{ADDRESSES_MAX, CONNECT_TIMEOUT, SEND_BUFFER_OCTETS};
 pub use health::{DEAD_AFTER, PROBES_UNANSWERED_MAX};

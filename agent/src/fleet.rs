@@ -114,7 +114,8 @@ impl Running {
         self.task.await.unwrap_or(Err(FleetError::Task))
     }
 
-    /// Waits until it ends by itself: it has no identity, will get none, and holds nothing.
+    /// Waits until it ends by itself: it has no identity, will get none, and holds nothing. A token's file that is not there is waited
+    /// for.
     ///
     /// # Cancel safety
     /// Nothing is lost.
@@ -224,6 +225,13 @@ async fn live(
                 tracing::error!(error = %identity::chain(&error), "no identity");
                 tell_why(&identity::chain(&error));
                 new_token.tell();
+                if let Err(stopped) = new_token.wait(&stop).await {
+                    break Err(stopped);
+                }
+            }
+            (Err(error), Some(new_token)) if error.is_awaiting_token() => {
+                tell_why(&identity::chain(&error));
+                new_token.ask_for();
                 if let Err(stopped) = new_token.wait(&stop).await {
                     break Err(stopped);
                 }

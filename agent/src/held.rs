@@ -179,7 +179,7 @@ fn encode(kept: &Kept) -> Vec<u8> {
     octets
 }
 
-fn decode(octets: &[u8]) -> Result<Kept, &'static str> {
+pub(crate) fn decode(octets: &[u8]) -> Result<Kept, &'static str> {
     let (head, content) = octets.split_first_chunk::<HEAD>().ok_or("cut off")?;
     let number = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight octets"));
     let short = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("four octets"));

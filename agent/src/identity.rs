@@ -8,7 +8,7 @@
 //! | an SVID that counts | it is used; at half life the next one is asked for, with a new key |
 //! | an SVID that has run out | the next one is asked for, with the same key; an operator may have to approve |
 //! | none, and a token | it enrols |
-//! | none, and no token | it cannot talk to a controller; what is held stays in force |
+//! | none, and no token | it cannot talk to a controller; what is held stays in force, and the token's file is looked for |
 //!
 //! Source: design section 7; `enrol.proto`.
 

@@ -1,10 +1,12 @@
 //! What the agent does: captures in the kernel, meters, names, exports; and does what a controller says.
 
+pub mod capabilities;
 pub mod capture;
 pub mod clock;
 pub mod config;
 mod containers;
 mod cost;
+pub mod doctor;
 pub mod enrich;
 pub mod export;
 mod files;

@@ -1,11 +1,13 @@
 //! `flowtilla-agent`: see [`flowtilla_agent::fleet`].
 //!
-//! Exit codes: 0 it ended as it was told to; 1 it could not start or go on, the message says why; 2 flags are wrong.
+//! Exit codes: 0 it ended as it was told to; 1 it could not start or go on, the message says why; 2 flags are wrong; 78 nobody has
+//! said where its controller is (the unit does not start it again then). Of `doctor`: see [`flowtilla_agent::doctor`].
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use flowtilla_agent::config::{Cli, Command, RunArgs};
+use flowtilla_agent::config::{Cli, Command, NotSetUp, RunArgs};
+use flowtilla_agent::doctor::{self, DoctorArgs};
 use flowtilla_agent::{fleet, metrics};
 use flowtilla_grpc::telemetry::{self, Program};
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,17 +15,30 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let Command::Run(args) = Cli::parse().command;
-    match execute(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("flowtilla-agent: {error:#}");
-            ExitCode::FAILURE
+    let ended = match Cli::parse().command {
+        Command::Run(args) => execute(&args).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(args) => examine(&args),
+    };
+    ended.unwrap_or_else(|error| {
+        telemetry::complain(format_args!("flowtilla-agent: {error:#}"));
+        match error.is::<NotSetUp>() {
+            true => ExitCode::from(NotSetUp::EXIT_CODE),
+            false => ExitCode::FAILURE,
         }
-    }
+    })
 }
 
-fn execute(args: RunArgs) -> anyhow::Result<()> {
+fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let captures = tokio::runtime::Runtime::new()?.block_on(doctor::run(args, &mut std::io::stdout()))?;
+    Ok(if captures {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn execute(args: &RunArgs) -> anyhow::Result<()> {
+    let options = args.options()?;
     let runtime = tokio::runtime::Runtime::new()?;
     let filter = EnvFilter::try_from_env("FLOWTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let system = rustix::system::uname();
@@ -36,16 +51,16 @@ fn execute(args: RunArgs) -> anyhow::Result<()> {
         let _within = runtime.enter();
         telemetry::start(program, &args.otlp, Some(filter))?
     };
-    let outcome = runtime.block_on(run(args));
+    let outcome = runtime.block_on(run(args, options));
     telemetry.stop();
     outcome
 }
 
-async fn run(args: RunArgs) -> anyhow::Result<()> {
+async fn run(args: &RunArgs, options: fleet::Options) -> anyhow::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let metrics = metrics::bind(args.metrics.0).await?;
-    let mut running = fleet::start(args.options()).await?;
+    let mut running = fleet::start(options).await?;
     let stop = CancellationToken::new();
     let sources = metrics::Sources {
         status: running.status.clone(),

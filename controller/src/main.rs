@@ -1,4 +1,7 @@
 //! `flowtilla-controller`: reads the command line, runs one command, prints an error once.
+//!
+//! Exit codes: 0 it did what it was told to; 1 it did not, the message says why; 2 flags are wrong; 78 there is no state to run
+//! with (the unit does not start it again then).
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,9 +10,14 @@ use clap::Parser;
 use flowtilla_controller::clock::Clock;
 use flowtilla_controller::command;
 use flowtilla_controller::config::Cli;
+use flowtilla_controller::run::RunError;
+use flowtilla_controller::setup::SetupError;
+use flowtilla_controller::state::StateError;
 use flowtilla_grpc::telemetry::{self, Program};
 use tracing_subscriber::EnvFilter;
 
+/// Exit code when there is no state. Source: sysexits.h, EX_CONFIG.
+const NO_STATE: u8 = 78;
 /// Time that tasks get to end after the command's own end.
 const TASKS_GRACE: Duration = Duration::from_secs(1);
 
@@ -18,8 +26,11 @@ fn main() -> ExitCode {
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("flowtilla-controller: {error:#}");
-            ExitCode::FAILURE
+            telemetry::complain(format_args!("flowtilla-controller: {error:#}"));
+            match error.downcast_ref() {
+                Some(RunError::Setup(SetupError::State(StateError::Absent(_)))) => ExitCode::from(NO_STATE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

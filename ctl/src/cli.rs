@@ -1,13 +1,16 @@
 //! The command line: which commands there are, and how a wrong one is refused.
 
 use std::io::Write;
+use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use flowtilla_grpc::telemetry::Otlp;
 
 use crate::cmd::buffer::BufferCommand;
+use crate::cmd::doctor::DoctorArgs;
 use crate::cmd::fleet::admit::{ApproveArgs, RevokeArgs};
 use crate::cmd::fleet::ca::CaCommand;
 use crate::cmd::fleet::context::ContextCommand;
@@ -87,8 +90,12 @@ pub(crate) enum Command {
     Ca(CaCommand),
     /// Prints the JSON schema of documents.
     Schema(SchemaArgs),
+    /// Tells what this host and its kernel allow, what is missing, and what to do about it. Exit code 1: nothing can be captured.
+    Doctor(DoctorArgs),
     /// Prints completions for a shell.
     Completions(CompletionsArgs),
+    /// Writes the pages of the manual, one for each command.
+    Man(ManArgs),
 }
 
 impl Command {
@@ -107,6 +114,25 @@ pub(crate) struct CompletionsArgs {
     /// Which shell.
     #[arg(value_name = "SHELL", value_enum)]
     shell: Shell,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ManArgs {
+    /// Where to; it is made when it is not there.
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+}
+
+/// Writes the pages of the manual.
+///
+/// # Errors
+///
+/// The disk refuses.
+pub(crate) fn man(args: &ManArgs) -> anyhow::Result<Exit> {
+    let written = std::fs::create_dir_all(&args.folder)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), &args.folder));
+    written.with_context(|| format!("{} cannot be written", args.folder.display()))?;
+    Ok(Exit::Done)
 }
 
 /// Prints completions for a shell.

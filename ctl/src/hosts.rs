@@ -53,8 +53,6 @@ const PROBE_WITHIN: Duration = Duration::from_secs(45);
 const INSTALL_WITHIN: Duration = Duration::from_secs(600);
 /// How long a short action may take.
 const ACTION_WITHIN: Duration = Duration::from_secs(60);
-/// The program's name, beside agentctl.
-const PROGRAM: &str = "flowtilla-agent";
 
 /// What `deploy` is told of hosts.
 #[derive(Args, Clone, Debug, Default)]
@@ -65,7 +63,7 @@ pub(crate) struct HostArgs {
     /// Installs and upgrades without asking. Nobody is asked but on a terminal.
     #[arg(long)]
     pub(crate) yes: bool,
-    /// The agent's program that hosts get [default: flowtilla-agent beside this agentctl].
+    /// The agent's program that hosts get [default: flowtilla-agent beside this agentctl, or of its package].
     #[arg(long, value_name = "PATH")]
     pub(crate) agent_binary: Option<PathBuf>,
     /// Of agents that there are: how many have the new program after each wave, as numbers or shares.
@@ -204,7 +202,7 @@ async fn bring_all(
     let jobs = jobs(groups, ("--limit", &args.limit), client)?;
     let path = match &args.agent_binary {
         Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name(PROGRAM),
+        None => program::beside(&std::env::current_exe()?),
     };
     let program = Program::load(&path).map_err(|why| {
         UsageError(vec![format!(

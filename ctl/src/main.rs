@@ -93,7 +93,9 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
             Command::Approve(args) => fleet::admit::approve(args).await,
             Command::Ca(command) => fleet::ca::run(command).await,
             Command::Schema(args) => schema::run(&args),
+            Command::Doctor(args) => cmd::doctor::run(&args).await,
             Command::Completions(args) => cli::completions(&args),
+            Command::Man(args) => cli::man(&args),
         }
     });
     if let Some(telemetry) = telemetry {

@@ -17,6 +17,7 @@ pub mod need;
 pub mod netns;
 pub mod ntopng;
 pub mod otlp;
+pub mod package;
 pub mod process;
 pub mod product;
 pub mod scene;

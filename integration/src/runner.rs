@@ -168,7 +168,7 @@ fn run_through_sudo(command: &mut Command, soak: bool) {
 }
 
 /// A cargo command at the workspace's root, with the cargo that started this process.
-fn cargo<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
+pub(crate) fn cargo<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).args(arguments);
     // Set by the `cargo run` around this process: they would mark all crates as changed.
@@ -181,7 +181,7 @@ fn cargo<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
     command
 }
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
 }

@@ -75,6 +75,18 @@ impl NewToken {
         }
     }
 
+    /// Says what an operator has still to do.
+    pub(crate) fn ask_for(&self) {
+        if let Token::File { path, .. } = &self.token {
+            tracing::error!(
+                file = %path.display(),
+                every_s = TOKEN_LOOK.as_secs(),
+                "this agent is not enrolled: make a token with `agentctl token create` and write it to this file, of mode 0600 and \
+                 of this agent's user; it is looked for"
+            );
+        }
+    }
+
     /// A token in the file that was neither used nor refused. Blocks on the disk, shortly.
     pub(crate) fn fresh(&self) -> Option<JoinToken> {
         let secret = read(&self.token).ok()?;
@@ -161,6 +173,13 @@ pub enum SettleError {
     /// Told to stop first.
     #[error("stopped before the controller had answered")]
     Stopped,
+}
+
+impl SettleError {
+    /// Whether all that is missing is the token's file: an operator has still to write it.
+    pub(crate) fn is_awaiting_token(&self) -> bool {
+        matches!(self, Self::TokenFile { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 /// Who asks whom.

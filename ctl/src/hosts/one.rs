@@ -80,6 +80,15 @@ impl Shared<'_> {
             .await?;
         let found = Found::read(&said)?;
         plan::fits(&found, &self.program, &job.runtimes)?;
+        if !found.package.is_empty() {
+            let package = harmless(&found.package);
+            progress(
+                job,
+                format_args!(
+                    "its agent is of the Debian package {package}, which apt-get upgrades: program and unit stay"
+                ),
+            );
+        }
         let wanted = Wanted {
             program: &self.program,
             unit: &digest(UNIT.as_bytes()),

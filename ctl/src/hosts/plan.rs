@@ -19,6 +19,8 @@ const BEGINS: &str = "flowtilla-probe";
 const CHAIN: &str = "svid";
 /// Oldest kernel, as in the README.
 const KERNEL_MIN: (u32, u32) = (5, 14);
+/// Oldest C library that an agent's program is built for.
+const GLIBC_MIN: Glibc = Glibc(28);
 /// Oldest systemd: the first that takes everything in the unit that hardens it. Half of the hosts in the world have 247.
 const SYSTEMD_MIN: u32 = 247;
 
@@ -31,6 +33,8 @@ pub(crate) struct Found {
     systemd: Option<u32>,
     btf: bool,
     cgroup2: bool,
+    /// Version of the Debian package that has brought the agent; empty: none has.
+    pub(crate) package: String,
     /// SHA-256 of the files; empty: there is none.
     program: String,
     unit: String,
@@ -89,6 +93,7 @@ impl Found {
             systemd: text("systemd").parse().ok(),
             btf: text("btf") == "yes",
             cgroup2: text("cgroup2") == "yes",
+            package: text("package"),
             program: text("program"),
             unit: text("unit"),
             settings: text("settings"),
@@ -209,7 +214,8 @@ pub(crate) struct Plan {
 /// The first thing that is lacking.
 pub(crate) fn fits(found: &Found, program: &Program, runtimes: &BTreeSet<Runtime>) -> Result<(), Trouble> {
     let lacks = |why: String, remedy: &str| Err(Trouble::new(Step::Fit, why, remedy));
-    if found.machine != program.machine {
+    let packaged = !found.package.is_empty(); // Its own program is there, and stays.
+    if !packaged && found.machine != program.machine {
         let why = format!(
             "the host is {}, the agent's program is for {}",
             found.machine, program.machine
@@ -221,15 +227,22 @@ pub(crate) fn fits(found: &Found, program: &Program, runtimes: &BTreeSet<Runtime
             let remedy = "take the host out of the group; the agent needs glibc";
             return lacks("the host has no glibc".to_owned(), remedy);
         }
-        Some(has) if has < program.glibc => {
+        Some(has) if !packaged && has < program.glibc => {
             let why = format!(
                 "the host has glibc {has}, the agent's program needs {}",
                 program.glibc
             );
-            return lacks(
-                why,
-                "build it on a system as old as that, and name it with --agent-binary",
-            );
+            return match has < GLIBC_MIN {
+                true => lacks(
+                    why,
+                    "take the host out of the group; none is built for glibc before 2.28",
+                ),
+                false => lacks(
+                    why,
+                    "name the program that runs on glibc 2.28 and later with --agent-binary; `cargo run -p integration -- package` \
+                     makes it",
+                ),
+            };
         }
         Some(_) => {}
     }
@@ -279,8 +292,9 @@ fn kernel(release: &str) -> Option<(u32, u32)> {
 
 /// What is to be done.
 pub(crate) fn plan(found: &Found, wanted: &Wanted<'_>, known: &Known<'_>) -> Plan {
+    let packaged = !found.package.is_empty();
     let mut plan = Plan {
-        unit: found.unit != wanted.unit,
+        unit: !packaged && found.unit != wanted.unit,
         settings: found.settings != wanted.settings,
         access: match (found.access == wanted.access, wanted.access.is_empty()) {
             (true, _) => None,
@@ -291,7 +305,9 @@ pub(crate) fn plan(found: &Found, wanted: &Wanted<'_>, known: &Known<'_>) -> Pla
         enrol: enrol(found, wanted, known),
         ..Plan::default()
     };
-    if found.program.is_empty() {
+    if packaged {
+        // Program and unit are the package manager's.
+    } else if found.program.is_empty() {
         plan.program = Some(Replace::Install);
     } else if found.program != wanted.program.digest {
         match (numbers(&found.version), numbers(&wanted.program.version)) {

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -16,6 +16,10 @@ use sha2::{Digest as _, Sha256};
 const OCTETS_MAX: u64 = 512 << 20;
 /// ELF machines that agents are built for. Source: ELF, e_machine; names as of uname(1).
 const MACHINES: [(u16, &str); 2] = [(62, "x86_64"), (183, "aarch64")];
+/// Its name.
+const NAME: &str = "flowtilla-agent";
+/// Where agentctl's package has it, from the folder above agentctl's own.
+const PACKAGED: &str = "lib/flowtilla/flowtilla-agent";
 /// How names of the C library's symbol versions begin.
 const GLIBC: &[u8] = b"GLIBC_2.";
 
@@ -47,6 +51,16 @@ impl fmt::Debug for Program {
     /// Without its octets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Program({}, {} octets)", self.digest, self.octets.len())
+    }
+}
+
+/// Where the program is when nobody names another: beside agentctl, or where agentctl's package has it.
+pub(crate) fn beside(agentctl: &Path) -> PathBuf {
+    let beside = agentctl.with_file_name(NAME);
+    let packaged = agentctl.ancestors().nth(2).map(|above| above.join(PACKAGED));
+    match packaged.filter(|packaged| !beside.is_file() && packaged.is_file()) {
+        Some(packaged) => packaged,
+        None => beside,
     }
 }
 
@@ -164,6 +178,21 @@ mod tests {
             let why = Program::load(wrong).expect_err("it is none");
             assert!(why.ends_with("--agent-binary"), "{why}");
         }
+    }
+
+    #[test]
+    fn the_program_is_beside_agentctl_or_in_its_package() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let bin = folder.path().join("bin");
+        let (agentctl, own) = (bin.join("agentctl"), bin.join(NAME));
+        let packaged = folder.path().join(PACKAGED);
+        assert_eq!(beside(&agentctl), own);
+        std::fs::create_dir_all(packaged.parent().expect("a folder")).expect("made");
+        std::fs::write(&packaged, "").expect("written");
+        assert_eq!(beside(&agentctl), packaged);
+        std::fs::create_dir(&bin).expect("made");
+        std::fs::write(&own, "").expect("written");
+        assert_eq!(beside(&agentctl), own);
     }
 
     #[test]

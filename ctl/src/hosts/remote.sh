@@ -32,6 +32,14 @@ access=$unit.d/runtimes.conf
 trial=/etc/flowtilla/on-trial
 state=/var/lib/flowtilla
 user=flowtilla
+# The version of the Debian package that has brought the agent. Program and unit are in the package's places then, and the package
+# manager's to change; the rest is in the same places.
+package=
+if [ "$(dpkg-query -W -f '${db:Status-Status}' $name 2>/dev/null || :)" = installed ]; then
+    package=$(dpkg-query -W -f '${Version}' $name)
+    program=/usr/bin/$name
+    unit=/usr/lib/systemd/system/$name.service
+fi
 # How often the service is looked at after its start, half a second apart: one that cannot run ends within a second, and is started
 # again after two.
 looks=4
@@ -80,6 +88,7 @@ probe() {
     while read -r _ _ kind _; do
         [ "$kind" != cgroup2 ] || echo cgroup2=yes
     done </proc/mounts
+    echo "package=$package"
     echo "program=$(digest $program)"
     if [ -x $program ]; then
         echo "version=$(timeout 10 $program --version 2>/dev/null || :)"
@@ -215,6 +224,7 @@ put_back() {
 }
 
 remove() {
+    [ -z "$package" ] || dpkg --purge $name >/dev/null
     systemctl disable --quiet --now $name 2>/dev/null || :
     for file in $unit $settings $program; do
         rm -f "$file" "$file.new" "$file.previous"

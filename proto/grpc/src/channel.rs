@@ -107,6 +107,12 @@ impl Address {
     pub fn host(&self) -> &str {
         &self.host
     }
+
+    /// Its TCP port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
 }
 
 impl fmt::Display for Address {

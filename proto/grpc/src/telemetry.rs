@@ -1,6 +1,6 @@
 //! Log lines and traces of one program: where they go, and how a trace goes on in another program.
 //!
-//! Log: stderr, coloured on a terminal only. Traces: spans of our own crates over OTLP (gRPC), when an address is given; else
+//! Log: stderr, coloured on a terminal only; when that is systemd's journal, as the journal wants lines ([`journal`]). Traces: spans of our own crates over OTLP (gRPC), when an address is given; else
 //! no span is ever made. Spans are at DEBUG, so that the log does not repeat them, and whatever INFO says inside one goes with it.
 //! A receiver that is down, slow or deaf costs nothing but its spans: at most [`QUEUE_SPANS_MAX`] wait, what comes then is
 //! dropped; a thread of its own sends them; the last ones get [`FLUSH_WAIT`].
@@ -8,7 +8,7 @@
 //! Source: W3C Trace Context §3.2; OpenTelemetry, OTLP/gRPC.
 
 use std::fmt;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, fmt as log};
+
+mod journal;
 
 /// Variable of the environment that says the same as the flag `--otlp`. Source: OpenTelemetry, OTLP exporter configuration.
 pub const OTLP_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -157,14 +159,29 @@ pub fn start(
             .with_filter(filter_fn(is_traced))
     });
     let lines = filter.map(|filter| {
-        log::layer()
-            .with_writer(io::stderr)
-            .with_ansi(coloured())
-            .with_filter(filter)
+        let lines = log::layer().with_writer(io::stderr);
+        match journal::is_there() {
+            true => lines
+                .with_ansi(false)
+                .event_format(journal::Lines::new())
+                .with_filter(filter)
+                .boxed(),
+            false => lines.with_ansi(coloured()).with_filter(filter).boxed(),
+        }
     });
     // One that is there already stays: somebody has said where lines go.
     let _ = tracing_subscriber::registry().with(traces).with(lines).try_init();
     Ok(Telemetry(provider))
+}
+
+/// Says why a program ends, on stderr; in the journal it is an error.
+pub fn complain(text: impl fmt::Display) {
+    let mut lines = format!("{text}\n");
+    if journal::is_there() {
+        let plain = std::mem::take(&mut lines);
+        let _ = journal::write_lines(&mut lines, journal::ERROR, &plain); // A String takes all.
+    }
+    let _ = io::stderr().write_all(lines.as_bytes()); // That nobody may read it is no failure.
 }
 
 /// Whether log lines may be coloured: stderr is a terminal, and nobody has asked for none (`NO_COLOR`).

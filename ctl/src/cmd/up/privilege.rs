@@ -11,22 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
+use flowtilla_agent::capabilities::Set;
 
 use crate::exit::say;
-
-/// What is needed, and its number in the kernel's set. Source: Linux `include/uapi/linux/capability.h`.
-///
-/// `SYS_PTRACE` and `DAC_READ_SEARCH` are for other users' files in /proc.
-const NEEDED: [(&str, u32); 5] = [
-    ("CAP_DAC_READ_SEARCH", 2),
-    ("CAP_NET_ADMIN", 12),
-    ("CAP_SYS_PTRACE", 19),
-    ("CAP_PERFMON", 38),
-    ("CAP_BPF", 39),
-];
-
-/// Holds what `PERFMON` and `BPF` hold, and more.
-const SYS_ADMIN: u32 = 21;
 
 /// What follows from the capabilities.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,7 +32,7 @@ pub(crate) fn ensure() -> anyhow::Result<()> {
     let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status cannot be read")?;
     let root = rustix::process::geteuid().is_root();
     let sudo = env::var_os("PATH").and_then(|path| find_in(&path, "sudo"));
-    match judge(root, effective(&status).unwrap_or(0), sudo) {
+    match judge(root, Set::effective(&status).unwrap_or(Set(0)), sudo) {
         Verdict::GoOn => Ok(()),
         Verdict::Refuse(why) => anyhow::bail!(why),
         Verdict::Sudo { program, why } => {
@@ -61,13 +48,8 @@ pub(crate) fn ensure() -> anyhow::Result<()> {
     }
 }
 
-fn judge(root: bool, capabilities: u64, sudo: Option<PathBuf>) -> Verdict {
-    let has = |number: u32| capabilities & (1 << number) != 0;
-    let missing: Vec<&str> = NEEDED
-        .iter()
-        .filter(|(_, number)| !has(*number) && (*number < 38 || !has(SYS_ADMIN)))
-        .map(|&(name, _)| name)
-        .collect();
+fn judge(root: bool, effective: Set, sudo: Option<PathBuf>) -> Verdict {
+    let missing = effective.missing();
     if missing.is_empty() {
         return Verdict::GoOn;
     }
@@ -83,12 +65,6 @@ fn judge(root: bool, capabilities: u64, sudo: Option<PathBuf>) -> Verdict {
         Some(program) => Verdict::Sudo { program, why },
         None => Verdict::Refuse(format!("{why}, and there is no sudo; run this as root")),
     }
-}
-
-/// The effective set of `/proc/PID/status`.
-fn effective(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
 }
 
 /// The first executable file of this name in the folders of `path`.
@@ -111,10 +87,10 @@ mod tests {
 
     #[test]
     fn whoever_has_the_capabilities_goes_on() {
-        assert_eq!(judge(true, ALL, None), Verdict::GoOn);
-        assert_eq!(judge(false, ALL, None), Verdict::GoOn);
+        assert_eq!(judge(true, Set(ALL), None), Verdict::GoOn);
+        assert_eq!(judge(false, Set(ALL), None), Verdict::GoOn);
         assert_eq!(
-            judge(true, ALL & !(3 << 38), None),
+            judge(true, Set(ALL & !(3 << 38)), None),
             Verdict::GoOn,
             "SYS_ADMIN holds both"
         );
@@ -123,13 +99,14 @@ mod tests {
     #[test]
     fn others_go_through_sudo_when_there_is_one() {
         let sudo = PathBuf::from("/usr/bin/sudo");
-        let Verdict::Sudo { program, why } = judge(false, ALL & !(1 << 39) & !(1 << 21), Some(sudo.clone()))
+        let Verdict::Sudo { program, why } =
+            judge(false, Set(ALL & !(1 << 39) & !(1 << 21)), Some(sudo.clone()))
         else {
             panic!("it should go through sudo");
         };
         assert_eq!((program, why.as_str()), (sudo, "not root: CAP_BPF missing"));
         assert_eq!(
-            judge(false, ALL & !(1 << 39) & !(1 << 21) & !(1 << 12), None),
+            judge(false, Set(ALL & !(1 << 39) & !(1 << 21) & !(1 << 12)), None),
             Verdict::Refuse(
                 "not root: CAP_NET_ADMIN, CAP_BPF missing, and there is no sudo; run this as root".into()
             )
@@ -138,20 +115,13 @@ mod tests {
 
     #[test]
     fn root_without_capabilities_is_not_sent_round_in_circles() {
-        let Verdict::Refuse(why) = judge(true, 0xa804_25fb, Some("/usr/bin/sudo".into())) else {
+        let Verdict::Refuse(why) = judge(true, Set(0xa804_25fb), Some("/usr/bin/sudo".into())) else {
             panic!("sudo would not help");
         };
         assert!(
             why.starts_with("root lacks CAP_DAC_READ_SEARCH, CAP_NET_ADMIN,"),
             "{why}"
         );
-    }
-
-    #[test]
-    fn the_effective_set_is_read() {
-        assert_eq!(effective("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"), Some(ALL));
-        assert_eq!(effective("Name: x\n"), None);
-        assert_eq!(effective("CapEff: zz\n"), None);
     }
 
     #[test]

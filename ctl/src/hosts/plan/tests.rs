@@ -238,7 +238,12 @@ fn a_host_that_lacks_something_is_told_what_and_what_to_do() {
         (
             "libc=glibc 2.36",
             "libc=glibc 2.28",
-            "check: the host has glibc 2.28, the agent's program needs 2.34; build it on a system as old as that, and name it with --agent-binary",
+            "check: the host has glibc 2.28, the agent's program needs 2.34; name the program that runs on glibc 2.28 and later",
+        ),
+        (
+            "libc=glibc 2.36",
+            "libc=glibc 2.27",
+            "check: the host has glibc 2.27, the agent's program needs 2.34; take the host out of the group",
         ),
         ("libc=glibc 2.36", "libc=", "check: the host has no glibc;"),
         (
@@ -279,4 +284,23 @@ fn a_host_that_lacks_something_is_told_what_and_what_to_do() {
     assert_eq!(fits(&found("group-docker=yes"), &program("p1"), &docker), Ok(()));
     let noise = Found::read("This account is not available.\n").expect_err("no answer");
     assert!(noise.to_string().starts_with("probe: what came back"), "{noise}");
+}
+
+#[test]
+fn an_agent_of_a_package_keeps_its_program_and_its_unit() {
+    let agents = agent(AgentState::Connected, &[("role", "web")], &[]);
+    let packaged = format!("package=0.1.0-1\n{}", complete("0.1.0"));
+    let there = found(&packaged.replace("unit=u1", "unit=u0"));
+    let plan = planned(&there, &program("p2"), &agents);
+    assert!(plan.is_empty(), "{plan:?}");
+    let bare = found("package=0.1.0-1\nprogram=p1\nunit=u0\nsettings=s0\nactive=inactive\nenabled=enabled\n");
+    let plan = planned(&bare, &program("p2"), &BTreeMap::new());
+    assert!(plan.program.is_none() && !plan.unit && plan.settings);
+    assert_eq!(
+        (plan.enrol, plan.service),
+        (Some(Enrol::Anew), Some(Service::Restart))
+    );
+    let mut other = program("p2");
+    other.glibc = Glibc(99);
+    fits(&there, &other).expect("its own program is there");
 }

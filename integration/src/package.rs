@@ -1,0 +1,199 @@
+//! Debian packages: what is laid out for them, and their making.
+//!
+//! What a package holds stands in `[package.metadata.deb]` of its crate; [`lay_out`] puts what is built where that looks for it
+//! ([`Laid`]), pages of the manual and completions included, which the programs' own definitions of their flags make. The writer
+//! is cargo-deb, called as a library in a process of its own ([`write`]): it takes the folder from `CARGO_TARGET_DIR`.
+//! Builds nothing: `release.rs` of the test command does, and tests take what they have.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use cargo_deb::compress::{CompressConfig, Format};
+use cargo_deb::config::{BuildOptions, DebConfigOverrides, DebugSymbolOptions};
+use cargo_deb::listener::Listener;
+use cargo_deb::{CargoDeb, OutputPath};
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+
+use crate::process::run;
+
+/// Names of the packages, of their crates and of their programs.
+pub const PACKAGES: [&str; 3] = ["flowtilla-agent", "flowtilla-controller", "agentctl"];
+/// Shells that get completions.
+const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Fish];
+/// Section of the manual for daemons.
+const DAEMONS: &str = "8";
+
+/// A folder with everything that goes into packages.
+#[derive(Debug)]
+pub struct Laid(PathBuf);
+
+/// One package.
+#[derive(Debug, clap::Args)]
+pub struct Order {
+    /// Its name.
+    #[arg(long)]
+    package: String,
+    /// Folder that it is written to.
+    #[arg(long)]
+    out: PathBuf,
+    /// Debian's revision of this version.
+    #[arg(long)]
+    revision: String,
+    /// Larger, and written faster.
+    #[arg(long)]
+    fast: bool,
+}
+
+/// Lays out what goes into packages in `folder`: the programs of `built`, pages of the manual, completions.
+///
+/// # Errors
+/// When a program is not built or does not run here, or the disk refuses.
+pub fn lay_out(built: &Path, folder: &Path) -> Result<Laid> {
+    // Where cargo-deb looks for what a release build made.
+    let root = folder.join("release");
+    let (man, completions) = (root.join("man"), root.join("completions"));
+    for folder in [&man, &completions] {
+        fs::create_dir_all(folder)?;
+    }
+    for name in PACKAGES {
+        let from = built.join(name);
+        ensure!(from.is_file(), "{} is not built", from.display());
+        let to = root.join(name);
+        if to.exists() {
+            fs::remove_file(&to)?;
+        }
+        // Of another disk: copied.
+        if fs::hard_link(&from, &to).is_err() {
+            fs::copy(&from, &to).with_context(|| format!("copy {}", from.display()))?;
+        }
+    }
+    let agentctl = root.join("agentctl");
+    run(Command::new(&agentctl).arg("man").arg(&man))?;
+    for shell in SHELLS {
+        let text = run(Command::new(&agentctl).args(["completions", &shell.to_string()]))?;
+        fs::write(completions.join(file_name(shell, "agentctl")), text)?;
+    }
+    let daemons = [
+        ("flowtilla-agent", flowtilla_agent::config::Cli::command()),
+        (
+            "flowtilla-controller",
+            flowtilla_controller::config::Cli::command(),
+        ),
+    ];
+    for (name, mut command) in daemons {
+        for shell in SHELLS {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut command, name, &mut text);
+            fs::write(completions.join(file_name(shell, name)), text)?;
+        }
+        let mut command = command.disable_help_subcommand(true);
+        command.build();
+        write_pages(&command, &man)?;
+    }
+    for entry in fs::read_dir(&man)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "gz") {
+            run(Command::new("gzip").args(["-9nf", "--"]).arg(path))?;
+        }
+    }
+    Ok(Laid(folder.to_owned()))
+}
+
+/// A daemon's page, and one for each of its commands.
+fn write_pages(command: &clap::Command, folder: &Path) -> Result<()> {
+    for part in command.get_subcommands().filter(|part| !part.is_hide_set()) {
+        write_pages(part, folder)?;
+    }
+    let page = clap_mangen::Man::new(command.clone()).section(DAEMONS);
+    page.generate_to(folder)
+        .map(drop)
+        .context("write a page of the manual")
+}
+
+/// As the shell looks for it, but for bash, which looks for the bare name: that is the program's here.
+fn file_name(shell: Shell, name: &str) -> String {
+    match shell {
+        Shell::Zsh => format!("_{name}"),
+        Shell::Fish => format!("{name}.fish"),
+        _ => format!("{name}.bash"),
+    }
+}
+
+impl Laid {
+    /// Makes one of [`PACKAGES`] in `out` and returns its path. `maker`: the program `integration`. `fast`: larger, for a test.
+    ///
+    /// # Errors
+    /// When the metadata names what is not there, a tool is missing (dpkg-dev, binutils, xz-utils), or the disk refuses.
+    pub fn make(
+        &self,
+        maker: &Path,
+        package: &str,
+        out: &Path,
+        revision: &str,
+        fast: bool,
+    ) -> Result<PathBuf> {
+        fs::create_dir_all(out)?;
+        let mut command = Command::new(maker);
+        command
+            .args(["deb", "--package", package, "--revision", revision, "--out"])
+            .arg(out)
+            .args(fast.then_some("--fast"))
+            .env("CARGO_TARGET_DIR", &self.0)
+            .stdin(Stdio::null());
+        let said = run(&mut command)?;
+        let path = said.lines().next_back().map(PathBuf::from);
+        path.filter(|path| path.is_file())
+            .with_context(|| format!("no package was written: {said}"))
+    }
+}
+
+/// Writes one package, and its path to the standard output.
+///
+/// # Errors
+/// What cargo-deb says.
+pub fn write(order: &Order) -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let manifest = root.join("Cargo.toml");
+    let mut overrides = DebConfigOverrides::default();
+    overrides.deb_revision = Some(order.revision.clone());
+    let made = CargoDeb {
+        no_build: true,
+        deb_output: Some(OutputPath {
+            path: &order.out,
+            is_dir: true,
+        }),
+        compress_config: CompressConfig {
+            fast: order.fast,
+            compress_type: if order.fast { Format::Gzip } else { Format::Xz },
+            compress_system: !order.fast,
+            rsyncable: false,
+        },
+        options: BuildOptions {
+            manifest_path: Some(&manifest),
+            selected_package_name: Some(&order.package),
+            overrides,
+            debug: DebugSymbolOptions {
+                strip_override: Some(true),
+                ..DebugSymbolOptions::default()
+            },
+            ..BuildOptions::default()
+        },
+        ..CargoDeb::default()
+    };
+    made.process(&Warnings)
+        .with_context(|| format!("the package {}", order.package))
+}
+
+/// Tells warnings; the path of what was written goes to the standard output.
+struct Warnings;
+
+impl Listener for Warnings {
+    fn warning(&self, text: String) {
+        eprintln!("cargo-deb: {text}");
+    }
+
+    fn info(&self, _: String) {}
+}
