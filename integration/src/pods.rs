@@ -146,7 +146,7 @@ impl<'a> Containerd<'a> {
 
     /// Lets the left host forward for the pods' network, and the right one answer to it.
     fn join_networks(&self) -> Result<()> {
-        self.world.left.sysctl("net/ipv4/ip_forward", "1")?;
+        self.world.left.sysctl("ipv4/ip_forward", "1")?;
         let left = crate::world::LEFT_V4;
         self.world
             .right
@@ -370,28 +370,58 @@ impl Cri {
     /// # Errors
     /// What the runtime says.
     pub fn run_pod(&self, pod: &Pod) -> Result<Running> {
-        let owned = [
-            ("io.kubernetes.pod.name", pod.name.as_str()),
-            ("io.kubernetes.pod.namespace", NAMESPACE),
-            ("io.kubernetes.pod.uid", &pod.uid),
-        ];
-        let labels = |more: (&str, &str)| -> BTreeMap<String, String> {
-            let all = owned.into_iter().chain([more]);
-            all.map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .collect()
-        };
+        let config = Some(self.configuration(pod));
+        let sandbox = self.call("RunPodSandbox", RunPodSandboxRequest { config })?;
+        let container = self.run_container(pod, &sandbox, CONTAINER)?;
+        Ok(Running { sandbox, container })
+    }
+
+    /// Starts one more container of a pod; its id.
+    ///
+    /// # Errors
+    /// What the runtime says.
+    pub fn run_container(&self, pod: &Pod, sandbox: &str, name: &str) -> Result<String> {
+        let container = self.call(
+            "CreateContainer",
+            CreateContainerRequest {
+                pod_sandbox_id: sandbox.to_owned(),
+                config: Some(ContainerConfig {
+                    metadata: Some(ContainerMetadata {
+                        name: name.to_owned(),
+                    }),
+                    image: Some(ImageSpec {
+                        image: IMAGE.to_owned(),
+                        ..ImageSpec::default()
+                    }),
+                    command: vec!["/bin/sh".to_owned(), "-c".to_owned(), pod.script.clone()],
+                    labels: labels(pod, ("io.kubernetes.container.name", name)),
+                    linux: Some(LinuxContainerConfig {}),
+                }),
+                sandbox_config: Some(self.configuration(pod)),
+            },
+        )?;
+        self.call(
+            "StartContainer",
+            One {
+                id: container.clone(),
+            },
+        )?;
+        Ok(container)
+    }
+
+    fn configuration(&self, pod: &Pod) -> PodSandboxConfig {
         let network = match pod.on_host {
             true => NAMESPACE_NODE,
             false => NAMESPACE_POD,
         };
-        let config = PodSandboxConfig {
+        PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: pod.name.clone(),
                 uid: pod.uid.clone(),
                 namespace: NAMESPACE.to_owned(),
             }),
             hostname: pod.name.clone(),
-            labels: labels(("app", "web")),
+            labels: labels(pod, ("app", "web")),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: format!("/{}/kubepods/besteffort/pod{}", self.cgroups, pod.uid),
                 security_context: Some(LinuxSandboxSecurityContext {
@@ -401,39 +431,7 @@ impl Cri {
                     }),
                 }),
             }),
-        };
-        let sandbox = self.call(
-            "RunPodSandbox",
-            RunPodSandboxRequest {
-                config: Some(config.clone()),
-            },
-        )?;
-        let container = self.call(
-            "CreateContainer",
-            CreateContainerRequest {
-                pod_sandbox_id: sandbox.clone(),
-                config: Some(ContainerConfig {
-                    metadata: Some(ContainerMetadata {
-                        name: CONTAINER.to_owned(),
-                    }),
-                    image: Some(ImageSpec {
-                        image: IMAGE.to_owned(),
-                        ..ImageSpec::default()
-                    }),
-                    command: vec!["/bin/sh".to_owned(), "-c".to_owned(), pod.script.clone()],
-                    labels: labels(("io.kubernetes.container.name", CONTAINER)),
-                    linux: Some(LinuxContainerConfig {}),
-                }),
-                sandbox_config: Some(config),
-            },
-        )?;
-        self.call(
-            "StartContainer",
-            One {
-                id: container.clone(),
-            },
-        )?;
-        Ok(Running { sandbox, container })
+        }
     }
 
     /// Ends a pod and what runs in it.
@@ -478,6 +476,18 @@ impl Cri {
             .with_context(|| format!("{name} takes too long"))?
             .with_context(|| name)
     }
+}
+
+/// Labels that a kubelet gives, and one more.
+fn labels(pod: &Pod, more: (&str, &str)) -> BTreeMap<String, String> {
+    let all = [
+        ("io.kubernetes.pod.name", pod.name.as_str()),
+        ("io.kubernetes.pod.namespace", NAMESPACE),
+        ("io.kubernetes.pod.uid", &pod.uid),
+        more,
+    ];
+    let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    all.into_iter().map(owned).collect()
 }
 
 // What a kubelet tells a runtime; names and numbers are those of CRI v1.

@@ -9,14 +9,16 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use integration::cgroup::{self, Cgroup};
 use integration::need::{self, Need};
 use integration::pods::{CONTAINER, Containerd, Cri, NAMESPACE, Pod, Running, lacks_plugins};
 use integration::product::Agent;
-use integration::product::record::Container;
+use integration::product::record::{self, Container};
 use integration::scene::TOLD_WITHIN;
-use integration::wait::PATIENCE;
+use integration::wait::{self, PATIENCE, Stopwatch};
 use integration::world::{RIGHT_V4, World};
 use integration::{debian, pods, soak};
 
@@ -24,6 +26,9 @@ use integration::{debian, pods, soak};
 const PODS: usize = 200;
 /// Port that the first one connects to; each has the next.
 const PORT: usize = 22_000;
+/// Containers of the measurement, and how long it lasts.
+const AT_REST: usize = 200;
+const REST_FOR: Duration = Duration::from_secs(60);
 /// Pods started at a time.
 const AT_ONCE: usize = 3;
 /// Names that are used, again and again: what had a name before is another pod.
@@ -44,6 +49,42 @@ fn brief_pods_of_containerd_1_7_go_by_their_names() -> Result<()> {
 #[test]
 fn brief_pods_of_a_containerd_that_tells_by_itself_go_by_their_names() -> Result<()> {
     brief_pods(Some("sid"))
+}
+
+#[test]
+fn pods_older_than_an_agent_that_sees_its_own_cgroup_only_go_by_their_names() -> Result<()> {
+    let Some(package) = runtime_of(None)? else {
+        return Ok(());
+    };
+    let world = World::build()?;
+    let runtime = Containerd::start(&world, package.as_deref())?;
+    let at = SocketAddr::from((RIGHT_V4.parse::<Ipv4Addr>()?, u16::try_from(PORT)?));
+    let listener = world.right.enter(|| Ok(TcpListener::bind(at)?))?;
+    let pod = Pod {
+        name: "web-0".to_owned(),
+        uid: "00000000-0000-4000-8000-000000000000".to_owned(),
+        on_host: true,
+        script: format!("sleep 1000 | nc {RIGHT_V4} {PORT}"),
+    };
+    let running = runtime.cri()?.run_pod(&pod)?;
+    let (stream, _) = listener.accept()?;
+    let root = cgroup::root()?.context("cgroup2 is mounted")?;
+    let own = Cgroup::make(&root, &format!("agent-{}", std::process::id()), "inner")?;
+    let socket = runtime.socket().display().to_string();
+    let agent = Agent::in_cgroup_namespace(&own, &world.left, &["--container-socket", &socket])?;
+    drop(stream);
+    let found = containers_by_port(&agent, 1)?;
+    let wanted = Container {
+        id: running.container,
+        runtime: "kubernetes".to_owned(),
+        name: Some(CONTAINER.to_owned()),
+        pod: Some(record::Pod {
+            namespace: NAMESPACE.to_owned(),
+            name: pod.name,
+        }),
+    };
+    ensure!(found[&PORT] == wanted, "{found:?}");
+    agent.interrupt()?.check_laws()
 }
 
 /// Package of a containerd, or the system's own; `None`: skipped.
@@ -118,6 +159,40 @@ fn brief_pods(suite: Option<&str>) -> Result<()> {
         "{nameless} of {count} without their names"
     );
     agent.interrupt()?.check_laws()
+}
+
+/// Prints what many containers at rest cost the agent, beside an agent that asks nobody.
+#[test]
+#[ignore = "a measurement, for a quiet machine"]
+fn containers_at_rest() -> Result<()> {
+    let Some(package) = runtime_of(None)? else {
+        return Ok(());
+    };
+    let world = World::build()?;
+    let runtime = Containerd::start(&world, package.as_deref())?;
+    let cri = runtime.cri()?;
+    let pod = Pod {
+        name: "rest-0".to_owned(),
+        uid: "00000000-0000-4000-8000-000000000000".to_owned(),
+        on_host: false,
+        script: "exec sleep 1000000".to_owned(),
+    };
+    let running = cri.run_pod(&pod)?;
+    for n in 1..AT_REST {
+        cri.run_container(&pod, &running.sandbox, &format!("rest-{n}"))?;
+    }
+    let socket = runtime.socket().display().to_string();
+    let scope = format!("cgroup={}", runtime.cgroup()?.display());
+    for flags in [&["--no-container-names"][..], &["--container-socket", &socket]] {
+        let agent = Agent::start(&[&["--scope", &scope], flags].concat())?;
+        let (before, watch) = (agent.cpu_time()?, Stopwatch::start());
+        wait::throughout(REST_FOR, "rest", || true)?;
+        let cpu = (agent.cpu_time()? - before).as_secs_f64();
+        let share = 100.0 * cpu / watch.elapsed().as_secs_f64();
+        println!("{flags:?}: {AT_REST} containers at rest: {share:.3} % of a core");
+        agent.interrupt()?;
+    }
+    Ok(())
 }
 
 /// Waits for the flows of pods to end; which container was behind each.
