@@ -1,36 +1,33 @@
-//! Names of containers: asks the runtimes on this host that speak Docker's API, Docker and podman.
+//! Names of containers: asks the runtimes on this host, those that speak Docker's API (Docker, podman) and those that speak
+//! Kubernetes' CRI (containerd, CRI-O).
 //!
 //! In: paths of Unix sockets, and [`ContainerAsk`]s of naming. Out: [`ContainerNews`] for naming, by a bounded channel.
 //! A task a socket. It never touches a flow: the meter takes news at its own pace and waits for nobody, so a runtime that
 //! is slow, hangs or lies costs names and nothing else. Nothing is asked that changes anything.
 //!
-//! A socket's life: version (whose API it is), events followed from a moment ago, the list of what runs, then events and
-//! asks as they come. The list comes after the events have begun, so no container slips between. When anything fails or
-//! takes too long, everything is begun anew after a pause; a socket that is not there is tried for ever.
-//! Bounds: [`NEWS_MAX`], [`ASKS_MAX`], [`INSPECTS_MAX`], those of `http`, those of naming.
-//! Source: Docker Engine API 1.41 (`/version`, `/events`, `/containers/json`, `/containers/{id}/json`), asked for without
-//! a version: the newest one that the runtime has. Answers hold what is used here in all of them, and podman's too.
+//! A socket's life: whose API it is, then what `docker` or `cri` makes of it, until anything fails or takes too long. Then
+//! everything is begun anew after a pause; a socket that is not there is tried for ever.
+//! Which API a socket speaks shows when it is spoken to: the one that worked last or that its name promises goes first.
+//! Bounds: [`NEWS_MAX`], [`ASKS_MAX`], [`INSPECTS_MAX`], [`EVENTS_MAX`], those of `failure`, those of naming.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flowtilla_agent_core::backoff::Backoff;
 use flowtilla_agent_core::enrich::Naming;
-use flowtilla_agent_core::enrich::container::{ContainerAsk, ContainerId, ContainerNews, Teller};
+use flowtilla_agent_core::enrich::container::{ContainerAsk, ContainerNews, Teller};
 use flowtilla_proto::policy::SocketPath;
-use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
-use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock;
 
-mod api;
-mod http;
+mod cri;
+mod docker;
+mod failure;
 
-use api::{Event, Inspected, Listed, Version};
-use http::Failure;
+use failure::Failure;
 
 /// News that wait for the meter, which empties this five times a second. Beyond it the sockets' tasks wait.
 const NEWS_MAX: usize = 1_024;
@@ -40,12 +37,15 @@ const ASKS_MAX: usize = 256;
 const INSPECTS_MAX: usize = 4;
 /// Events that wait for their socket's task.
 const EVENTS_MAX: usize = 256;
-/// How far back events are asked for, in seconds: what began and ended while nobody listened.
-const LOOK_BACK_S: u64 = 30;
 /// Bound of the first pause before a lost socket is tried again, in milliseconds.
 const RETRY_BASE_MS: u64 = 200;
 /// Largest bound of the pause, in milliseconds. A try where nobody listens costs some 20 µs.
 const RETRY_CAP_MS: u64 = 1_000;
+/// Pause after an answer that no API here is spoken.
+///
+/// Docker's own containerd is such a one: its socket is there, its CRI is off. Half of it writes to that one's log for
+/// nothing; double it, and one whose CRI was switched on stays nameless for a minute.
+const UNSPOKEN_PAUSE: Duration = Duration::from_secs(30);
 /// How long flows wait for names of a runtime that was there and is not.
 ///
 /// A restart of Docker takes some seconds, and its first container may come before the next try. Half of it is shorter
@@ -76,6 +76,7 @@ impl Containers {
             let socket = Socket {
                 place,
                 path: Arc::new(path.as_path().to_owned()),
+                api: Api::promised(path.as_path()),
                 news: tell.clone(),
                 asks: asks.clone(),
                 backoff: Backoff::with_bounds(seed ^ place as u64, RETRY_BASE_MS, RETRY_CAP_MS),
@@ -118,9 +119,35 @@ impl Link {
 struct Socket {
     place: usize,
     path: Arc<PathBuf>,
+    api: Api,
     news: mpsc::Sender<ContainerNews>,
     asks: broadcast::Sender<ContainerAsk>,
     backoff: Backoff,
+}
+
+/// What may be spoken on a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Api {
+    Docker,
+    Cri,
+}
+
+impl Api {
+    /// What the socket's name promises; that it keeps it is seen later.
+    fn promised(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        match name.contains("containerd") || name.contains("cri") {
+            true => Self::Cri,
+            false => Self::Docker,
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Docker => Self::Cri,
+            Self::Cri => Self::Docker,
+        }
+    }
 }
 
 /// Why a socket's task is at an end with its connection.
@@ -143,6 +170,14 @@ impl<T> From<mpsc::error::SendError<T>> for Ended {
     }
 }
 
+/// How a socket was lost, or not reached.
+struct Lost {
+    why: String,
+    is_absence: bool,
+    /// By neither API.
+    is_unspoken: bool,
+}
+
 impl Socket {
     async fn run(mut self) {
         let mut lost_at: Option<Instant> = None;
@@ -150,24 +185,22 @@ impl Socket {
         let mut last = String::new();
         loop {
             let mut was_up = false;
-            let Err(ended) = self.connection(&mut was_up).await else {
+            let Some(lost) = self.attempt(&mut was_up).await else {
                 return;
             };
-            let Ended::Failed(failure) = ended else { return };
             if was_up {
                 self.backoff.handle_success();
                 lost_at = Some(clock::instant());
                 told = None;
                 last.clear();
             }
-            let why = http::chain(&failure);
-            if why != last {
-                let socket = self.path.display();
-                match failure.is_absence() && !was_up {
+            if lost.why != last {
+                let (socket, why) = (self.path.display(), lost.why.as_str());
+                match (lost.is_absence || lost.is_unspoken) && !was_up {
                     true => tracing::debug!(%socket, why, "no container runtime here"),
                     false => tracing::warn!(%socket, why, "names of containers: no answer; trying again"),
                 }
-                last = why;
+                last = lost.why;
             }
             let stands = match lost_at.is_some_and(|at| at.elapsed() < RECOVERY) {
                 true => Teller::Trying,
@@ -180,80 +213,55 @@ impl Socket {
                     return;
                 }
             }
-            tokio::time::sleep(self.backoff.handle_failure()).await;
+            let pause = self.backoff.handle_failure();
+            tokio::time::sleep(match lost.is_unspoken {
+                true => UNSPOKEN_PAUSE,
+                false => pause,
+            })
+            .await;
         }
     }
 
-    /// From the first request to the failure that ends it; `is_up` once the runtime has told what runs.
-    async fn connection(&mut self, is_up: &mut bool) -> Result<(), Ended> {
-        let version: Version = http::read(&self.path, "/version", http::ANSWER_OCTETS_MAX).await?;
-        let kind = version.kind();
-        let since = (clock::wall_now().0 / 1_000_000_000).saturating_sub(LOOK_BACK_S);
-        let (send, mut lines) = mpsc::channel(EVENTS_MAX);
-        let follow = http::follow(Arc::clone(&self.path), api::events(since), send);
-        let mut follow = AbortOnDropHandle::new(tokio::spawn(follow));
-        let mut asks = self.asks.subscribe();
-        let mut containers = 0;
-        match http::read::<Vec<Listed>>(&self.path, api::LIST, http::LIST_OCTETS_MAX).await {
-            Ok(list) => {
-                for facts in list.iter().filter_map(Listed::facts) {
-                    containers += 1;
-                    self.news.send(ContainerNews::Known(facts)).await?;
-                }
-            }
-            // Each is asked for when a flow shows it.
-            Err(Failure::TooLong { max }) => {
-                tracing::warn!(socket = %self.path.display(), max, "the list of containers is too long to be read");
-            }
-            Err(failure) => return Err(failure.into()),
+    /// One connection, by the other API if it is not the one that was expected; `None`: nobody listens to news any more.
+    /// `is_up` once the runtime has told what runs.
+    async fn attempt(&mut self, is_up: &mut bool) -> Option<Lost> {
+        let first = self.speak(self.api, is_up).await?;
+        let lost = |failure: &Failure, why: String| Lost {
+            why,
+            is_absence: failure.is_absence(),
+            is_unspoken: false,
+        };
+        if *is_up || !first.may_be_another_api() {
+            return Some(lost(&first, first.chain()));
         }
-        self.news
-            .send(ContainerNews::Stands(self.place, Teller::Tells(kind)))
-            .await?;
-        *is_up = true;
-        tracing::info!(socket = %self.path.display(), runtime = ?kind, containers, "containers go by their names");
-        let mut inspects = JoinSet::new();
-        loop {
-            // No order: a flood of one kind must not keep the others waiting.
-            tokio::select! {
-                line = lines.recv() => match line {
-                    Some(line) => {
-                        if let Some(facts) = Event::facts(&line) {
-                            self.news.send(ContainerNews::Known(facts)).await?;
-                        }
-                    }
-                    None => return Err((&mut follow).await.unwrap_or(Failure::Ended).into()),
-                },
-                Some(inspected) = inspects.join_next() => {
-                    if let Ok(inspected) = inspected {
-                        self.news.send(inspected?).await?;
-                    }
-                }
-                asked = asks.recv(), if inspects.len() < INSPECTS_MAX => match asked {
-                    Ok(ask) => {
-                        if kind.may_know(ask.runtime) {
-                            inspects.spawn(inspect(Arc::clone(&self.path), ask.id));
-                        }
-                    }
-                    Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => return Err(Ended::Unwanted),
-                },
-            }
+        let other = self.api.other();
+        let second = self.speak(other, is_up).await?;
+        if *is_up {
+            self.api = other;
+            return Some(lost(&second, second.chain()));
         }
+        let why = format!(
+            "by {:?}: {}; by {other:?}: {}",
+            self.api,
+            first.chain(),
+            second.chain()
+        );
+        Some(Lost {
+            why,
+            is_absence: second.is_absence(),
+            is_unspoken: first.is_unspoken() || second.is_unspoken(),
+        })
     }
-}
 
-async fn inspect(socket: Arc<PathBuf>, id: ContainerId) -> Result<ContainerNews, Failure> {
-    let found = http::read::<Inspected>(&socket, &api::inspect(id), http::ANSWER_OCTETS_MAX).await;
-    match found {
-        Ok(found) => Ok(found
-            .facts(id)
-            .map_or(ContainerNews::NotMine(id), ContainerNews::Known)),
-        // Broken, too long or gone: this one has no name, the others may.
-        Err(Failure::Status(_) | Failure::TooLong { .. } | Failure::Malformed(_)) => {
-            Ok(ContainerNews::NotMine(id))
+    async fn speak(&self, api: Api, is_up: &mut bool) -> Option<Failure> {
+        let ended = match api {
+            Api::Docker => self.by_docker(is_up).await,
+            Api::Cri => self.by_cri(is_up).await,
+        };
+        match ended {
+            Err(Ended::Failed(failure)) => Some(failure),
+            Err(Ended::Unwanted) => None,
         }
-        Err(failure) => Err(failure),
     }
 }
 

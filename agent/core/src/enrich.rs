@@ -199,10 +199,24 @@ impl Naming {
             NameObservation::Cgroup { id, path } => {
                 // A path of full length may have lost its end, and with it the container: it is asked for instead.
                 if path.len() < CGROUP_PATH_MAX - 1 {
-                    self.cgroups.know(*id, CgroupPath::known(path));
+                    self.learn_cgroup(*id, path);
                 }
             }
         }
+    }
+
+    /// Its container may end before a flow of it is told: what it is called is asked for at once.
+    fn learn_cgroup(&mut self, id: u64, path: &str) {
+        let known = CgroupPath::known(path);
+        if let CgroupPath::Known {
+            container: Some(container),
+            ..
+        } = &known
+            && let Some(id) = ContainerId::parse(&container.id)
+        {
+            self.containers.foresee(id, container.runtime);
+        }
+        self.cgroups.know(id, known);
     }
 
     /// Shows this much of command lines from now on; what was described before is described anew.

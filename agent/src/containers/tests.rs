@@ -4,12 +4,13 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use flowtilla_agent_core::enrich::NamingOptions;
-use flowtilla_agent_core::enrich::container::RuntimeKind;
+use flowtilla_agent_core::enrich::container::{ContainerId, RuntimeKind};
 use flowtilla_proto::policy::Policy;
 use flowtilla_proto::wire;
 
 use super::*;
 
+const LIST: &str = "/containers/json";
 const ID: &str = "4f2f9a0c3d1e5b6a79880102030405060708090a0b0c0d0e0f1011121314a5b6";
 /// For what takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -95,7 +96,7 @@ fn hang(to: &mut UnixStream) {
 fn sound(target: &str, to: &mut UnixStream) {
     match target.split('?').next() {
         Some("/version") => say(to, r#"{"Components":[{"Name":"Engine"}]}"#),
-        Some("/containers/json") => say(to, "[]"),
+        Some(LIST) => say(to, "[]"),
         Some("/events") => hang(to),
         _ => say(
             to,
@@ -181,7 +182,7 @@ async fn a_runtime_that_comes_late_and_is_lost_is_found_again() {
 async fn a_list_too_long_or_events_that_are_none_cost_only_themselves() {
     let runtime = Runtime::absent();
     runtime.serve(usize::MAX, |target, to| match target.split('?').next() {
-        Some("/containers/json") => {
+        Some(LIST) => {
             let _ = write!(to, "HTTP/1.1 200 OK\r\n\r\n[");
             let chunk = vec![b' '; 1 << 16];
             while to.write_all(&chunk).is_ok() {}
@@ -190,7 +191,7 @@ async fn a_list_too_long_or_events_that_are_none_cost_only_themselves() {
             let event = |id: &str, name: &str| {
                 format!(r#"{{"Type":"container","Actor":{{"ID":"{id}","Attributes":{{"name":"{name}"}}}}}}"#)
             };
-            let long = "x".repeat(2 * http::EVENT_OCTETS_MAX);
+            let long = "x".repeat(2 * docker::http::EVENT_OCTETS_MAX);
             let body = [
                 "no JSON".to_owned(),
                 "{}".to_owned(),
@@ -241,7 +242,7 @@ async fn what_speaks_no_docker_is_away_and_holds_up_nobody() {
 async fn one_that_hangs_at_an_ask_is_left_and_begun_anew() {
     let runtime = Runtime::absent();
     runtime.serve(usize::MAX, |target, to| match target {
-        target if target.ends_with("/json") && target != api::LIST => hang(to),
+        target if target.ends_with("/json") && target != LIST => hang(to),
         _ => sound(target, to),
     });
     let (_tasks, mut link) = start(&runtime);
@@ -275,30 +276,4 @@ fn the_meter_takes_no_more_at_a_time_than_fits_the_channel() {
     }
     link.tell(&mut naming);
     assert!(link.news.try_recv().is_err());
-}
-
-/// Source: what Docker 20.10.24 and podman 4.3.1 answered; a name by a link was added to Docker's.
-#[test]
-fn real_answers_are_read() {
-    for (answer, name, image) in [
-        (include_str!("tests/docker-list.json"), "web", "img:1"),
-        (include_str!("tests/podman-list.json"), "pweb2", "localhost/img:1"),
-    ] {
-        let list: Vec<Listed> = serde_json::from_str(answer).expect("a list");
-        let facts = list[0].facts().expect("a container");
-        assert_eq!(
-            (facts.name(), facts.image(), facts.label("app")),
-            (name, image, Some("shop"))
-        );
-    }
-    let renamed = r#"{"status":"rename","Type":"container","Action":"rename","Actor":{"ID":"ID","Attributes":{"app":"shop",
-        "image":"img:1","name":"web2","oldName":"/web"}},"scope":"local","time":1795879186}"#;
-    let facts =
-        Event::facts(renamed.replace("ID\":\"ID", &format!("ID\":\"{ID}")).as_bytes()).expect("a container");
-    assert_eq!((facts.name(), facts.label("app")), ("web2", Some("shop")));
-    assert_eq!(facts.label("oldName"), None);
-    assert_eq!(
-        Event::facts(renamed.replace("\"container\"", "\"image\"").as_bytes()),
-        None
-    );
 }

@@ -2,10 +2,12 @@
 //!
 //! A crate of its own, because the agent's core uses the API's messages and must not reach a network.
 //! In: where the controller is, whom to trust, who one is. Out: a [`tonic::transport::Channel`]. Reads no files.
-//! Beside it stands what all programs do the same way so that one change is one trace: [`telemetry`].
+//! Beside it stands what all programs do the same way so that one change is one trace: [`telemetry`]. And [`cri`]: the API of
+//! Kubernetes' runtimes, which is another's.
 
 pub mod channel;
 pub mod codec;
+pub mod cri;
 pub mod svid;
 pub mod telemetry;
 pub mod trust;

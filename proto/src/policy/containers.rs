@@ -11,8 +11,14 @@ pub const SOCKETS_MAX: usize = 8;
 /// Longest path of a Unix socket, in octets. Source: Linux `sun_path`, its NUL not counted.
 pub const SOCKET_OCTETS_MAX: usize = 107;
 
-/// Where Docker and podman listen when nobody changed it.
-const USUAL: [&str; 2] = ["/run/docker.sock", "/run/podman/podman.sock"];
+/// Where Docker, podman, containerd, CRI-O and k3s listen when nobody changed it.
+const USUAL: [&str; 5] = [
+    "/run/docker.sock",
+    "/run/podman/podman.sock",
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+    "/run/k3s/containerd/containerd.sock",
+];
 
 /// The path of a Unix socket: begins with `/`, at most [`SOCKET_OCTETS_MAX`] octets, without control characters. Whether
 /// somebody listens is seen when it is used.
@@ -28,7 +34,7 @@ impl SocketPath {
 }
 
 /// Sockets of runtimes that are asked for the names of containers, at most [`SOCKETS_MAX`], none twice. Empty: nobody is
-/// asked. The default: the usual ones of Docker and podman.
+/// asked. The default: the usual ones of Docker, podman, containerd, CRI-O and k3s.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Containers(Vec<SocketPath>);
 

@@ -404,6 +404,19 @@ impl Containers {
         }
     }
 
+    /// Has a container asked for that nobody has told of and no flow has shown: by runtimes that may not tell by themselves.
+    pub(super) fn foresee(&mut self, id: ContainerId, runtime: Runtime) {
+        let waits = |teller: &Teller| *teller == Teller::Tells(RuntimeKind::Cri);
+        if self.tellers.iter().any(waits)
+            && RuntimeKind::Cri.may_know(runtime)
+            && !self.entries.contains(&id)
+            && self.asks.len() < CONTAINER_ASKS_MAX
+        {
+            self.counts.asks += 1;
+            self.asks.push_back(ContainerAsk { id, runtime });
+        }
+    }
+
     /// What is known, and whether it is worth to wait for more.
     pub(super) fn look(
         &mut self,
@@ -664,6 +677,28 @@ mod tests {
         let later = TOLD.after(ASK_AGAIN);
         assert_eq!(named(&mut containers, Runtime::Docker, later), (None, false));
         assert!(containers.poll_ask().is_some());
+    }
+
+    #[test]
+    fn a_container_of_kubernetes_is_asked_for_before_a_flow_shows_it_and_still_waited_for() {
+        let mut containers = with(&[Teller::Tells(RuntimeKind::Docker)]);
+        containers.foresee(id(1), Runtime::Kubernetes);
+        assert_eq!(containers.poll_ask(), None, "Docker tells by itself");
+        let mut containers = with(&[Teller::Tells(RuntimeKind::Cri)]);
+        containers.foresee(id(1), Runtime::Docker);
+        assert_eq!(containers.poll_ask(), None, "it is none of its own");
+        containers.foresee(id(1), Runtime::Containerd);
+        assert!(containers.poll_ask().is_some());
+        let late = TOLD.after(2 * CONTAINER_WAIT);
+        assert_eq!(named(&mut containers, Runtime::Containerd, late), (None, true));
+        assert!(containers.poll_ask().is_some());
+        containers.learn(ContainerNews::Known(facts(1, "web")));
+        containers.foresee(id(1), Runtime::Containerd);
+        assert_eq!(containers.poll_ask(), None);
+        for n in 2..2 * CONTAINER_ASKS_MAX {
+            containers.foresee(id(n), Runtime::Containerd);
+        }
+        assert_eq!(containers.asks.len(), CONTAINER_ASKS_MAX);
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn words() -> impl Strategy<Value = String> {
 }
 
 fn owners() -> impl Strategy<Value = Owner> {
-    let names = (words(), words(), words(), words(), words(), any::<[bool; 6]>()).prop_map(
+    let names = (words(), words(), words(), words(), words(), any::<[bool; 7]>()).prop_map(
         |(executable, command_line, user, parent, container, known)| {
             let some = |at: usize, text: &String| known[at].then(|| text.clone());
             Names {

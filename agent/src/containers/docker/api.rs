@@ -157,3 +157,40 @@ fn facts(
     let labels = labels.map(|(key, value)| (key.as_str(), value.as_str()));
     ContainerFacts::new(id, name, image.unwrap_or_default(), labels)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "4f2f9a0c3d1e5b6a79880102030405060708090a0b0c0d0e0f1011121314a5b6";
+
+    /// Source: what Docker 20.10.24 and podman 4.3.1 answered; a name by a link was added to Docker's.
+    #[test]
+    fn real_answers_are_read() {
+        for (answer, name, image) in [
+            (include_str!("../tests/docker-list.json"), "web", "img:1"),
+            (
+                include_str!("../tests/podman-list.json"),
+                "pweb2",
+                "localhost/img:1",
+            ),
+        ] {
+            let list: Vec<Listed> = serde_json::from_str(answer).expect("a list");
+            let facts = list[0].facts().expect("a container");
+            assert_eq!(
+                (facts.name(), facts.image(), facts.label("app")),
+                (name, image, Some("shop"))
+            );
+        }
+        let renamed = r#"{"status":"rename","Type":"container","Action":"rename","Actor":{"ID":"ID","Attributes":{"app":"shop",
+            "image":"img:1","name":"web2","oldName":"/web"}},"scope":"local","time":1795879186}"#;
+        let facts = Event::facts(renamed.replace("ID\":\"ID", &format!("ID\":\"{ID}")).as_bytes())
+            .expect("a container");
+        assert_eq!((facts.name(), facts.label("app")), ("web2", Some("shop")));
+        assert_eq!(facts.label("oldName"), None);
+        assert_eq!(
+            Event::facts(renamed.replace("\"container\"", "\"image\"").as_bytes()),
+            None
+        );
+    }
+}

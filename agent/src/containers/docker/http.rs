@@ -1,11 +1,9 @@
 //! Requests to a runtime over its Unix socket, each with a connection of its own, bounded in time and octets.
 //!
-//! In: a path and a target. Out: what JSON the answer holds, or lines of a stream. Knows no API.
+//! In: a path and a target. Out: what JSON the answer holds, or lines of a stream.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
@@ -18,79 +16,12 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How long an answer may take, from connecting to its last octet.
-///
-/// Docker lists 200 containers in some 50 ms. Half of it gives up a daemon that is busy; double it, and one that hangs is
-/// noticed after names were missed for twice as long.
-const REQUEST_WAIT: Duration = Duration::from_secs(5);
-/// Longest answer but the list's. An inspection takes some 10 KiB.
-pub(super) const ANSWER_OCTETS_MAX: usize = 1 << 20;
-/// Longest list: some 4,000 containers of 2 KiB.
-pub(super) const LIST_OCTETS_MAX: usize = 8 << 20;
+use crate::containers::failure::{Failure, REQUEST_WAIT};
+
 /// Longest event: ten times one with labels of 20 KiB. A longer one is passed over.
-pub(super) const EVENT_OCTETS_MAX: usize = 256 << 10;
+pub(in super::super) const EVENT_OCTETS_MAX: usize = 256 << 10;
 /// What hyper reads ahead, head of the answer included.
 const BUFFER_OCTETS_MAX: usize = 64 << 10;
-
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
-    /// Nobody listens.
-    #[error("connecting")]
-    Connect(#[source] io::Error),
-    /// The socket is there, and not for us.
-    #[error(
-        "it may not be used by this agent's user; give that write access to it (Docker: SupplementaryGroups=docker in the \
-         agent's unit)"
-    )]
-    Denied,
-    /// It hangs, or is very slow.
-    #[error("no answer within {} s", REQUEST_WAIT.as_secs())]
-    Late,
-    /// The connection broke, or what came is no HTTP.
-    #[error("the connection")]
-    Connection(#[source] hyper::Error),
-    /// It refuses.
-    #[error("it answers {0}")]
-    Status(StatusCode),
-    /// More than is read.
-    #[error("an answer of more than {max} octets")]
-    TooLong {
-        /// Octets that would be read.
-        max: usize,
-    },
-    /// No JSON, or not what the API says.
-    #[error("an answer that cannot be read")]
-    Malformed(#[source] serde_json::Error),
-    /// No more events.
-    #[error("it ended the stream of events")]
-    Ended,
-}
-
-impl Failure {
-    /// Whether nobody is there, rather than somebody who does not answer.
-    pub(super) fn is_absence(&self) -> bool {
-        let absent = |error: &io::Error| {
-            matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-            )
-        };
-        matches!(self, Self::Connect(error) if absent(error))
-    }
-}
-
-/// A failure with its causes, on one line.
-pub(super) fn chain(failure: &Failure) -> String {
-    let mut told = failure.to_string();
-    let mut source = std::error::Error::source(failure);
-    while let Some(cause) = source {
-        told.push_str(": ");
-        told.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    told
-}
 
 /// An answer that has begun; its connection ends with it.
 struct Answer {
@@ -147,12 +78,7 @@ pub(super) async fn follow(socket: Arc<PathBuf>, target: String, lines: mpsc::Se
 }
 
 async fn ask(socket: &Path, target: &str) -> Result<Answer, Failure> {
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => Failure::Denied,
-            _ => Failure::Connect(error),
-        })?;
+    let stream = UnixStream::connect(socket).await.map_err(Failure::connect)?;
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER_OCTETS_MAX)
         .handshake(TokioIo::new(stream))

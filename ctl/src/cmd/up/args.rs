@@ -76,8 +76,8 @@ pub(crate) struct UpArgs {
     #[arg(long, value_enum)]
     pub(crate) command_line: Option<CommandLine>,
 
-    /// Unix socket of a runtime that speaks Docker's API and knows the names of containers. May be repeated [default:
-    /// /run/docker.sock and /run/podman/podman.sock].
+    /// Unix socket of a runtime that knows the names of containers: Docker, podman, containerd, CRI-O. May be repeated
+    /// [default: the usual ones of all four, and k3s's].
     #[arg(long, value_name = "PATH")]
     pub(crate) container_socket: Vec<String>,
 
