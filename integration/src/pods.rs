@@ -97,15 +97,14 @@ impl<'a> Containerd<'a> {
         self.path("containerd.sock")
     }
 
-    /// Folder of the cgroups of all its pods in cgroup2, which is made here.
+    /// What an agent is to see that sees its pods only; their cgroup is made here.
     ///
     /// # Errors
     /// When there is no cgroup2.
-    pub fn cgroup(&self) -> Result<PathBuf> {
+    pub fn scope(&self) -> Result<String> {
         let root = crate::cgroup::root()?.context("cgroup2 is mounted")?;
-        let folder = root.join(&self.cgroups);
-        fs::create_dir_all(&folder)?;
-        Ok(folder)
+        fs::create_dir_all(root.join(&self.cgroups))?;
+        Ok(format!("cgroup=/{}", self.cgroups))
     }
 
     /// A connection to it.
@@ -410,9 +409,10 @@ impl Cri {
     }
 
     fn configuration(&self, pod: &Pod) -> PodSandboxConfig {
-        let network = match pod.on_host {
-            true => NAMESPACE_NODE,
-            false => NAMESPACE_POD,
+        // With the host's network goes the host's name.
+        let (network, hostname) = match pod.on_host {
+            true => (NAMESPACE_NODE, String::new()),
+            false => (NAMESPACE_POD, pod.name.clone()),
         };
         PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
@@ -420,7 +420,7 @@ impl Cri {
                 uid: pod.uid.clone(),
                 namespace: NAMESPACE.to_owned(),
             }),
-            hostname: pod.name.clone(),
+            hostname,
             labels: labels(pod, ("app", "web")),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: format!("/{}/kubepods/besteffort/pod{}", self.cgroups, pod.uid),

@@ -120,7 +120,7 @@ fn brief_pods(suite: Option<&str>) -> Result<()> {
     let count = soak::count(PODS);
     let served = serve(&world, count)?;
     let socket = runtime.socket().display().to_string();
-    let scope = format!("cgroup={}", runtime.cgroup()?.display());
+    let scope = runtime.scope()?;
     let agent = Agent::start(&["--scope", &scope, "--container-socket", &socket])?;
     let mut wanted = BTreeMap::new();
     let halves = [0..count / 2, count / 2..count];
@@ -182,7 +182,7 @@ fn containers_at_rest() -> Result<()> {
         cri.run_container(&pod, &running.sandbox, &format!("rest-{n}"))?;
     }
     let socket = runtime.socket().display().to_string();
-    let scope = format!("cgroup={}", runtime.cgroup()?.display());
+    let scope = runtime.scope()?;
     for flags in [&["--no-container-names"][..], &["--container-socket", &socket]] {
         let agent = Agent::start(&[&["--scope", &scope], flags].concat())?;
         let (before, watch) = (agent.cpu_time()?, Stopwatch::start());
