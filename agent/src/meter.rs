@@ -20,6 +20,7 @@ use std::time::Duration;
 use flowtilla_agent_core::encode::listening::{Listening, ListeningPorts};
 use flowtilla_agent_core::enrich::{CommandLineMode, Naming, NamingState};
 use flowtilla_agent_core::filter::Filter;
+use flowtilla_agent_core::filter::cgroups::Rules;
 use flowtilla_agent_core::fleet::{FarEnd, start_of};
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Protocol};
 use flowtilla_agent_core::flow::restore::Restore;
@@ -495,10 +496,15 @@ impl Meter {
     /// Has the kernel leave out what it can.
     fn leave_out(&mut self, now: KernelTime) {
         let Some(capture) = &mut self.capture else { return };
-        // Sockets that were left out until now are to be found, and the UDP sockets of what is left out from here on.
-        self.state.walk_wanted |= self
+        let changed = self
             .outside
             .turn(self.filter.as_ref(), &mut self.naming, capture, now);
+        // Sockets that were left out until now are to be found, and the UDP sockets of what is left out from here on.
+        self.state.walk_wanted |= changed.is_some();
+        // Policies change seldom; containers come and go all the time.
+        if changed == Some(Rules::Changed) {
+            self.state.next_file_walk = now;
+        }
     }
 
     fn count_unnamed(&mut self) {

@@ -271,12 +271,12 @@ mod tests {
             (
                 &["up", "--include", "port=80,host=x"],
                 "--include: \"port=80,host=x\" has the member \"host=x\", which is of no known kind; write \
-                 cidr=…,port=…,process=…,user=…,cgroup=…, each as often as needed",
+                 cidr=…,port=…,process=…,user=…,cgroup=…,container=…,image=…,namespace=…,pod-label=…, each as often as needed",
             ),
             (
                 &["up", "--exclude", ""],
                 "--exclude: \"\" has the member \"\", which is of no known kind; write \
-                 cidr=…,port=…,process=…,user=…,cgroup=…, each as often as needed",
+                 cidr=…,port=…,process=…,user=…,cgroup=…,container=…,image=…,namespace=…,pod-label=…, each as often as needed",
             ),
             (
                 &["up", "--sample", "4"],

@@ -175,10 +175,11 @@ static __always_inline void tell_listener(const struct tcp_entry *e, __u64 cooki
 /* IPv4 in IPv6 is IPv4 on the wire. */
 static __always_inline __u32 ip_header(struct sock *sk)
 {
-	const struct in6_addr *to = &sk->__sk_common.skc_v6_daddr;
-	bool v6 = sk->__sk_common.skc_family == AF_INET6 &&
-		  (to->in6_u.u6_addr32[0] || to->in6_u.u6_addr32[1] || to->in6_u.u6_addr32[2] != bpf_htonl(0xffff));
-	return v6 ? 40 : 20;
+	if (sk->__sk_common.skc_family != AF_INET6)
+		return 20;
+	__u32 to[4] = {};
+	bpf_probe_read_kernel(to, sizeof(to), &sk->__sk_common.skc_v6_daddr);
+	return to[0] || to[1] || to[2] != bpf_htonl(0xffff) ? 40 : 20;
 }
 
 /* A connection that is left out begins. Of a passive one the SYN-ACK was the listener's: no counter of its own has it. */

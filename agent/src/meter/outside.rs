@@ -86,14 +86,14 @@ impl Outside {
         self.gone.extend(gone);
     }
 
-    /// Brings the kernel's map to what is wanted; whether anything changed.
+    /// Brings the kernel's map to what is wanted. `None`: nothing changed; else whether because of other rules.
     pub(super) fn turn(
         &mut self,
         filter: Option<&Filter>,
         naming: &mut Naming,
         capture: &mut Capture,
         now: KernelTime,
-    ) -> bool {
+    ) -> Option<Rules> {
         let mut changed = false;
         for id in std::mem::take(&mut self.gone) {
             if let Some(change) = self.cgroups.remove(id) {
@@ -104,7 +104,7 @@ impl Outside {
         self.due |= naming.take_places_changed();
         if !self.due || now < self.next {
             self.set_depths(changed, capture);
-            return changed;
+            return changed.then_some(Rules::Same);
         }
         let began = clock::instant();
         self.due = false;
@@ -124,7 +124,7 @@ impl Outside {
         }
         self.set_depths(changed, capture);
         self.next = now.after((began.elapsed() * ROUND_SHARE).max(Duration::from_millis(1)));
-        changed
+        changed.then_some(rules)
     }
 
     /// Whether the kernel leaves anything out.
