@@ -100,7 +100,9 @@ impl Sums {
             let both = if side == Side::Flow { other } else { 0 };
             sums.retransmits = u64::from(own) + u64::from(both);
             (sums.rtt_us, sums.rtt_samples) = sample(tcp.rtt_us);
-            (sums.rtt_variance_us, sums.rtt_variance_samples) = sample(tcp.rtt_variance_us);
+            // Before there is a round-trip time, the kernel's deviation is a guess.
+            let variance = tcp.rtt_us.and(tcp.rtt_variance_us);
+            (sums.rtt_variance_us, sums.rtt_variance_samples) = sample(variance);
         }
         sums
     }

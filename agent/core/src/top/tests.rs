@@ -211,9 +211,17 @@ fn a_failed_attempt_counts_for_who_tried_and_for_nobody_else() {
             Owner::unknown(Unknown::NotSeen),
         );
         failed.reason = reason;
+        failed.tcp = failed.tcp.map(|tcp| TcpFigures { rtt_us: None, ..tcp });
         top.take(&failed, at(0));
     }
     let report = all(&mut top, View::Processes, at(0));
+    // What the kernel begins with is no measured deviation.
+    assert!(
+        report
+            .rows
+            .iter()
+            .all(|row| row.window.rtt_variance_mean_us().is_none())
+    );
     let failed: BTreeMap<String, u64> = named(&report)
         .into_iter()
         .map(|(name, sums)| (name, sums.failed))
