@@ -30,6 +30,27 @@ const DAEMONS: &str = "8";
 #[derive(Debug)]
 pub struct Laid(PathBuf);
 
+/// Who has linked the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linked {
+    /// zig, for hosts of any age.
+    ForAny,
+    /// This system's own linker, for hosts as new as it.
+    Native,
+    /// The same; the package is for a test, and larger.
+    NativeForTest,
+}
+
+impl Linked {
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::ForAny => &[],
+            Self::Native => &["--native"],
+            Self::NativeForTest => &["--native", "--fast"],
+        }
+    }
+}
+
 /// One package.
 #[derive(Debug, clap::Args)]
 pub struct Order {
@@ -45,6 +66,9 @@ pub struct Order {
     /// Larger, and written faster.
     #[arg(long)]
     fast: bool,
+    /// Of programs that this system's own linker has made.
+    #[arg(long)]
+    native: bool,
 }
 
 /// Lays out what goes into packages in `folder`: the programs of `built`, pages of the manual, completions.
@@ -123,7 +147,7 @@ fn file_name(shell: Shell, name: &str) -> String {
 }
 
 impl Laid {
-    /// Makes one of [`PACKAGES`] in `out` and returns its path. `maker`: the program `integration`. `fast`: larger, for a test.
+    /// Makes one of [`PACKAGES`] in `out` and returns its path. `maker`: the program `integration`.
     ///
     /// # Errors
     /// When the metadata names what is not there, a tool is missing (dpkg-dev, binutils, xz-utils), or the disk refuses.
@@ -140,7 +164,7 @@ impl Laid {
         command
             .args(["deb", "--package", package, "--revision", revision, "--out"])
             .arg(out)
-            .args(fast.then_some("--fast"))
+            .args(linked.flags())
             .env("CARGO_TARGET_DIR", &self.0)
             .stdin(Stdio::null());
         let said = run(&mut command)?;
@@ -174,6 +198,7 @@ pub fn write(order: &Order) -> Result<()> {
         options: BuildOptions {
             manifest_path: Some(&manifest),
             selected_package_name: Some(&order.package),
+            config_variant: order.native.then_some("native"),
             overrides,
             debug: DebugSymbolOptions {
                 strip_override: Some(true),

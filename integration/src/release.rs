@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use integration::need::on_path;
-use integration::package::{self, PACKAGES};
+use integration::package::{self, Linked, PACKAGES};
 use integration::process::{built_folder, run};
 
 use crate::runner::{cargo, root};
@@ -70,9 +70,13 @@ pub(crate) fn make(options: &Options) -> Result<()> {
         );
     }
     let laid = package::lay_out(&built, &target.join("package-laid"))?;
+    let linked = match options.native {
+        true => Linked::Native,
+        false => Linked::ForAny,
+    };
     let mut made = Vec::new();
     for name in PACKAGES {
-        let path = laid.make(&maker, name, &out, &options.revision, false)?;
+        let path = laid.make(&maker, name, &out, &options.revision, linked)?;
         println!("{}", path.display());
         made.push(path);
     }
