@@ -17,6 +17,7 @@ use flowtilla_agent_core::flow::record::{
 };
 use flowtilla_agent_core::observe::{Cookie, Endpoint, NetNs};
 use flowtilla_agent_core::owner::{Owner, Unknown};
+use flowtilla_agent_core::session::ShortIds;
 use flowtilla_agent_core::spool::value::{Builder, Pushed};
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::collector::Collector;
@@ -167,6 +168,7 @@ impl Running {
             failover: (!setup.spares.is_empty()).then_some(setup.times),
             slot: SLOT,
             source_id: SourceId::new(77).unwrap(),
+            short_ids: watch::Sender::new(ShortIds::Own).subscribe(),
             tlv: TlvOptions {
                 loopback: Loopback::Omit,
                 ..TlvOptions::default()
