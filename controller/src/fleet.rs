@@ -43,6 +43,7 @@ pub use self::trials::Trial;
 mod agent;
 mod change;
 pub mod content;
+mod drain;
 pub mod heard;
 mod load;
 pub mod mailbox;
@@ -228,32 +229,6 @@ impl Fleet {
         let text = Unwelcome::Revoked.to_string();
         self.end(id, EndReason::Revoked, text);
         connected
-    }
-
-    /// Agents are to capture nothing from here on, and to send what waits; or to go on.
-    ///
-    /// # Errors
-    ///
-    /// [`ChangeRefused::NoAgents`]: nothing has changed.
-    pub fn drain(&mut self, ids: &[MemberName], drain: bool, now: Now) -> Result<(), ChangeRefused> {
-        let known = |id: &&MemberName| self.agents.get(*id).is_some_and(|agent| !agent.revoked);
-        let strange: Vec<String> = ids
-            .iter()
-            .filter(|id| !known(id))
-            .map(ToString::to_string)
-            .collect();
-        if !strange.is_empty() {
-            return Err(ChangeRefused::NoAgents(strange.join(", ")));
-        }
-        for id in ids {
-            if let Some(agent) = self.agents.get_mut(id).filter(|agent| agent.drain != drain) {
-                agent.drain = drain;
-                agent.idle_beats = 0;
-                self.dirty.insert(id.clone());
-                self.settle(id, now);
-            }
-        }
-        Ok(())
     }
 
     /// Forgets agents whose identity is void and not kept any more. Their source ids stay given.
@@ -669,19 +644,6 @@ impl Fleet {
         if self.agents.get(id).is_some_and(|agent| !agent.is_to_have(&next)) {
             self.issue(id, next);
         }
-    }
-
-    /// A content as it is for an agent that is drained, or is not.
-    fn drained(&mut self, content: Arc<Content>, drain: bool) -> Arc<Content> {
-        let Some(other) = content.drained(drain) else {
-            return content;
-        };
-        let digest = other.digest;
-        let other = self.contents.keep(other);
-        if other.digest == digest {
-            self.batch.put(Table::Contents, digest, other.octets.clone());
-        }
-        other
     }
 
     /// What a rollout would bring to an agent that is to have this content; `None`: nothing in place of nothing.

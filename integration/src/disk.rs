@@ -182,6 +182,22 @@ impl Drop for Mounted {
     }
 }
 
+/// Unmounts what is mounted below `folder`, the innermost first: what a runtime of containers left.
+///
+/// # Errors
+/// When the mounts cannot be read, or one cannot be undone.
+pub fn unmount_below(folder: &Path) -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let ours: Vec<&str> = points
+        .filter(|point| Path::new(point).starts_with(folder))
+        .collect();
+    for point in ours.into_iter().rev() {
+        run(Command::new("umount").args(["-l", point]))?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use self::record::{Flow, Record};
+use crate::cgroup::Cgroup;
 use crate::netns::NetNs;
 use crate::process::{self, Process};
 use crate::wait::{self, PATIENCE, Stopwatch};
@@ -97,6 +98,24 @@ impl Agent {
         let scope = format!("netns={}", host.path().display());
         let mut command = desk.command(binary()?);
         command.args(["up", "-o", "json", "--scope", &scope]).args(flags);
+        Self::start_command(command, Process::start)
+    }
+
+    /// Starts an agent that sees `host` only, and of cgroups what a container's process sees: its own and those below.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn in_cgroup_namespace(cgroup: &Cgroup, host: &NetNs, flags: &[&str]) -> Result<Self> {
+        let view = "umount -R /sys/fs/cgroup || umount -l /sys/fs/cgroup; \
+                    mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        cgroup.take_in(&mut command)?;
+        command
+            .args(["-C", "-m", "--propagation", "private", "sh", "-c", view, "sh"])
+            .arg(binary()?)
+            .args(["up", "-o", "json", "--scope"])
+            .arg(format!("netns={}", host.path().display()))
+            .args(flags);
         Self::start_command(command, Process::start)
     }
 

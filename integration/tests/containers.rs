@@ -11,13 +11,14 @@ mod shown;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use integration::disk;
 use integration::need::{self, Need};
 use integration::process::{Process, run};
 use integration::product::Agent;
@@ -421,23 +422,10 @@ impl Drop for Runtime<'_> {
         if let Err(error) = self.stop_daemon() {
             eprintln!("{:?}: {error:#}", self.kind);
         }
-        if let Err(error) = unmount_below(self.directory.path()) {
+        if let Err(error) = disk::unmount_below(self.directory.path()) {
             eprintln!("{:?}: {error:#}", self.kind);
         }
     }
-}
-
-/// Unmounts what a runtime left below `folder`, the innermost first.
-fn unmount_below(folder: &Path) -> Result<()> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    let ours: Vec<&str> = points
-        .filter(|point| Path::new(point).starts_with(folder))
-        .collect();
-    for point in ours.into_iter().rev() {
-        run(Command::new("umount").args(["-l", point]))?;
-    }
-    Ok(())
 }
 
 /// Takes every connection to so many ports of the right host and reads it to its end.

@@ -15,7 +15,7 @@ use integration::hosts::{self, Site};
 use integration::need::{self, Need};
 use integration::package::{self, PACKAGES};
 use integration::process::built_folder;
-use integration::wait::{self, PATIENCE};
+use integration::wait::{self, PATIENCE, Stopwatch};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -41,6 +41,7 @@ struct Scene {
     site: Site,
     folder: TempDir,
     packages: &'static Packages,
+    watch: Stopwatch,
 }
 
 #[test]
@@ -53,6 +54,7 @@ fn a_package_says_what_its_agent_needs_and_keeps_what_it_has_through_upgrade_and
         scene.bring(package)?;
     }
     scene.host("dpkg -i /root/*.deb")?;
+    scene.note("installed");
     scene.expect_laid_out()?;
     scene.expect_at_rest(SERVICE, "FLOWTILLA_CONTROLLER=HOST[:PORT]")?;
     scene.expect_at_rest("flowtilla-controller", "flowtilla-controller init --state")?;
@@ -62,7 +64,9 @@ fn a_package_says_what_its_agent_needs_and_keeps_what_it_has_through_upgrade_and
     ensure!(states == "enabled\nenabled\nrunning\n", "{states}");
 
     scene.enrol()?;
+    scene.note("enrolled");
     scene.expect_flow()?;
+    scene.note("its flows are at the collector");
     scene.expect_journal_with_levels()?;
     let doctor = scene.doctor()?;
     for (check, part) in [
@@ -94,6 +98,7 @@ fn a_package_says_what_its_agent_needs_and_keeps_what_it_has_through_upgrade_and
     ensure!(after.newest >= before.newest, "{before:?} became {after:?}");
     scene.expect_flow()?;
     scene.host("agentctl loss --state /var/lib/flowtilla")?;
+    scene.note("upgraded");
 
     scene.host("dpkg -r flowtilla-agent")?;
     let removed = scene.host(
@@ -109,6 +114,7 @@ fn a_package_says_what_its_agent_needs_and_keeps_what_it_has_through_upgrade_and
     ensure!(back.identity == before.identity, "{before:?} became {back:?}");
     scene.expect_flow()?;
 
+    scene.note("removed, and back");
     scene.expect_controller_of_package()?;
     scene.host("dpkg -P flowtilla-agent flowtilla-controller agentctl")?;
     let left = scene.host(
@@ -116,6 +122,7 @@ fn a_package_says_what_its_agent_needs_and_keeps_what_it_has_through_upgrade_and
          /etc/systemd/system/*/flowtilla* /etc/systemd/system/flowtilla* 2>/dev/null || true; pgrep flowtilla || true",
     )?;
     ensure!(left.is_empty(), "purged, and left: {left}");
+    scene.note("purged");
     Ok(())
 }
 
@@ -162,6 +169,7 @@ fn deploy_and_package_make_one_agent_of_a_host_whichever_came_first() -> Result<
         0,
         &["h0: done: install"],
     )?;
+    scene.note("deployed to the bare host");
     scene.expect_one_agent("/usr/local/bin/flowtilla-agent")?;
     let deployed = scene.kept_identity()?;
     let said = scene.host("dpkg -i /root/flowtilla-agent_*-1_*.deb")?;
@@ -182,6 +190,7 @@ fn deploy_and_package_make_one_agent_of_a_host_whichever_came_first() -> Result<
         "it was started again"
     );
 
+    scene.note("the package has taken its place");
     // Removed, not purged; then deploy; then purged: what deploy brought since is not the package's to take.
     scene.host("dpkg -r flowtilla-agent")?;
     told(
@@ -197,6 +206,7 @@ fn deploy_and_package_make_one_agent_of_a_host_whichever_came_first() -> Result<
     );
     ensure!(deployed == scene.kept_identity()?, "it has another identity");
     let output = scene.deploy(&["deploy", "-f", "FILE"])?;
+    scene.note("deployed, and the package purged");
     told(&output, 0, &["h0: nothing to do"])
 }
 
@@ -224,8 +234,14 @@ impl Scene {
                 return Ok(None);
             }
         };
+        let watch = Stopwatch::start();
         let packages = packages()?;
+        println!(
+            "the packages were there after {:.1} s",
+            watch.elapsed().as_secs_f32()
+        );
         let site = Site::build(1, &image)?;
+        let watch = Stopwatch::start();
         let hub = Site::hub_address();
         Ok(Some(Self {
             collector: Collector::bind(Setup {
@@ -237,11 +253,14 @@ impl Scene {
             site,
             folder: tempfile::tempdir()?,
             packages,
+            watch,
         }))
     }
 
     fn boot(&mut self) -> Result<()> {
-        self.site.boot_all()
+        self.site.boot_all()?;
+        self.note("the host is up");
+        Ok(())
     }
 
     /// A shell's line on the host, as root.
@@ -404,6 +423,11 @@ impl Scene {
             Ok((count()? > before).then_some(()))
         };
         wait::until(PATIENCE, "a flow of bash", more).with_context(|| self.journal(SERVICE))
+    }
+
+    /// How long it has taken so far, builds and waiting for other tests left out.
+    fn note(&self, what: &str) {
+        println!("{:5.1} s: {what}", self.watch.elapsed().as_secs_f32());
     }
 
     fn journal(&self, service: &str) -> String {

@@ -185,10 +185,7 @@ fn top_prints_a_table_and_names_who_does_not_answer() -> Result<()> {
         "{table}"
     );
     let head = lines.next().unwrap_or_default();
-    ensure!(
-        head.contains("PROCESS") && head.contains("UNIT OR CONTAINER"),
-        "{table}"
-    );
+    ensure!(head.contains("PROCESS") && head.contains("RUNS IN"), "{table}");
     ensure!(
         lines.any(|line| line.contains("traffic") && line.contains("shop.service")),
         "{table}"

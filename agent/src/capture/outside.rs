@@ -2,7 +2,6 @@
 //!
 //! In: ids of cgroups, and at which depths they lie. Out: the sums of what was left out. Decides nothing.
 
-use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
 use aya::maps::Array;
@@ -43,7 +42,7 @@ impl Capture {
     /// Leaves a cgroup out, with all below it, once its depth is among [`Self::set_left_out_depths`].
     ///
     /// # Errors
-    /// [`CaptureError::Call`]; one that is there already keeps its sum.
+    /// [`CaptureError::Call`].
     pub fn leave_out(&mut self, cgroup: u64) -> Result<(), CaptureError> {
         let sum = abi::LeftOutSum {
             connections: 0,
@@ -71,27 +70,28 @@ impl Capture {
     /// Looks for left out cgroups at these depths below the root, bit by bit; 0: nowhere.
     ///
     /// # Errors
-    /// [`CaptureError::Map`].
+    /// [`CaptureError::Map`], [`CaptureError::Call`].
     pub fn set_left_out_depths(&mut self, depths: u32) -> Result<(), CaptureError> {
         let failed = |source| CaptureError::Map { name: DEPTHS, source };
-        let Some(map) = self.ebpf.map_mut(DEPTHS) else {
-            return Ok(());
-        };
+        let map = self.ebpf.map_mut(DEPTHS).ok_or(CaptureError::Call {
+            what: "finding a variable of the capture object",
+            source: std::io::Error::new(std::io::ErrorKind::NotFound, DEPTHS),
+        })?;
         let mut variable = Array::<_, u32>::try_from(map).map_err(failed)?;
         variable.set(0, depths, 0).map_err(failed)
     }
 
-    /// What each cgroup that is left out did since then, by its id.
+    /// What all cgroups did that are left out, each since then.
     ///
     /// # Errors
     /// [`CaptureError::Call`].
-    pub fn left_out(&self) -> Result<BTreeMap<u64, LeftOutSum>, CaptureError> {
-        let mut sums = BTreeMap::new();
+    pub fn left_out(&self) -> Result<LeftOutSum, CaptureError> {
+        let mut all = LeftOutSum::default();
         let map = attach::map_fd(&self.ebpf, MAP)?;
-        batch::each(map, 0, |cgroup: &u64, sum: &abi::LeftOutSum| {
-            sums.insert(*cgroup, LeftOutSum::from(sum));
+        batch::each(map, 0, |_: &u64, sum: &abi::LeftOutSum| {
+            all += LeftOutSum::from(sum)
         })?;
-        Ok(sums)
+        Ok(all)
     }
 }
 

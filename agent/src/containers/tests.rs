@@ -10,6 +10,8 @@ use flowtilla_proto::wire;
 
 use super::*;
 
+mod cri;
+
 const LIST: &str = "/containers/json";
 const ID: &str = "4f2f9a0c3d1e5b6a79880102030405060708090a0b0c0d0e0f1011121314a5b6";
 /// For what takes milliseconds.
@@ -21,17 +23,23 @@ type Behaviour = fn(target: &str, to: &mut UnixStream);
 /// A socket in a directory of its own that behaves as it is told, from when it is made until the test ends.
 struct Runtime {
     directory: tempfile::TempDir,
+    name: &'static str,
 }
 
 impl Runtime {
     fn absent() -> Self {
+        Self::absent_at("runtime.sock")
+    }
+
+    fn absent_at(name: &'static str) -> Self {
         Self {
             directory: tempfile::tempdir().expect("a directory"),
+            name,
         }
     }
 
     fn path(&self) -> PathBuf {
-        self.directory.path().join("runtime.sock")
+        self.directory.path().join(self.name)
     }
 
     /// Serves until so many connections were served; then its socket goes.

@@ -136,9 +136,12 @@ impl Outside {
     pub(super) fn status(&self, capture: Option<&Capture>) -> KernelLeftOut {
         let mut sum = self.past;
         if self.cgroups.count() > 0
-            && let Some(Ok(sums)) = capture.map(Capture::left_out)
+            && let Some(capture) = capture
         {
-            sums.values().for_each(|of_cgroup| sum += *of_cgroup);
+            match capture.left_out() {
+                Ok(now) => sum += now,
+                Err(error) => warn(Err(error)),
+            }
         }
         KernelLeftOut {
             cgroups: self.cgroups.count(),

@@ -118,10 +118,10 @@ install_files() {
     # What was begun is brought to its end, whoever has gone: no host is left half-way.
     trap '' HUP INT PIPE
     mkdir -p /etc/flowtilla /usr/local/bin
-    octets "$1" >$unit.new
-    octets "$2" >$settings.new
     case $3 in none | 0) part=0 ;; *) part=$3 ;; esac
-    octets "$part" >$settings.access
+    take "$1" $unit.new
+    take "$2" $settings.new
+    take "$part" $settings.access
     [ "$4" = - ] || take_program "$4"
     id -u $user >/dev/null 2>&1 ||
         useradd --system --user-group --home-dir $state --no-create-home --shell /usr/sbin/nologin $user
@@ -142,6 +142,12 @@ install_files() {
     label
     systemctl daemon-reload
     case $5 in start | restart) start "$5" ;; esac
+}
+
+# take SIZE FILE: so many octets of stdin, all of them or none: whoever sends may be gone.
+take() {
+    octets "$1" >"$2"
+    [ "$(wc -c <"$2")" -eq "$1" ] || fail 'what arrived is cut off'
 }
 
 take_program() {
@@ -210,9 +216,9 @@ revert() {
     [ ! -f $trial ] || put_back
 }
 
+# The program last: until then it can be begun again.
 put_back() {
-    [ -f $program.previous ] || fail 'no program is there from before'
-    for file in $program $unit $settings; do
+    for file in $unit $settings $program; do
         [ ! -f "$file.previous" ] || mv -f "$file.previous" "$file"
     done
     rm -f $trial

@@ -18,6 +18,7 @@ use flowtilla_proto::wire::fleet::{
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use tokio::time::{Instant, sleep};
+use tonic::Code;
 
 use super::one::Awaited;
 use super::plan::{Found, Plan, Service};
@@ -135,7 +136,13 @@ impl<'a> Run<'a> {
             soak_ms: self.soak_ms(),
         };
         let client = self.shared.client;
-        let measured = client.ask(client.fleet().measure(request)).await?;
+        let measured = client.ask(client.fleet().measure(request)).await;
+        let measured = measured.map_err(|failed| match failed.code {
+            Some(Code::Unimplemented) => anyhow::anyhow!(
+                "{failed}, and cannot judge an upgrade: upgrade the controller first, or write --soak 0s"
+            ),
+            _ => failed.into(),
+        })?;
         for one in measured.agents {
             match one.figures {
                 Some(figures) => self.before.insert(one.agent, figures),

@@ -145,7 +145,8 @@ impl Scene {
         let words = [&["agents", "upgrade", "-f", &file], flags].concat();
         let mut command = self.controller.ctl_command(&words)?;
         self.site.operator(&mut command)?;
-        command.stdin(Stdio::null());
+        // A killed process leaves its sockets.
+        command.stdin(Stdio::null()).env("TMPDIR", self.folder.path());
         let mut process = Process::start(command)?;
         let err = process.err().clone();
         integration::wait::until(PATIENCE, "a wave that is watched", || {

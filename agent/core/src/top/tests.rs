@@ -376,13 +376,13 @@ impl Model {
 /// Rows and the rest are all there was, at any time, however many come and go; and no table outgrows its bound.
 #[test]
 fn nothing_is_lost_when_rows_go_and_no_table_outgrows_its_bound() {
-    for seed in 0..40 {
+    for seed in 0..8 {
         let mut random = fastrand::Rng::with_seed(seed);
         let (mut top, mut model, mut now) = (Top::default(), Model::default(), 0);
         top.handle_timeout(at(0));
-        let (containers, flows) = (random.u64(1..6_000), random.u64(1..9_000));
+        let (containers, flows) = (random.u64(1..4_000), random.u64(1..6_000));
         let mut parts: BTreeMap<u64, u32> = BTreeMap::new();
-        for step in 0..6_000 {
+        for step in 0..4_000 {
             now += u64::from(random.u8(0..100) == 0) * random.u64(0..40);
             let flow = random.u64(0..flows);
             let part = parts.entry(flow).or_default();
@@ -436,7 +436,7 @@ fn nothing_is_lost_when_rows_go_and_no_table_outgrows_its_bound() {
 /// The busiest have series, a name that does nothing any more loses its own to one that does, and each only rises.
 #[test]
 fn series_are_few_go_to_the_busiest_and_only_rise() {
-    for seed in 0..20 {
+    for seed in 0..4 {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut top = Top::default();
         let mut before: BTreeMap<String, u64> = BTreeMap::new();
@@ -444,7 +444,10 @@ fn series_are_few_go_to_the_busiest_and_only_rise() {
         for s in 0..600 {
             // Another hundred containers each 200 s, of which three do nearly everything.
             let base = s / 200 * 100;
-            for n in (0..100).filter(|_| random.bool()) {
+            for n in 0..100 {
+                if random.bool() {
+                    continue;
+                }
                 let octets = if n < 3 { 1_000_000 } else { random.u64(1..2_000) };
                 let owner = owner("x", "ada", Some(container(base + n)));
                 top.take(&record(s * 1_000 + n, 1, octets, owner, remote()), at(s));

@@ -34,8 +34,8 @@ pub(crate) mod plain;
 const ROWS_DEFAULT: u32 = 20;
 /// Rows at most. Source: `session.proto`, TopQuestion.
 const ROWS_MAX: u32 = 200;
-/// Shortest time between two pictures: each asks all chosen agents.
-const INTERVAL_MIN: Duration = Duration::from_millis(500);
+/// Shortest time between two pictures, in milliseconds: each asks all chosen agents.
+const INTERVAL_MS_MIN: u64 = 500;
 /// What the headline says about the end.
 const END: &str = "q ends";
 /// Lines of a picture that are no rows: the headline, the columns' names, the sum of what does not fit, the cursor's.
@@ -100,7 +100,7 @@ pub(crate) struct TopArgs {
     pub(crate) sort: Sort,
     /// Time between two pictures.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_ttl)]
-    pub(crate) interval: Duration,
+    pub(crate) interval: u64,
     /// Rows at most, 1 to 200 [default: what the terminal holds, or 20].
     #[arg(short = 'n', long, value_name = "N", value_parser = parse_rows)]
     pub(crate) rows: Option<u32>,
@@ -224,8 +224,8 @@ impl TopArgs {
                 ));
             }
         }
-        if self.interval < INTERVAL_MIN {
-            let least = INTERVAL_MIN.as_millis();
+        if self.interval < INTERVAL_MS_MIN {
+            let least = INTERVAL_MS_MIN;
             lines.push(format!("--interval: is too short; write {least}ms or more"));
         }
         if lines.is_empty() {
@@ -298,7 +298,7 @@ impl TopArgs {
             let (_, lines) = screen.size();
             let room = u32::try_from(lines.saturating_sub(LINES_BESIDE)).unwrap_or(ROWS_MAX);
             let rows = self.rows.unwrap_or(room).clamp(1, ROWS_MAX);
-            let next = Instant::now() + self.interval;
+            let next = Instant::now() + Duration::from_millis(self.interval);
             let mut fleet = client.fleet();
             let request = self.request(looking, &labels, rows);
             let answer = tokio::select! { biased;
@@ -321,6 +321,7 @@ impl TopArgs {
                     screen.draw(&picture::frame(
                         &response,
                         looking,
+                        END,
                         failed.as_deref(),
                         screen.size(),
                     ))

@@ -1,6 +1,6 @@
 //! How an answer becomes lines of a given width.
 //!
-//! The most columns whose least widths fit, those of the highest [`Column::rank`] going first; then what is left over goes to
+//! The most columns whose least widths fit, those of the highest [`Column::rank`] going first, together; then what is left over goes to
 //! the names, from left to right. Everything that an agent told is made harmless.
 
 use std::net::SocketAddr;
@@ -206,7 +206,7 @@ fn fit(
         widest.max(width(chosen[place].title))
     };
     let least = |place: usize| match chosen[place].kind {
-        Kind::Name(least) => natural(place).min(least),
+        Kind::Name(least) => natural(place).min(least.max(width(chosen[place].title))),
         Kind::Number => natural(place),
     };
     let mut kept: Vec<usize> = (0..chosen.len()).collect();
@@ -219,13 +219,13 @@ fn fit(
     while total(&kept, &least) > columns {
         let Some(gone) = kept
             .iter()
-            .copied()
-            .filter(|&place| chosen[place].rank > 0)
-            .max_by_key(|&place| chosen[place].rank)
+            .map(|&place| chosen[place].rank)
+            .max()
+            .filter(|rank| *rank > 0)
         else {
             break;
         };
-        kept.retain(|&place| place != gone);
+        kept.retain(|&place| chosen[place].rank != gone);
     }
     let mut left = columns.saturating_sub(total(&kept, &least));
     let widths: Vec<usize> = kept
@@ -270,7 +270,7 @@ fn columns_of(view: View, response: &TopResponse) -> Vec<Column> {
         View::Pods => columns.extend([name("NAMESPACE", 8, 2, pod_namespace), name("POD", 16, 0, pod)]),
         View::Processes => columns.extend([
             name("PROCESS", 12, 0, process),
-            name("UNIT OR CONTAINER", 10, 4, place),
+            name("RUNS IN", 10, 4, place),
             name("EXECUTABLE", 20, 21, executable),
         ]),
         View::Users => columns.push(name("USER", 12, 0, user)),

@@ -1,0 +1,309 @@
+//! Promise: a flow of a pod carries namespace, pod and container as its runtime told them, however briefly it lived.
+//!
+//! Real pods of real containerds, by CRI: in networks of their own behind a bridge, and in the host's. Each container
+//! connects once, to a port of its own, by which its flow is found.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use integration::cgroup::{self, Cgroup};
+use integration::need::{self, Need};
+use integration::pods::{CONTAINER, Containerd, Cri, NAMESPACE, Pod, Running, lacks_plugins};
+use integration::product::Agent;
+use integration::product::record::{self, Container};
+use integration::scene::TOLD_WITHIN;
+use integration::wait::{self, PATIENCE, Stopwatch};
+use integration::world::{RIGHT_V4, World};
+use integration::{debian, pods, soak};
+
+/// Pods of the full count.
+const PODS: usize = 200;
+/// Port that the first one connects to; each has the next.
+const PORT: usize = 22_000;
+/// Containers of the measurement, and how long it lasts.
+const AT_REST: usize = 200;
+const REST_FOR: Duration = Duration::from_secs(60);
+/// Pods started at a time.
+const AT_ONCE: usize = 3;
+/// Names that are used, again and again: what had a name before is another pod.
+const NAMES: usize = 8;
+/// Pods that each worker leaves before it removes the first: a kubelet removes what ended after some seconds.
+const LEFT_FOR_LATER: usize = 3;
+
+#[test]
+fn brief_pods_of_containerd_1_6_go_by_their_names() -> Result<()> {
+    brief_pods(None)
+}
+
+#[test]
+fn brief_pods_of_containerd_1_7_go_by_their_names() -> Result<()> {
+    brief_pods(Some("trixie"))
+}
+
+#[test]
+fn brief_pods_of_a_containerd_that_tells_by_itself_go_by_their_names() -> Result<()> {
+    brief_pods(Some("sid"))
+}
+
+#[test]
+fn pods_older_than_an_agent_that_sees_its_own_cgroup_only_go_by_their_names() -> Result<()> {
+    let Some(package) = runtime_of(None)? else {
+        return Ok(());
+    };
+    let world = World::build()?;
+    let runtime = Containerd::start(&world, package.as_deref())?;
+    let at = SocketAddr::from((RIGHT_V4.parse::<Ipv4Addr>()?, u16::try_from(PORT)?));
+    let listener = world.right.enter(|| Ok(TcpListener::bind(at)?))?;
+    let pod = Pod {
+        name: "web-0".to_owned(),
+        uid: "00000000-0000-4000-8000-000000000000".to_owned(),
+        on_host: true,
+        script: format!("sleep 1000 | nc {RIGHT_V4} {PORT}"),
+    };
+    let running = runtime.cri()?.run_pod(&pod)?;
+    let (stream, _) = listener.accept()?;
+    let root = cgroup::root()?.context("cgroup2 is mounted")?;
+    let own = Cgroup::make(&root, &format!("agent-{}", std::process::id()), "inner")?;
+    let socket = runtime.socket().display().to_string();
+    let agent = Agent::in_cgroup_namespace(&own, &world.left, &["--container-socket", &socket])?;
+    drop(stream);
+    let found = containers_by_port(&agent, 1)?;
+    let wanted = Container {
+        id: running.container,
+        runtime: "kubernetes".to_owned(),
+        name: Some(CONTAINER.to_owned()),
+        pod: Some(record::Pod {
+            namespace: NAMESPACE.to_owned(),
+            name: pod.name,
+        }),
+    };
+    ensure!(found[&PORT] == wanted, "{found:?}");
+    agent.interrupt()?.check_laws()
+}
+
+/// Package of a containerd, or the system's own; `None`: skipped.
+fn runtime_of(suite: Option<&str>) -> Result<Option<Option<PathBuf>>> {
+    let mut needs = [&need::WORLD[..], &pods::NEEDS].concat();
+    if suite.is_none() {
+        needs.push(Need::Program("containerd", "containerd"));
+    }
+    if !need::met(&needs) {
+        return Ok(None);
+    }
+    if let Some(reason) = lacks_plugins() {
+        need::skip(&reason);
+        return Ok(None);
+    }
+    let Some(suite) = suite else { return Ok(Some(None)) };
+    match debian::unpacked(suite, "containerd")? {
+        Ok(package) => Ok(Some(Some(package))),
+        Err(reason) => {
+            need::skip(&reason);
+            Ok(None)
+        }
+    }
+}
+
+/// Runs pods, half of them before the runtime is restarted, and compares.
+fn brief_pods(suite: Option<&str>) -> Result<()> {
+    let Some(package) = runtime_of(suite)? else {
+        return Ok(());
+    };
+    let world = World::build()?;
+    let mut runtime = Containerd::start(&world, package.as_deref())?;
+    let count = soak::count(PODS);
+    let served = serve(&world, count)?;
+    let socket = runtime.socket().display().to_string();
+    let scope = format!("cgroup={}", runtime.cgroup()?.display());
+    let agent = Agent::start(&["--scope", &scope, "--container-socket", &socket])?;
+    let mut wanted = BTreeMap::new();
+    let halves = [0..count / 2, count / 2..count];
+    for (n, half) in halves.into_iter().enumerate() {
+        if n > 0 {
+            runtime.restart()?;
+        }
+        wanted.extend(run_each(&runtime, &served, half)?);
+    }
+    let found = containers_by_port(&agent, count)?;
+    let mut nameless = 0;
+    for (port, (pod, running)) in &wanted {
+        let told = found
+            .get(port)
+            .with_context(|| format!("no flow of {pod:?} to {port}"))?;
+        ensure!(
+            (&told.id, told.runtime.as_str()) == (&running.container, "kubernetes"),
+            "{pod:?} ({running:?}) to {port}: {told:?}"
+        );
+        let Some(name) = &told.name else {
+            nameless += 1;
+            continue;
+        };
+        let told_pod = told
+            .pod
+            .as_ref()
+            .map(|pod| (pod.namespace.as_str(), pod.name.as_str()));
+        ensure!(
+            name == CONTAINER && told_pod == Some((NAMESPACE, &pod.name)),
+            "{pod:?} to {port}: {told:?}"
+        );
+    }
+    println!("{suite:?}: {count} pods, {nameless} without their names");
+    ensure!(
+        nameless * 1_000 <= count,
+        "{nameless} of {count} without their names"
+    );
+    agent.interrupt()?.check_laws()
+}
+
+/// Prints what many containers at rest cost the agent, beside an agent that asks nobody.
+#[test]
+#[ignore = "a measurement, for a quiet machine"]
+fn containers_at_rest() -> Result<()> {
+    let Some(package) = runtime_of(None)? else {
+        return Ok(());
+    };
+    let world = World::build()?;
+    let runtime = Containerd::start(&world, package.as_deref())?;
+    let cri = runtime.cri()?;
+    let pod = Pod {
+        name: "rest-0".to_owned(),
+        uid: "00000000-0000-4000-8000-000000000000".to_owned(),
+        on_host: false,
+        script: "exec sleep 1000000".to_owned(),
+    };
+    let running = cri.run_pod(&pod)?;
+    for n in 1..AT_REST {
+        cri.run_container(&pod, &running.sandbox, &format!("rest-{n}"))?;
+    }
+    let socket = runtime.socket().display().to_string();
+    let scope = format!("cgroup={}", runtime.cgroup()?.display());
+    for flags in [&["--no-container-names"][..], &["--container-socket", &socket]] {
+        let agent = Agent::start(&[&["--scope", &scope], flags].concat())?;
+        let (before, watch) = (agent.cpu_time()?, Stopwatch::start());
+        wait::throughout(REST_FOR, "rest", || true)?;
+        let cpu = (agent.cpu_time()? - before).as_secs_f64();
+        let share = 100.0 * cpu / watch.elapsed().as_secs_f64();
+        println!("{flags:?}: {AT_REST} containers at rest: {share:.3} % of a core");
+        agent.interrupt()?;
+    }
+    Ok(())
+}
+
+/// Waits for the flows of pods to end; which container was behind each.
+fn containers_by_port(agent: &Agent, count: usize) -> Result<BTreeMap<usize, Container>> {
+    let ours = |port: u16| (PORT..PORT + PODS).contains(&usize::from(port));
+    let flows = agent.wait_for_ended(TOLD_WITHIN, count, |flow| ours(flow.first().responder.port))?;
+    let mut found = BTreeMap::new();
+    for flow in &flows {
+        // Every record of a flow, not only the last, says the same.
+        for record in &flow.parts {
+            let end = &record.initiator;
+            let container = end.names.as_ref().and_then(|names| names.container.clone());
+            let told = container.with_context(|| format!("no container: {end:?}"))?;
+            let before = found.insert(usize::from(record.responder.port), told.clone());
+            ensure!(
+                before.as_ref().is_none_or(|before| *before == told),
+                "{before:?}, then {told:?}"
+            );
+        }
+    }
+    Ok(found)
+}
+
+type Wanted = BTreeMap<usize, (Pod, Running)>;
+
+/// Runs pods, several at a time, under names that come again; what ran, by port.
+fn run_each(runtime: &Containerd<'_>, served: &Served, which: std::ops::Range<usize>) -> Result<Wanted> {
+    let next = AtomicUsize::new(which.start);
+    let run = Mutex::new(Wanted::new());
+    let work = || -> Result<()> {
+        let cri = runtime.cri()?;
+        let mut left = VecDeque::new();
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= which.end {
+                return left
+                    .iter()
+                    .try_for_each(|sandbox: &String| cri.remove_pod(sandbox));
+            }
+            let (pod, running) = run_one(&cri, n)?;
+            served.wait(PORT + n)?;
+            left.push_back(running.sandbox.clone());
+            if left.len() > LEFT_FOR_LATER
+                && let Some(first) = left.pop_front()
+            {
+                cri.remove_pod(&first)?;
+            }
+            let mut run = run.lock().unwrap_or_else(PoisonError::into_inner);
+            run.insert(PORT + n, (pod, running));
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().map_err(|_| anyhow!("a thread panicked"))?)
+    })?;
+    Ok(run.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Starts the `n`th pod, every other one in the host's network.
+fn run_one(cri: &Cri, n: usize) -> Result<(Pod, Running)> {
+    let pod = Pod {
+        name: format!("web-{}", n % NAMES),
+        uid: format!("00000000-0000-4000-8000-{n:012}"),
+        on_host: n % 2 == 1,
+        script: format!("sleep 0.05; echo {n} | nc -w 10 {RIGHT_V4} {}", PORT + n),
+    };
+    let running = cri.run_pod(&pod)?;
+    Ok((pod, running))
+}
+
+/// Ports whose connection was read to its end.
+#[derive(Clone, Default)]
+struct Served(Arc<(Mutex<BTreeSet<usize>>, Condvar)>);
+
+impl Served {
+    fn wait(&self, port: usize) -> Result<()> {
+        let (ports, changed) = &*self.0;
+        let ports = ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ports, _) = changed
+            .wait_timeout_while(ports, PATIENCE, |ports| !ports.contains(&port))
+            .unwrap_or_else(PoisonError::into_inner);
+        ensure!(ports.contains(&port), "nobody connected to {port}");
+        Ok(())
+    }
+
+    fn tell(&self, port: usize) {
+        let (ports, changed) = &*self.0;
+        let mut ports = ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.insert(port);
+        changed.notify_all();
+    }
+}
+
+/// Takes every connection to so many ports of the right host and reads it to its end.
+fn serve(world: &World, ports: usize) -> Result<Served> {
+    let address: Ipv4Addr = RIGHT_V4.parse()?;
+    let served = Served::default();
+    for port in PORT..PORT + ports {
+        let at = SocketAddr::from((address, u16::try_from(port)?));
+        let listener = world.right.enter(|| Ok(TcpListener::bind(at)?))?;
+        let served = served.clone();
+        // Ends with the test's process: it holds nothing but its socket.
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.read_to_end(&mut Vec::new());
+                drop(stream);
+                served.tell(port);
+            }
+        });
+    }
+    Ok(served)
+}
