@@ -6,6 +6,7 @@ use flowtilla_proto::labels::Labels;
 use flowtilla_proto::wire;
 use flowtilla_proto::wire::fleet::{Object, object};
 
+use super::super::heard::Heard;
 use super::super::tests::{ack, at, change, drain, hello, labels, memory::Memory, name, object, policy};
 use super::super::{FORGET_EVERY_MS, Fleet, SessionId, Speech};
 use crate::store::Store as _;
@@ -56,6 +57,13 @@ fn come(fleet: &mut Fleet, n: u64, of: &Labels) -> BTreeMap<String, u32> {
         }
     }
     ids
+}
+
+/// All of so many agents say something: their streams live on.
+fn live_on(fleet: &mut Fleet, agents: u64, ms: u64) {
+    for n in 1..=agents {
+        fleet.handle_heard(SessionId(n), Heard::Unknown, at(ms));
+    }
 }
 
 fn keep(fleet: &mut Fleet, store: &Memory) {
@@ -126,12 +134,14 @@ fn the_256th_agent_is_told_that_there_is_none_until_one_is_free() {
     assert_eq!(told(&mut fleet), [], "nothing was free");
     // A number whose agent is gone goes to who waits, the other goes on waiting.
     fleet.handle_revoked(&name("agent-7"));
+    live_on(&mut fleet, 257, FORGET_EVERY_MS);
     fleet.handle_timeout(at(10 + FORGET_EVERY_MS));
     assert_eq!(told(&mut fleet), [(256, one("old", 7))]);
     // One that has moved to another collector needs its number no more.
     let moved = labels(&[("at", "aside")]);
     fleet.handle_closed(SessionId(9), at(20));
     assert_eq!(come(&mut fleet, 9, &moved)["aside"], 1);
+    live_on(&mut fleet, 257, 2 * FORGET_EVERY_MS);
     fleet.handle_timeout(at(10 + 2 * FORGET_EVERY_MS));
     assert_eq!(told(&mut fleet), [(257, one("old", 9))]);
     keep(&mut fleet, &store);
