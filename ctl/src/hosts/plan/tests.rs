@@ -302,5 +302,5 @@ fn an_agent_of_a_package_keeps_its_program_and_its_unit() {
     );
     let mut other = program("p2");
     other.glibc = Glibc(99);
-    fits(&there, &other).expect("its own program is there");
+    fits(&there, &other, &BTreeSet::new()).expect("its own program is there");
 }
