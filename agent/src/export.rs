@@ -45,6 +45,7 @@ use flowtilla_agent_core::collector::{Collector, Progress};
 use flowtilla_agent_core::encode::tlv::TlvOptions;
 use flowtilla_agent_core::flow::record::CollectorSlot;
 use flowtilla_agent_core::loss::DropPoint;
+use flowtilla_agent_core::session::ShortIds;
 use flowtilla_agent_core::spool::Cursor;
 use flowtilla_agent_core::time::KernelTime;
 use flowtilla_proto::collector as policy;
@@ -59,7 +60,7 @@ use crate::status::{CollectorState, CollectorStatus};
 
 use announce::announce;
 use connect::ConnectError;
-use link::{Link, LinkEnd};
+use link::{Heading, Link, LinkEnd};
 use member::Member;
 use probe::Probed;
 use source::Source;
@@ -103,6 +104,8 @@ pub struct ExporterOptions {
     pub slot: CollectorSlot,
     /// Which agent this is to them.
     pub source_id: SourceId,
+    /// The same for those of header version 1.
+    pub short_ids: watch::Receiver<ShortIds>,
     /// How records are written; whether with their identities is each collector's own.
     pub tlv: TlvOptions,
     /// How long it may take to drain at the end.
@@ -112,6 +115,12 @@ pub struct ExporterOptions {
     /// Seed of the delays between tries to connect; different on each agent.
     pub seed: u64,
 }
+
+/// Why a collector of header version 1 is not connected to.
+const NO_SHORT_ID: &str = "the controller has no source id of 8 bits for this agent: header version 1 tells 255 agents a \
+                           collector apart; give some of them another collector, or, if it reads it, header version 2";
+/// Why a connection to one ends.
+const OTHER_SHORT_ID: &str = "the controller has given this agent another source id of 8 bits";
 
 /// Told to stop at this sequence, before the first there is, an exporter ends at once, and what waits is its successor's.
 pub const LEAVE: u64 = 0;
@@ -249,7 +258,8 @@ impl Exporter {
             let used = self.used();
             let delay = used.backoff.handle_failure();
             tracing::debug!(collector = %used.collector.name, delay_ms = delay.as_millis(), "waits before the next try");
-            if let Err(interrupt) = self.attend(sleep(delay)).await {
+            let waiting = pause(delay, self.options.short_ids.clone());
+            if let Err(interrupt) = self.attend(waiting).await {
                 return interrupt;
             }
         }
@@ -258,6 +268,9 @@ impl Exporter {
     /// Connects and keeps the connection until it ends.
     async fn run_connection(&mut self) -> Result<LinkEnd, Interrupt> {
         let endpoint = self.used().collector.endpoint.clone();
+        let Some(heading) = self.heading() else {
+            return Ok(unnamed(NO_SHORT_ID));
+        };
         let stream = match self.attend(connect::connect(&endpoint)).await? {
             Ok(stream) => stream,
             Err(error) => return Ok(not_connected(&error)),
@@ -267,7 +280,6 @@ impl Exporter {
             Ok(security) => security,
             Err(error) => return Ok(not_connected(&error)),
         };
-        let heading = self.members[self.group.in_use()].heading(&self.options);
         let link = Link::new(stream, &security, heading, clock::kernel_now());
         self.drive(link).await
     }
@@ -294,7 +306,10 @@ impl Exporter {
         let now = clock::kernel_now();
         link.handle_timeout(now)?;
         link.read(&mut self.core, now)?;
-        let (announcements, source_id) = (&self.announcements, self.options.source_id);
+        if self.heading() != Some(link.heading()) {
+            return Err(unnamed(OTHER_SHORT_ID));
+        }
+        let (announcements, source_id) = (&self.announcements, link.heading().source_id);
         let more = link.write(&mut self.core, &mut self.source, now, |core, topic| {
             announce(&announcements.borrow(), source_id, core, topic)
         })?;
@@ -390,6 +405,11 @@ impl Exporter {
         (saved.read, saved.taken) != (cursor.read, cursor.taken)
     }
 
+    /// How messages to the one in use begin; `None`: it is to know this agent by a number that nobody has allotted.
+    fn heading(&self) -> Option<Heading> {
+        self.members[self.group.in_use()].heading(&self.options)
+    }
+
     fn used(&mut self) -> &mut Member {
         &mut self.members[self.group.in_use()]
     }
@@ -468,6 +488,22 @@ impl Exporter {
             }
             modified
         });
+    }
+}
+
+/// Waits before the next try, or until collectors know this agent by another number.
+async fn pause(delay: Duration, mut short_ids: watch::Receiver<ShortIds>) {
+    short_ids.mark_unchanged();
+    tokio::select! { biased;
+        Ok(()) = short_ids.changed() => {}
+        () = sleep(delay) => {}
+    }
+}
+
+fn unnamed(why: &str) -> LinkEnd {
+    LinkEnd {
+        why: why.to_owned(),
+        restarted: false,
     }
 }
 

@@ -32,7 +32,7 @@ use crate::status::{AgentStatus, AttachReport};
 use crate::top::SharedTop;
 use crate::vitals;
 
-use self::governed::{Capturing, load_source_id};
+use self::governed::{Capturing, load_short_ids, load_source_id};
 
 mod governed;
 
@@ -146,11 +146,13 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), FleetE
 pub async fn start(options: Options) -> Result<Running, FleetError> {
     let lock = options.state.as_deref().map(claim).transpose()?;
     let source_id_file = options.state.as_ref().map(|state| state.join("source-id"));
+    let short_ids_file = options.state.as_ref().map(|state| state.join("short-source-ids"));
     let started = clock::kernel_now();
     let (mut agent, records) = Agent::start(run::Options {
         wanted: Wanted::nothing(),
         scopes: options.scopes.clone(),
         source_id: source_id_file.as_deref().and_then(load_source_id),
+        short_ids: short_ids_file.as_deref().map(load_short_ids).unwrap_or_default(),
         view_records_max: options.view_records_max,
         state: options.spool.clone(),
     })
@@ -177,6 +179,7 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
         governed: Capturing {
             agent,
             source_id: source_id_file,
+            short_ids: short_ids_file,
         },
         store: HeldStore(options.state.clone()),
         peers,

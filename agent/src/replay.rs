@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flowtilla_agent_core::encode::tlv::{HostAddress, Loopback, TlvOptions};
 use flowtilla_agent_core::flow::record::{CollectorSlot, FlowRecord};
+use flowtilla_agent_core::session::ShortIds;
 use flowtilla_agent_core::spool::value::{Builder, Pushed, VALUE_OCTETS_MAX};
 use flowtilla_proto::collector::Collector;
 use flowtilla_proto::policy::{ACTIVE_TIMEOUT_MS_DEFAULT, IDLE_TIMEOUT_MS_DEFAULT};
@@ -97,6 +98,8 @@ impl Replay {
         let options = ExporterOptions {
             slot: SLOT,
             source_id,
+            // Nobody allots one for a replay.
+            short_ids: watch::Sender::new(ShortIds::Own).subscribe(),
             tlv: TlvOptions {
                 loopback,
                 host_address: HostAddress {

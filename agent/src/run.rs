@@ -29,6 +29,7 @@ use flowtilla_agent_core::flow::{FlowTable, TableOptions};
 use flowtilla_agent_core::ledger::Ledger;
 use flowtilla_agent_core::observe::NameObservation;
 use flowtilla_agent_core::policy::{Exporting, InForce, Metering, Step, Wanted, plan};
+use flowtilla_agent_core::session::ShortIds;
 use flowtilla_grpc::telemetry;
 use flowtilla_proto::ids::{CollectorName, SourceId};
 use flowtilla_proto::mistake::Mistakes;
@@ -73,6 +74,8 @@ pub struct Options {
     pub scopes: Vec<Scope>,
     /// How collectors are to know it; `None`: by what follows from machine and scopes.
     pub source_id: Option<SourceId>,
+    /// How collectors of header version 1 are to know it.
+    pub short_ids: ShortIds,
     /// Records that wait for whoever watches them; more are counted as `ViewOverflow`. 0: nobody watches.
     pub view_records_max: usize,
     /// Where the spool is kept between runs; `None`: in a temporary directory, which goes with the agent.
@@ -134,6 +137,7 @@ pub struct Agent {
     host: Host,
     scopes: Vec<Scope>,
     source_id: SourceId,
+    short_ids: watch::Sender<ShortIds>,
     cgroup_root: PathBuf,
     /// What attached; `None`: capture is off.
     attached: watch::Sender<Option<AttachReport>>,
@@ -249,6 +253,7 @@ impl Agent {
             containers: None,
             stop,
             source_id: options.source_id.unwrap_or(host.source_id),
+            short_ids: watch::Sender::new(options.short_ids),
             host,
             scopes: options.scopes,
             cgroup_root,
@@ -363,6 +368,16 @@ impl Agent {
             }
         }
         outcome
+    }
+
+    /// From here on collectors of header version 1 know it by these; whether that is news. Exporters whose number is another
+    /// connect again.
+    pub fn use_short_ids(&mut self, ids: ShortIds) -> bool {
+        self.short_ids.send_if_modified(|known| {
+            let news = *known != ids;
+            *known = ids;
+            news
+        })
     }
 
     async fn execute(&mut self, step: &Step) -> Result<(), StartError> {
@@ -515,6 +530,7 @@ impl Agent {
             failover: exporting.terms.failover.map(Into::into),
             slot: exporting.slot,
             source_id: self.source_id,
+            short_ids: self.short_ids.subscribe(),
             tlv: TlvOptions {
                 loopback: match exporting.terms.loopback {
                     Loopback::HostAddress => TlvLoopback::HostAddress,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flowtilla_agent_core::session::{
-    Assignment, EndReason, Fault, Held, Incoming, Outgoing, Renewal, Session,
+    Assignment, EndReason, Fault, Held, Incoming, Outgoing, Renewal, Session, ShortIds,
 };
 use flowtilla_agent_core::time::{KernelTime, WallTime};
 use flowtilla_grpc::channel::{self, Address};
@@ -206,6 +206,7 @@ impl<G: Governed> Ready<G> {
             news: self.news,
             judging: Span::none(),
             source_id: None,
+            short_ids: None,
             expired: false,
             new_token: self.new_token,
             refused: false,
@@ -248,6 +249,8 @@ struct Driver {
     judging: Span,
     /// Given by the controller, not handed on yet.
     source_id: Option<SourceId>,
+    /// The same.
+    short_ids: Option<ShortIds>,
     /// The controller has said that the SVID has run out.
     expired: bool,
     /// Where a new token may come from.
@@ -481,6 +484,14 @@ impl Driver {
             (self.source_id, self.crowded) = (Some(id), true);
             return;
         }
+        // Before an order: collectors that it brings are to know this agent.
+        if let Some(ids) = self.short_ids.take()
+            && let Err(mpsc::error::TrySendError::Full(Job::ShortIds(ids))) =
+                self.jobs.try_send(Job::ShortIds(ids))
+        {
+            (self.short_ids, self.crowded) = (Some(ids), true);
+            return;
+        }
         if self.jobs.capacity() == 0 {
             self.crowded = true;
             return;
@@ -527,6 +538,7 @@ impl Driver {
                     }
                 }
             }
+            Ok(Some(Incoming::ShortIds(ids))) => self.short_ids = Some(ids),
             Ok(Some(Incoming::Roots(roots))) => self.handle_roots(roots).await,
             Ok(Some(Incoming::Peers(body))) => {
                 let told = match body {

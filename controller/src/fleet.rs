@@ -10,7 +10,7 @@
 //! - An agent is never offered a place in that order at or below one that it said to hold, unless it is that very content.
 //! - At most one offer is open on a stream, the newest; an answer with another nonce changes nothing.
 //! - A revision is never changed; going back makes another one.
-//! - A source id belongs to one agent for ever.
+//! - A source id belongs to one agent for ever; one of 8 bits to one agent of its collector at a time.
 //! - When no rollout goes on, what an agent is to have is what the objects of record say.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,6 +28,7 @@ use self::members::Members;
 use self::questions::Questions;
 use self::rollouts::{Due, Rollouts};
 use self::row::{HoldingsRow, META_KEY, MetaRow, bucket};
+use self::short::ShortIds;
 use self::source::SourceIds;
 use self::top::Tops;
 use self::turns::place;
@@ -51,6 +52,7 @@ pub mod offers;
 mod questions;
 mod rollouts;
 pub mod row;
+mod short;
 mod silent;
 mod source;
 pub mod thread;
@@ -106,6 +108,8 @@ pub enum Speech {
         /// The source id that the agent is to use.
         source_id: u32,
     },
+    /// By which numbers collectors of header version 1 know the agent; 0: none is left.
+    ShortIds(BTreeMap<String, u32>),
     /// A policy.
     Offer(OfferOut),
     /// Who exports to a collector.
@@ -161,6 +165,7 @@ pub struct Fleet {
     agents: BTreeMap<MemberName, Agent>,
     sessions: BTreeMap<SessionId, MemberName>,
     sources: SourceIds,
+    short: ShortIds,
     contents: Contents,
     rollouts: Rollouts,
     members: Members,
@@ -220,6 +225,7 @@ impl Fleet {
         let connected = agent.line.is_some();
         self.dirty.insert(id.clone());
         self.rollouts.handle_revoked(id);
+        self.short.release(id, &mut self.batch);
         let text = Unwelcome::Revoked.to_string();
         self.end(id, EndReason::Revoked, text);
         connected
@@ -287,6 +293,7 @@ impl Fleet {
         self.rollouts.handle_open(id, now);
         self.settle(id, now);
         self.reconcile(id);
+        self.name_shortly(id);
         self.tell_rollouts(id, now);
         self.members.handle_open(session);
         self.members.touch();
@@ -430,6 +437,7 @@ impl Fleet {
                 agent.turns.handle_timeout(now.wall_ms);
             }
             self.forget_at_ms = now.run_ms.saturating_add(FORGET_EVERY_MS);
+            self.name_who_waits();
             for digest in self.contents.forget_unused() {
                 self.batch.remove(Table::Contents, digest);
             }
@@ -689,6 +697,7 @@ impl Fleet {
             self.late.insert(id.clone());
         }
         self.holdings.insert(bucket(id.as_str()));
+        self.name_shortly(id);
         self.offer(id);
     }
 

@@ -30,6 +30,8 @@ pub enum Table {
     Holdings,
     /// Source ids that were given, by number: each stays with its agent for ever.
     SourceIds,
+    /// Source ids of 8 bits that are given, by collector and number.
+    ShortSourceIds,
 }
 
 /// Changes that go together.

@@ -1,6 +1,6 @@
 //! A real ntopng, when the machine has one.
 //!
-//! `NTOPNG` names the binary, else the PATH is asked. It runs with a redis-server of its own, on loopback, in a
+//! `NTOPNG` names the binary, else the PATH is asked; `NTOPNG52` that of a version 5.2, which reads other flow records. It runs with a redis-server of its own, on loopback, in a
 //! temporary folder, and is asked through its REST calls. A build that runs from its source folder brings its pages
 //! along: they are taken when they stand beside the binary.
 
@@ -21,6 +21,8 @@ use crate::wait;
 
 /// Environment variable with the path of the binary.
 pub const VARIABLE: &str = "NTOPNG";
+/// The same of a version 5.2.
+pub const VARIABLE_52: &str = "NTOPNG52";
 /// ntopng loads hundreds of scripts before it answers.
 const START_WITHIN: Duration = Duration::from_secs(120);
 /// ntopng ends in steps of a second.
@@ -50,8 +52,25 @@ pub fn find() -> Result<PathBuf, String> {
             "no ntopng: neither {VARIABLE} nor the PATH has one (Debian packages none)"
         ));
     };
+    runnable(VARIABLE, binary)
+}
+
+/// The same of a version 5.2.
+///
+/// # Errors
+/// The reason, fit for a skip.
+pub fn find_52() -> Result<PathBuf, String> {
+    match std::env::var_os(VARIABLE_52) {
+        Some(binary) => runnable(VARIABLE_52, binary.into()),
+        None => Err(format!(
+            "no ntopng 5.2: {VARIABLE_52} names none (Debian packages none)"
+        )),
+    }
+}
+
+fn runnable(variable: &str, binary: PathBuf) -> Result<PathBuf, String> {
     if !binary.is_file() {
-        return Err(format!("{VARIABLE}: {} is no file", binary.display()));
+        return Err(format!("{variable}: {} is no file", binary.display()));
     }
     match need::Need::Program("redis-server", "redis-server").lacks() {
         Some(reason) => Err(reason),
@@ -155,6 +174,18 @@ impl Ntopng {
                 .context("no list of flows in the answer")?,
         };
         Ok(list.clone())
+    }
+
+    /// Rows of a page's table, such as `/lua/get_containers_data.lua?ifid=0`.
+    ///
+    /// # Errors
+    /// When it does not answer with a table.
+    pub fn rows(&self, path: &str) -> Result<Vec<Value>> {
+        let answer = self.ask(path)?;
+        let rows = answer["data"].as_array();
+        Ok(rows
+            .with_context(|| format!("no table at {path}: {answer}"))?
+            .clone())
     }
 
     /// IP octets that a host has sent and received, as ntopng counted them; (0, 0): it does not know the host.

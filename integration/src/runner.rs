@@ -153,6 +153,7 @@ fn run_through_sudo(command: &mut Command, soak: bool) {
     for name in [
         "PATH",
         "NTOPNG",
+        "NTOPNG52",
         "RUST_BACKTRACE",
         "RUST_LIB_BACKTRACE",
         "CARGO_MANIFEST_DIR",

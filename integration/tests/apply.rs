@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use flowtilla_agent::run::{Agent, Options, StartError};
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord};
 use flowtilla_agent_core::policy::Wanted;
+use flowtilla_agent_core::session::ShortIds;
 use flowtilla_proto::policy::{Policy, Scope};
 use flowtilla_proto::{collector, ids::SourceId, wire};
 use integration::collector::{self as bound, Collector, Setup};
@@ -36,6 +37,7 @@ impl Live {
             wanted,
             scopes: vec![scope(&world.left.path().display().to_string())?],
             source_id: None,
+            short_ids: ShortIds::Own,
             view_records_max: VIEW_RECORDS_MAX,
             state: None,
         };

@@ -5,6 +5,8 @@
 
 #[path = "containers/left_out.rs"]
 mod left_out;
+#[path = "containers/shown.rs"]
+mod shown;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -342,6 +344,25 @@ impl<'a> Runtime<'a> {
         remove.args(["rm", &id]);
         self.finish(remove)?;
         Ok(id)
+    }
+
+    /// Starts a container with labels that connects to `port` and stays; its id.
+    fn connect_and_stay(&self, name: &str, port: usize, labels: &[&str]) -> Result<String> {
+        let connect = format!("(echo {name}; sleep 600) | nc {RIGHT_V4} {port}");
+        let mut start = self.tool();
+        start.args(["run", "-d", "--network", "host", "--name", name]);
+        for label in labels {
+            start.args(["--label", label]);
+        }
+        start.args([IMAGE, "/bin/sh", "-c", &connect]);
+        Ok(self.finish(start)?.trim().to_owned())
+    }
+
+    /// Ends a container and takes it away.
+    fn remove(&self, id: &str) -> Result<()> {
+        let mut remove = self.tool();
+        remove.args(["rm", "-f", id]);
+        self.finish(remove).map(drop)
     }
 
     /// Runs a command of the tool to its end; what it printed.

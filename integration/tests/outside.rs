@@ -15,6 +15,7 @@ use flowtilla_agent::status::AgentStatus;
 use flowtilla_agent_core::flow::record::{FlowRecord, Protocol};
 use flowtilla_agent_core::owner::Confidence;
 use flowtilla_agent_core::policy::Wanted;
+use flowtilla_agent_core::session::ShortIds;
 use flowtilla_proto::wire;
 use integration::cgroup::{self, Cgroup};
 use integration::need::{self, Need};
@@ -64,6 +65,7 @@ fn the_kernel_leaves_a_cgroup_out_counts_it_and_takes_it_back() -> Result<()> {
         wanted: all.clone(),
         scopes: Vec::new(),
         source_id: None,
+        short_ids: ShortIds::Own,
         view_records_max: 65_536,
         state: None,
     }))?;

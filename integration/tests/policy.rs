@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use flowtilla_agent::run::{Agent as InProcess, Options};
 use flowtilla_agent::status::AgentStatus;
 use flowtilla_agent_core::policy::Wanted;
+use flowtilla_agent_core::session::ShortIds;
 use flowtilla_proto::wire;
 use integration::cgroup::{self, Cgroup};
 use integration::collector::ndpi::Elements;
@@ -414,6 +415,7 @@ fn a_change_at_run_time_is_seen_in_what_arrives_and_detaches_nothing() -> Result
         wanted: wanted(std::slice::from_ref(&rule), None)?,
         scopes: Vec::new(),
         source_id: None,
+        short_ids: ShortIds::Own,
         view_records_max: 65_536,
         state: None,
     }))?;

@@ -22,8 +22,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::encode::header::Topic;
-use crate::encode::tlv::{Batch, Push, RECORDS_MAX, TlvOptions};
+use crate::encode::header::{PayloadEncoding, Topic};
+use crate::encode::tlv::{EncodedBatch, Push, RECORDS_MAX, TlvOptions};
+use crate::encode::{nested, tlv};
 use crate::flow::record::{CollectorSlot, FlowRecord};
 use crate::loss::{CollectorLaw, DropPoint};
 use crate::spool::{Cursor, LostCause};
@@ -66,7 +67,9 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(3);
 pub struct CollectorOptions {
     /// Its position in the policy.
     pub slot: CollectorSlot,
-    /// How records are written for it.
+    /// In which form records are written: TLV, or nested JSON.
+    pub encoding: PayloadEncoding,
+    /// How records are written for it, in either form.
     pub tlv: TlvOptions,
     /// Most octets sent and not known to be taken; a single message may always be.
     pub window_octets: u64,
@@ -128,11 +131,40 @@ enum Reading {
     NothingUntil(KernelTime),
 }
 
+/// The message being filled.
+enum Open {
+    Tlv(tlv::Batch),
+    Nested(nested::Batch),
+}
+
+impl Open {
+    fn new(options: &CollectorOptions) -> Self {
+        match options.encoding {
+            PayloadEncoding::Tlv => Self::Tlv(tlv::Batch::new(options.tlv)),
+            PayloadEncoding::Json => Self::Nested(nested::Batch::new(options.tlv)),
+        }
+    }
+
+    fn push(&mut self, record: &FlowRecord) -> Push {
+        match self {
+            Self::Tlv(batch) => batch.push(record),
+            Self::Nested(batch) => batch.push(record),
+        }
+    }
+
+    fn finish(&mut self) -> Option<EncodedBatch> {
+        match self {
+            Self::Tlv(batch) => batch.finish(),
+            Self::Nested(batch) => batch.finish(),
+        }
+    }
+}
+
 /// One collector. See the module.
 pub struct Collector {
     slot: CollectorSlot,
     message_records_max: u64,
-    open: Batch,
+    open: Open,
     /// When the first record came into `open`.
     open_since: KernelTime,
     window: Window,
@@ -150,7 +182,7 @@ impl Collector {
         Self {
             slot: options.slot,
             message_records_max: records_max(options),
-            open: Batch::new(options.tlv),
+            open: Open::new(options),
             open_since: KernelTime(0),
             window: Window::new(options.window_octets, options.on_restart, cursor),
             reading: Reading::Idle,
@@ -273,7 +305,7 @@ impl Collector {
         self.window
             .handle_changed(options.window_octets, options.on_restart);
         self.message_records_max = records_max(options);
-        self.open = Batch::new(options.tlv);
+        self.open = Open::new(options);
         self.pace = Pace::new(options.records_per_second);
     }
 

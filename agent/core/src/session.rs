@@ -22,11 +22,13 @@ pub use self::message::{
     CONTENT_OCTETS_MAX, EndReason, Incoming, Offer, Outgoing, ROOTS_MAX, Violation, Welcome,
 };
 pub use self::renewal::{Renewal, Validity};
+pub use self::short::{SHORT_IDS_MAX, ShortIds};
 
 mod assignment;
 mod judge;
 mod message;
 mod renewal;
+mod short;
 #[cfg(test)]
 mod tests;
 
@@ -224,7 +226,10 @@ impl Session {
                 }
                 Ok(None)
             }
-            (other @ (Incoming::Roots(_) | Incoming::Peers(_)), Stream::Open { .. }) => Ok(Some(other)),
+            (
+                other @ (Incoming::Roots(_) | Incoming::Peers(_) | Incoming::ShortIds(_)),
+                Stream::Open { .. },
+            ) => Ok(Some(other)),
         }
     }
 

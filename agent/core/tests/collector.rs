@@ -8,7 +8,7 @@ use flowtilla_agent_core::collector::{
     Collector, CollectorOptions, EVENT_INTERVAL, LINGER, LISTENING_INTERVAL, PING_INTERVAL, Progress,
     READ_AGAIN_AFTER, READ_OCTETS, ROUND_TRIP_SLOW_MAX, ReadWanted, STALLED_AFTER, Transmit, Wanted,
 };
-use flowtilla_agent_core::encode::header::Topic;
+use flowtilla_agent_core::encode::header::{PayloadEncoding, Topic};
 use flowtilla_agent_core::encode::tlv::{Loopback, RECORDS_MAX, TlvOptions};
 use flowtilla_agent_core::flow::record::{
     BootId, CollectorSet, CollectorSlot, Counting, EndReason, FlowRecord, Party, Protocol, RecordId, Traffic,
@@ -69,6 +69,7 @@ fn record() -> FlowRecord {
 fn options(records_per_second: u64) -> CollectorOptions {
     CollectorOptions {
         slot: CollectorSlot(2),
+        encoding: PayloadEncoding::Tlv,
         tlv: TlvOptions {
             loopback: Loopback::Omit,
             ..TlvOptions::default()

@@ -4,6 +4,9 @@
 #[path = "encode/golden.rs"]
 mod golden;
 #[cfg(test)]
+#[path = "encode/nested.rs"]
+mod nested;
+#[cfg(test)]
 #[path = "encode/properties.rs"]
 mod properties;
 #[cfg(test)]

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use flowtilla_agent_core::collector::Collector;
 use flowtilla_agent_core::encode::header::Topic;
 use flowtilla_agent_core::encode::{event, listening};
-use flowtilla_proto::ids::SourceId;
 
 use crate::clock;
 
@@ -20,7 +19,7 @@ pub struct Announcements {
 /// The payload of an announcement; `None`: nothing is announced.
 pub(super) fn announce(
     known: &Announcements,
-    source_id: SourceId,
+    source_id: u32,
     core: &Collector,
     topic: Topic,
 ) -> Option<Bytes> {
@@ -35,7 +34,7 @@ pub(super) fn announce(
                 .sum();
             let mut fields = known.event.clone();
             fields.time = clock::wall_now();
-            fields.source_id = source_id.number();
+            fields.source_id = source_id;
             fields.flow_exports = law.taken;
             fields.export_drops = lost;
             Some(event::payload(&fields))

@@ -42,9 +42,11 @@ const WRITE_ROUNDS_MAX: usize = 4;
 const VALUES_MAX: usize = 16;
 
 /// How message headers are written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Heading {
     pub(super) layout: HeaderLayout,
+    /// Of flow records.
+    pub(super) encoding: PayloadEncoding,
     pub(super) source_id: u32,
 }
 
@@ -89,6 +91,10 @@ impl Link {
             health_at: now.after(HEALTH_INTERVAL),
             heading,
         }
+    }
+
+    pub(super) fn heading(&self) -> Heading {
+        self.heading
     }
 
     /// When to call [`Self::handle_timeout`].
@@ -205,7 +211,7 @@ impl Link {
         while self.peer.output_octets() < OUTPUT_OCTETS {
             match collector.poll_transmit(now) {
                 Some(Transmit::Flows { id, payload }) => {
-                    self.put_message(Topic::Flow, PayloadEncoding::Tlv, id, &payload);
+                    self.put_message(Topic::Flow, self.heading.encoding, id, &payload);
                 }
                 Some(Transmit::Announce(topic)) => {
                     if let Some(payload) = announcement(collector, topic) {
@@ -224,7 +230,9 @@ impl Link {
     }
 
     fn put_message(&mut self, topic: Topic, encoding: PayloadEncoding, id: u32, payload: &Bytes) {
-        let Heading { layout, source_id } = self.heading;
+        let Heading {
+            layout, source_id, ..
+        } = self.heading;
         let header = header::encode(layout, topic, encoding, payload.len(), id, source_id);
         let wanted = self.peer.send_message(&[&header, payload]);
         debug_assert!(wanted, "the machine sends what is subscribed to");

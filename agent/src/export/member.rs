@@ -5,10 +5,10 @@
 use flowtilla_agent_core::backoff::Backoff;
 use flowtilla_agent_core::collector::window::OnRestart;
 use flowtilla_agent_core::collector::{CollectorOptions, Progress};
-use flowtilla_agent_core::encode::header::HeaderLayout;
+use flowtilla_agent_core::encode::header::{HeaderLayout, PayloadEncoding};
 use flowtilla_agent_core::encode::tlv::{RECORDS_MAX, TlvOptions};
 use flowtilla_agent_core::zmtp::Security;
-use flowtilla_proto::collector::{Collector, HeaderVersion, OnCollectorRestart};
+use flowtilla_proto::collector::{Collector, Encoding, HeaderVersion, OnCollectorRestart};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::ExporterOptions;
@@ -50,6 +50,7 @@ impl Member {
     pub(super) fn core_options(&self, options: &ExporterOptions) -> CollectorOptions {
         CollectorOptions {
             slot: options.slot,
+            encoding: self.encoding(),
             tlv: TlvOptions {
                 record_ids: self.collector.record_ids,
                 ..options.tlv
@@ -64,14 +65,30 @@ impl Member {
         }
     }
 
-    pub(super) fn heading(&self, options: &ExporterOptions) -> Heading {
-        Heading {
-            layout: match self.collector.header {
-                HeaderVersion::V1 => HeaderLayout::V1,
-                HeaderVersion::V2 => HeaderLayout::V2,
-                HeaderVersion::V3 => HeaderLayout::V3,
-            },
-            source_id: options.source_id.number(),
+    /// `None`: it is to know this agent by a number of 8 bits, and none was allotted.
+    pub(super) fn heading(&self, options: &ExporterOptions) -> Option<Heading> {
+        let number = options.source_id.number();
+        let (layout, source_id) = match self.collector.header {
+            HeaderVersion::V1 => {
+                let ids = options.short_ids.borrow();
+                let short = ids.of(&self.collector.name, options.source_id)?;
+                (HeaderLayout::V1, short.get().into())
+            }
+            HeaderVersion::V2 => (HeaderLayout::V2, number),
+            HeaderVersion::V3 => (HeaderLayout::V3, number),
+        };
+        Some(Heading {
+            layout,
+            encoding: self.encoding(),
+            source_id,
+        })
+    }
+
+    /// Of flow records.
+    fn encoding(&self) -> PayloadEncoding {
+        match self.collector.encoding {
+            Encoding::Tlv => PayloadEncoding::Tlv,
+            Encoding::NestedJson => PayloadEncoding::Json,
         }
     }
 

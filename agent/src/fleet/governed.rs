@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use flowtilla_agent_core::session::{Assignment, Fault, Section};
+use flowtilla_agent_core::session::{Assignment, Fault, Section, ShortIds};
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::policy::{Policy, Scope};
 use flowtilla_proto::wire::session as wire;
@@ -19,11 +19,16 @@ use crate::vitals;
 /// Octets of the file that keeps the source id at most.
 const SOURCE_ID_OCTETS_MAX: u64 = 16;
 
+/// Octets of the file that keeps source ids of 8 bits at most: as many names as are kept, at their longest.
+const SHORT_IDS_OCTETS_MAX: u64 = 16 * 1_024;
+
 /// The agent of this process.
 pub(super) struct Capturing {
     pub(super) agent: Agent,
     /// Keeps the source id that a controller gave; `None`: in memory only.
     pub(super) source_id: Option<PathBuf>,
+    /// The same for source ids of 8 bits.
+    pub(super) short_ids: Option<PathBuf>,
 }
 
 impl Governed for Capturing {
@@ -49,6 +54,15 @@ impl Governed for Capturing {
         let used = self.agent.use_source_id(id).await;
         used.map_err(|error| identity::chain(&error))
     }
+
+    async fn use_short_ids(&mut self, ids: ShortIds) -> Result<(), String> {
+        let text = ids.to_text();
+        let news = self.agent.use_short_ids(ids);
+        match &self.short_ids {
+            Some(path) if news => replace(path, text.as_bytes()).map_err(|error| error.to_string()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The source id that a controller gave. Anything but a number counts as none: the controller says it again.
@@ -60,6 +74,17 @@ pub(super) fn load_source_id(path: &Path) -> Option<SourceId> {
     })?;
     let number = std::str::from_utf8(&octets).ok()?.trim().parse().ok()?;
     SourceId::new(number)
+}
+
+/// The source ids of 8 bits that a controller gave. Damaged or none: the controller says them again.
+pub(super) fn load_short_ids(path: &Path) -> ShortIds {
+    let octets = read_at_most(path, SHORT_IDS_OCTETS_MAX).unwrap_or_else(|error: io::Error| {
+        tracing::warn!(path = %path.display(), %error, "the source ids of 8 bits are not known");
+        None
+    });
+    let text = octets.and_then(|octets| String::from_utf8(octets).ok());
+    text.and_then(|text| ShortIds::from_text(&text))
+        .unwrap_or_default()
 }
 
 fn fault(error: &StartError, policy: Option<&Policy>) -> Fault {

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 
-use flowtilla_agent_core::session::{Adoption, Assignment, Done, Fault, Held, Order, Section};
+use flowtilla_agent_core::session::{Adoption, Assignment, Done, Fault, Held, Order, Section, ShortIds};
 use flowtilla_grpc::telemetry;
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::wire::session as wire;
@@ -30,6 +30,12 @@ pub trait Governed: Send + 'static {
     /// # Errors
     /// Why it does not everywhere, in one sentence. A part of what is in force may have stopped: it is applied again then.
     fn use_source_id(&mut self, id: SourceId) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// From here on collectors of header version 1 know it by these.
+    ///
+    /// # Errors
+    /// Why they will not be known after a restart, in one sentence. They are used all the same.
+    fn use_short_ids(&mut self, ids: ShortIds) -> impl Future<Output = Result<(), String>> + Send;
 }
 
 /// What is to be done.
@@ -37,6 +43,7 @@ pub trait Governed: Send + 'static {
 pub(super) enum Job {
     Order(Order),
     SourceId(SourceId),
+    ShortIds(ShortIds),
 }
 
 /// What the session is told.
@@ -65,6 +72,12 @@ impl<G: Governed> Adopter<G> {
         while let Some(job) = jobs.recv().await {
             let order = match job {
                 Job::Order(order) => order,
+                Job::ShortIds(ids) => {
+                    if let Err(why) = self.governed.use_short_ids(ids).await {
+                        tracing::error!(%why, "the source ids of 8 bits are not kept");
+                    }
+                    continue;
+                }
                 Job::SourceId(id) => {
                     let Err(why) = self.governed.use_source_id(id).await else {
                         continue;

@@ -17,6 +17,7 @@ use flowtilla_agent_core::flow::record::{
 };
 use flowtilla_agent_core::observe::{Cookie, Endpoint, NetNs};
 use flowtilla_agent_core::owner::{Owner, Unknown};
+use flowtilla_agent_core::session::ShortIds;
 use flowtilla_agent_core::spool::value::{Builder, Pushed};
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::collector::Collector;
@@ -79,6 +80,8 @@ pub(crate) struct Setup {
     pub(crate) ephemeral: bool,
     pub(crate) grace: Duration,
     pub(crate) on_restart: wire::OnCollectorRestart,
+    pub(crate) encoding: wire::Encoding,
+    pub(crate) short_ids: ShortIds,
 }
 
 impl Setup {
@@ -95,6 +98,8 @@ impl Setup {
             ephemeral: false,
             grace: PATIENCE,
             on_restart: wire::OnCollectorRestart::Replay,
+            encoding: wire::Encoding::Tlv,
+            short_ids: ShortIds::Own,
         }
     }
 
@@ -119,6 +124,7 @@ fn address(port: u16) -> String {
 pub(crate) struct Running {
     pub(crate) runtime: Runtime,
     pub(crate) status: watch::Receiver<CollectorStatus>,
+    pub(crate) short_ids: watch::Sender<ShortIds>,
     spool: Spool,
     builder: Builder,
     next: u64,
@@ -152,12 +158,14 @@ impl Running {
                 window_octets: Some(setup.window_octets),
                 records_per_second: Some(1_000_000),
                 on_collector_restart: setup.on_restart.into(),
+                encoding: setup.encoding.into(),
                 ..wire::Collector::default()
             };
             Collector::try_from(sent).unwrap()
         };
         let endpoints = std::iter::once(&setup.endpoint).chain(&setup.spares);
         let collectors: Vec<_> = endpoints.enumerate().map(collector).collect();
+        let short_ids = watch::Sender::new(setup.short_ids.clone());
         let options = ExporterOptions {
             name: match setup.spares.as_slice() {
                 [] => collectors[0].name.clone(),
@@ -167,6 +175,7 @@ impl Running {
             failover: (!setup.spares.is_empty()).then_some(setup.times),
             slot: SLOT,
             source_id: SourceId::new(77).unwrap(),
+            short_ids: short_ids.subscribe(),
             tlv: TlvOptions {
                 loopback: Loopback::Omit,
                 ..TlvOptions::default()
@@ -185,6 +194,7 @@ impl Running {
         Self {
             runtime,
             status,
+            short_ids,
             spool,
             builder: Builder::default(),
             next: opened.next,

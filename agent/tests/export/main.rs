@@ -7,6 +7,7 @@
 mod failover;
 mod fixture;
 mod libzmq;
+mod nested;
 mod replay;
 
 use std::io::{Read, Write};

@@ -15,7 +15,7 @@ use flowtilla_agent::held::HeldStore;
 use flowtilla_agent::identity::{self, Asker, Credentials, SettleError, Token, WallClock};
 use flowtilla_agent::session::{Facts, Governed, News, Parts, Ready, Vitals};
 use flowtilla_agent_core::flow::record::BootId;
-use flowtilla_agent_core::session::{Assignment, Fault, Section};
+use flowtilla_agent_core::session::{Assignment, Fault, Section, ShortIds};
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::token::{JoinToken, TokenId};
 use flowtilla_proto::wire::enrol::Reason;
@@ -66,6 +66,10 @@ impl Governed for StandIn {
             programs: vec!["tcp_state".into()],
             ..wire::Effective::default()
         })
+    }
+
+    async fn use_short_ids(&mut self, _: ShortIds) -> Result<(), String> {
+        Ok(())
     }
 
     async fn use_source_id(&mut self, id: SourceId) -> Result<(), String> {

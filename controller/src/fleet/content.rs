@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use flowtilla_proto::collector::{Collector, HeaderVersion};
 use flowtilla_proto::wire;
 use flowtilla_proto::wire::session::Assignment;
 use prost::Message;
@@ -26,10 +27,21 @@ pub struct Content {
     pub revision: u64,
     /// Where its agents export to.
     pub groups: Vec<Group>,
+    /// Collectors that know their agents by numbers of 8 bits.
+    pub short: Vec<ShortNamed>,
     /// Whether the policy may leave out flows of the host.
     pub partial: bool,
     /// Its agents capture nothing, whatever the policy says, and send what waits.
     pub drain: bool,
+}
+
+/// A collector of header version 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShortNamed {
+    /// Name of the collector.
+    pub name: String,
+    /// Where it listens: two of the same are one ntopng.
+    pub endpoint: String,
 }
 
 /// Collectors that an agent feeds as one.
@@ -67,6 +79,7 @@ impl Content {
             policy: policy.map(|policy| policy.name.clone()),
             revision: assignment.revision,
             groups: policy.map(groups).unwrap_or_default(),
+            short: assignment.collectors.iter().filter_map(short).collect(),
             partial: policy.is_some_and(partial),
             drain: assignment.drain,
         }
@@ -115,6 +128,15 @@ fn groups(policy: &wire::Policy) -> Vec<Group> {
         collectors: vec![name.clone()],
     };
     export.collectors.iter().map(each).collect()
+}
+
+fn short(collector: &wire::Collector) -> Option<ShortNamed> {
+    // It was sound when it was deployed; one that is not any more is refused by its agents.
+    let collector = Collector::try_from(collector.clone()).ok()?;
+    (collector.header == HeaderVersion::V1).then(|| ShortNamed {
+        name: collector.name.to_string(),
+        endpoint: collector.endpoint.to_string(),
+    })
 }
 
 /// Whether a policy may leave out flows of the addresses that its agent reports. A network namespace's agent reports the

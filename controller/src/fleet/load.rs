@@ -13,6 +13,7 @@ use super::members::Members;
 use super::questions::Questions;
 use super::rollouts::Rollouts;
 use super::row::{AgentRow, HoldingsRow, META_KEY, MetaRow, RevisionRow, RolloutRow, bucket};
+use super::short::ShortIds;
 use super::source::SourceIds;
 use super::top::Tops;
 use super::{Fleet, Now, Numbers, targets};
@@ -168,6 +169,13 @@ impl Fleet {
             let id = SourceId::new(number).ok_or_else(|| row(Table::SourceIds, "0 names no source"))?;
             sources.restore(id, name(Table::SourceIds, &value)?);
         }
+        let mut short = ShortIds::default();
+        for (key, value) in all(store, Table::ShortSourceIds)? {
+            let agent = name(Table::ShortSourceIds, &value)?;
+            short
+                .restore(&key, agent)
+                .ok_or_else(|| row(Table::ShortSourceIds, "a key names no collector or number"))?;
+        }
         let rollouts = rollouts(store, &mut batch, now)?;
         let mut fleet = Self {
             traceparent: Arc::from(meta.traceparent.as_str()),
@@ -181,6 +189,7 @@ impl Fleet {
             agents,
             sessions: BTreeMap::new(),
             sources,
+            short,
             contents,
             rollouts,
             members: Members::new(now),

@@ -39,6 +39,7 @@ pub struct Mailbox {
 #[derive(Default)]
 struct Inner {
     welcome: Option<u32>,
+    short_ids: Option<BTreeMap<String, u32>>,
     offer: Option<OfferOut>,
     members: BTreeMap<String, Arc<wire::Members>>,
     queue: VecDeque<Body>,
@@ -77,6 +78,7 @@ impl Mailbox {
         }
         match speech {
             Speech::Welcome { source_id } => inner.welcome = Some(source_id),
+            Speech::ShortIds(ids) => inner.short_ids = Some(ids),
             Speech::Offer(offer) => inner.offer = Some(offer),
             Speech::Members(list) => {
                 inner.members.insert(list.collector.clone(), list);
@@ -165,6 +167,7 @@ impl Inner {
         self.closed
             || (self.ended.is_none()
                 && self.welcome.is_none()
+                && self.short_ids.is_none()
                 && self.offer.is_none()
                 && self.bundle.is_none()
                 && self.members.is_empty()
@@ -188,6 +191,10 @@ impl Inner {
                 source_id,
                 heartbeat_ms: HEARTBEAT_MS,
             }));
+        }
+        // Before an offer: a collector that it brings is to know the agent.
+        if let Some(by_collector) = self.short_ids.take() {
+            return Some(Body::ShortSourceIds(wire::ShortSourceIds { by_collector }));
         }
         if let Some(offer) = self.offer.take() {
             return Some(Body::Offer(wire::Offer {

@@ -374,7 +374,7 @@ impl Inner {
 
 impl Table {
     /// All of them, in the order of their numbers.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Meta,
         Self::Roots,
         Self::Tokens,
@@ -385,6 +385,7 @@ impl Table {
         Self::SourceIds,
         Self::Contents,
         Self::Holdings,
+        Self::ShortSourceIds,
     ];
 
     /// Its number on the disk: never given to another table.
@@ -400,6 +401,7 @@ impl Table {
             Self::SourceIds => 8,
             Self::Contents => 9,
             Self::Holdings => 10,
+            Self::ShortSourceIds => 11,
         }
     }
 

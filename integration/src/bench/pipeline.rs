@@ -29,6 +29,7 @@ use flowtilla_agent_core::flow::{FlowTable, TableOptions};
 use flowtilla_agent_core::observe::{self, TcpSight};
 use flowtilla_agent_core::owner::Names;
 use flowtilla_agent_core::policy::Filtering;
+use flowtilla_agent_core::session::ShortIds;
 use flowtilla_agent_core::spool::Cursor;
 use flowtilla_agent_core::spool::value::{Builder, Pushed};
 use flowtilla_agent_core::time::{KernelTime, WallOffset};
@@ -152,6 +153,7 @@ fn spooled(endpoint: &str, records: u64, mut filter: Option<Filter>) -> Result<R
         failover: None,
         slot: CollectorSlot(0),
         source_id: SourceId::from_hash(1),
+        short_ids: watch::Sender::new(ShortIds::Own).subscribe(),
         tlv: tlv(),
         grace: PATIENCE,
         ephemeral: true,
@@ -388,6 +390,7 @@ impl Line {
         let collector = Collector::new(
             &CollectorOptions {
                 slot: CollectorSlot(0),
+                encoding: PayloadEncoding::Tlv,
                 tlv: tlv(),
                 window_octets: policy::WINDOW_OCTETS_DEFAULT,
                 message_records_max: RECORDS_MAX,

@@ -12,7 +12,7 @@ use flowtilla_agent::held::HeldStore;
 use flowtilla_agent::identity::{self, Asker, Credentials, Token, WallClock};
 use flowtilla_agent::session::{Facts, Governed, News, Parts, Ready, Vitals};
 use flowtilla_agent_core::flow::record::BootId;
-use flowtilla_agent_core::session::{Assignment, Fault};
+use flowtilla_agent_core::session::{Assignment, Fault, ShortIds};
 use flowtilla_agent_core::top::Report;
 use flowtilla_grpc::channel::Address;
 use flowtilla_proto::ids::SourceId;
@@ -185,6 +185,10 @@ impl Governed for Noting {
             programs: PROGRAMS.map(str::to_owned).to_vec(),
             ..wire::Effective::default()
         })
+    }
+
+    async fn use_short_ids(&mut self, _: ShortIds) -> Result<(), String> {
+        Ok(())
     }
 
     async fn use_source_id(&mut self, _: SourceId) -> Result<(), String> {

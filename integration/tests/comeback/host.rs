@@ -10,7 +10,7 @@ use flowtilla_agent::held::HeldStore;
 use flowtilla_agent::identity::{self, Asker, Token};
 use flowtilla_agent::session::{Facts, Governed, News, Parts, Ready, Vitals};
 use flowtilla_agent_core::flow::record::BootId;
-use flowtilla_agent_core::session::{Assignment, Fault};
+use flowtilla_agent_core::session::{Assignment, Fault, ShortIds};
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::wire::session as wire;
 use tokio::sync::watch;
@@ -31,6 +31,10 @@ impl Governed for Remembers {
     async fn apply(&mut self, assignment: &Assignment) -> Result<wire::Effective, Fault> {
         self.0.lock().expect("nobody panicked").push(assignment.revision);
         Ok(wire::Effective::default())
+    }
+
+    async fn use_short_ids(&mut self, _: ShortIds) -> Result<(), String> {
+        Ok(())
     }
 
     async fn use_source_id(&mut self, _: SourceId) -> Result<(), String> {

@@ -6,6 +6,7 @@ use flowtilla_agent::run::{Agent as InProcess, Options};
 use flowtilla_agent::status::AgentStatus;
 use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::policy::Wanted;
+use flowtilla_agent_core::session::ShortIds;
 use flowtilla_proto::wire;
 use integration::need;
 use integration::scene::TOLD_WITHIN;
@@ -51,6 +52,7 @@ fn the_kernel_leaves_out_containers_by_name_image_and_namespace() -> Result<()> 
         wanted: wanted(&world, &docker, &[loud(), shop])?,
         scopes: Vec::new(),
         source_id: None,
+        short_ids: ShortIds::Own,
         view_records_max: 65_536,
         state: None,
     }))?;

@@ -32,6 +32,7 @@ fn endpoint(text: &str) -> Result<String, String> {
 fn absent_fields_have_the_documented_defaults() {
     let collector = Collector::try_from(sent()).expect("it is sound");
     assert_eq!(collector.curve_server_key, None);
+    assert_eq!(collector.encoding, Encoding::Tlv);
     assert_eq!(collector.header, HeaderVersion::V2);
     assert_eq!(collector.window_octets, 4 * 1024 * 1024);
     assert_eq!(collector.records_per_second, 20_000);
@@ -182,6 +183,32 @@ fn enums_take_their_members_and_refuse_other_numbers() {
 }
 
 #[test]
+fn nested_json_goes_with_header_version_1_and_half_the_pace() {
+    let with = |header: wire::HeaderVersion, rate| {
+        Collector::try_from(wire::Collector {
+            encoding: wire::Encoding::NestedJson.into(),
+            header_version: header.into(),
+            records_per_second: rate,
+            ..sent()
+        })
+        .map(|collector| (collector.encoding, collector.header, collector.records_per_second))
+        .map_err(|mistakes| mistakes.to_string())
+    };
+    let made = |rate| Ok((Encoding::NestedJson, HeaderVersion::V1, rate));
+    assert_eq!(with(wire::HeaderVersion::Unspecified, None), made(8_000));
+    assert_eq!(with(wire::HeaderVersion::V1, Some(20_000)), made(20_000));
+    for (header, word) in [(wire::HeaderVersion::V2, "v2"), (wire::HeaderVersion::V3, "v3")] {
+        assert_eq!(
+            with(header, None).expect_err("it is not read"),
+            format!(
+                "headerVersion: \"{word}\" is not read by the versions of ntopng that nested JSON is for; write v1 or leave \
+                 it out, or leave encoding out"
+            )
+        );
+    }
+}
+
+#[test]
 fn every_mistake_is_told_at_once() {
     let refused = mistakes(wire::Collector {
         name: "A".into(),
@@ -192,6 +219,7 @@ fn every_mistake_is_told_at_once() {
         records_per_second: Some(0),
         on_collector_restart: 9,
         record_ids: None,
+        encoding: 9,
     });
     let paths: Vec<&str> = refused
         .lines()
@@ -203,6 +231,7 @@ fn every_mistake_is_told_at_once() {
             "name",
             "endpoint",
             "curveServerKey",
+            "encoding",
             "headerVersion",
             "windowOctets",
             "recordsPerSecond",

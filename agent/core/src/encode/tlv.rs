@@ -22,7 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use bytes::{BufMut, Bytes, BytesMut};
 
 pub use self::read::{Key, TlvError, Value, decode};
-use self::record::Part;
+pub(in crate::encode) use self::record::{Part, identity, round_trip_us, seconds, shown, told};
 use crate::flow::record::FlowRecord;
 
 /// Most records in one message.
@@ -103,6 +103,34 @@ pub struct TlvOptions {
     pub record_ids: bool,
 }
 
+impl TlvOptions {
+    /// What the collector is to call both ends; `None`: the record stays here.
+    pub(in crate::encode) fn ends(&self, record: &FlowRecord) -> Option<(IpAddr, IpAddr)> {
+        let ends = (
+            record.initiator.endpoint.address,
+            record.responder.endpoint.address,
+        );
+        let both = ends.0.is_loopback() && ends.1.is_loopback();
+        if !ends.0.is_loopback() && !ends.1.is_loopback() {
+            return Some(ends);
+        }
+        match self.loopback {
+            Loopback::AsIs => Some(ends),
+            Loopback::Omit => None,
+            Loopback::HostAddress => {
+                let host = self.host_address;
+                let own = |address: IpAddr| {
+                    if !address.is_loopback() {
+                        return Some(address);
+                    }
+                    host.of_family(address).or_else(|| host.any().filter(|_| both))
+                };
+                Some((own(ends.0)?, own(ends.1)?))
+            }
+        }
+    }
+}
+
 /// What became of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Push {
@@ -154,7 +182,7 @@ impl Batch {
         if count > PARTS_MAX {
             return Push::TooLarge;
         }
-        let Some(ends) = self.ends(record) else {
+        let Some(ends) = self.options.ends(record) else {
             return Push::Withheld;
         };
         let refusal = if self.records == 0 {
@@ -199,31 +227,5 @@ impl Batch {
             records,
             parts,
         })
-    }
-
-    /// What the collector is to call both ends; `None`: the record stays here.
-    fn ends(&self, record: &FlowRecord) -> Option<(IpAddr, IpAddr)> {
-        let ends = (
-            record.initiator.endpoint.address,
-            record.responder.endpoint.address,
-        );
-        let both = ends.0.is_loopback() && ends.1.is_loopback();
-        if !ends.0.is_loopback() && !ends.1.is_loopback() {
-            return Some(ends);
-        }
-        match self.options.loopback {
-            Loopback::AsIs => Some(ends),
-            Loopback::Omit => None,
-            Loopback::HostAddress => {
-                let host = self.options.host_address;
-                let own = |address: IpAddr| {
-                    if !address.is_loopback() {
-                        return Some(address);
-                    }
-                    host.of_family(address).or_else(|| host.any().filter(|_| both))
-                };
-                Some((own(ends.0)?, own(ends.1)?))
-            }
-        }
     }
 }

@@ -7,6 +7,7 @@ use flowtilla_proto::wire::session as wire;
 
 use super::assignment::Fault;
 use super::judge::{Digest, Held};
+use super::short::ShortIds;
 use crate::top::wire::Question as TopQuestion;
 
 /// Longest content of an offer, in octets.
@@ -70,6 +71,8 @@ pub enum Incoming {
     Welcome(Welcome),
     /// A policy.
     Offer(Offer),
+    /// By which numbers collectors of header version 1 know this agent.
+    ShortIds(ShortIds),
     /// The roots of the trust domain, DER.
     Roots(Vec<Vec<u8>>),
     /// It ends the stream.
@@ -153,6 +156,7 @@ impl Incoming {
                 1..=ROOTS_MAX => Self::Roots(bundle.roots),
                 n => return Err(Violation::Roots(n)),
             },
+            Body::ShortSourceIds(ids) => Self::ShortIds(ShortIds::parse(&ids)),
             Body::Ended(ended) => Self::Ended {
                 reason: EndReason::from(ended.reason()),
                 message: ended.message,

@@ -73,7 +73,7 @@ fn traffics() -> impl Strategy<Value = Traffic> {
     (counts(), counts()).prop_map(|(forward, backward)| traffic(forward, backward))
 }
 
-fn records() -> impl Strategy<Value = FlowRecord> {
+pub(crate) fn records() -> impl Strategy<Value = FlowRecord> {
     let figures = (any::<[Option<u32>; 3]>(), any::<[u32; 2]>(), any::<[u8; 2]>()).prop_map(
         |(times, retransmits, flags)| TcpFigures {
             handshake_us: times[0],

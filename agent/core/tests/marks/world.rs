@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use flowtilla_agent_core::collector::window::{MESSAGE_OVERHEAD_OCTETS, OnRestart};
 use flowtilla_agent_core::collector::{Collector, CollectorOptions, Transmit, Wanted};
+use flowtilla_agent_core::encode::header::PayloadEncoding;
 use flowtilla_agent_core::encode::tlv::{Loopback, TlvOptions};
 use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::spool::{Cursor, LostCause};
@@ -463,6 +464,7 @@ fn range(after: u64, upto: u64) -> std::ops::Range<usize> {
 fn options(climate: Climate) -> CollectorOptions {
     CollectorOptions {
         slot: SLOT,
+        encoding: PayloadEncoding::Tlv,
         tlv: TlvOptions {
             loopback: Loopback::Omit,
             ..TlvOptions::default()

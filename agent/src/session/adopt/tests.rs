@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flowtilla_agent_core::session::{Digest, Version};
+use flowtilla_agent_core::session::{Digest, ShortIds, Version};
 use prost::Message as _;
 
 use super::*;
@@ -49,6 +49,10 @@ impl Governed for StandIn {
             std::fs::remove_file(path).expect("a file");
         }
         Ok(wire::Effective::default())
+    }
+
+    async fn use_short_ids(&mut self, _: ShortIds) -> Result<(), String> {
+        Ok(())
     }
 
     async fn use_source_id(&mut self, _: SourceId) -> Result<(), String> {

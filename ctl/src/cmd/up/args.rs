@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use flowtilla_agent_core::policy::Wanted;
-use flowtilla_proto::collector::{Collector, RECORDS_PER_SECOND_DEFAULT};
+use flowtilla_proto::collector::{Collector, RECORDS_PER_SECOND_DEFAULT, RECORDS_PER_SECOND_NESTED_DEFAULT};
 use flowtilla_proto::ids::NAME_OCTETS_MAX;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
 use flowtilla_proto::policy::{
@@ -114,8 +114,12 @@ pub(crate) struct UpArgs {
     pub(crate) buffer: Option<u64>,
 
     #[arg(long, value_name = "N", value_parser = parse_number,
-          help = format!("Most records a second that each --ntopng gets; what waits drains at this pace [default: {RECORDS_PER_SECOND_DEFAULT}]"))]
+          help = format!("Most records a second that each --ntopng gets; what waits drains at this pace [default: {RECORDS_PER_SECOND_DEFAULT}; {RECORDS_PER_SECOND_NESTED_DEFAULT} of nestedJson]"))]
     pub(crate) rate: Option<u64>,
+
+    /// How flow records are written for each --ntopng: nestedJson is for ntopng 5.2, which shows pods by it [default: tlv].
+    #[arg(long, value_enum)]
+    pub(crate) encoding: Option<Encoding>,
 
     /// Exports each record's identity (boot id, cookie, part) with it.
     #[arg(long)]
@@ -158,6 +162,14 @@ pub(crate) enum Loopback {
     HostAddress,
     Omit,
     AsIs,
+}
+
+/// See [`flowtilla_proto::collector::Encoding`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "camelCase")]
+pub(crate) enum Encoding {
+    Tlv,
+    NestedJson,
 }
 
 /// What the flags ask for: objects for the controller, and what is the agent's own.
@@ -237,15 +249,21 @@ impl UpArgs {
 
     /// A collector for each `--ntopng`, with its key or none.
     fn collectors(&self, keys: Vec<Option<String>>) -> impl Iterator<Item = wire::Collector> {
+        let encoding = match self.encoding {
+            None => wire::Encoding::Unspecified,
+            Some(Encoding::Tlv) => wire::Encoding::Tlv,
+            Some(Encoding::NestedJson) => wire::Encoding::NestedJson,
+        };
         self.ntopng
             .iter()
             .zip(keys)
-            .map(|(endpoint, key)| wire::Collector {
+            .map(move |(endpoint, key)| wire::Collector {
                 name: collector_name(endpoint),
                 endpoint: endpoint.clone(),
                 curve_server_key: key,
                 record_ids: Some(self.record_ids),
                 records_per_second: self.rate,
+                encoding: encoding.into(),
                 ..wire::Collector::default()
             })
     }

@@ -27,11 +27,11 @@ const KERNEL_PID: u32 = 2;
 
 /// One of the parts that a record is split into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(in crate::encode) struct Part {
     /// From 0.
-    pub(super) index: u64,
+    pub(in crate::encode) index: u64,
     /// How many, ≥ 1.
-    pub(super) count: u64,
+    pub(in crate::encode) count: u64,
 }
 
 /// How many parts keep every counter of `record` below 2³². Totals are not split: they stop at 2³² - 1 instead, for
@@ -148,10 +148,15 @@ fn of_part(counts: Counts, part: Part) -> Counts {
     }
 }
 
-fn counts(out: &mut BytesMut, counts: Counts, octets_element: u16, packets_element: u16) {
+/// Octets and packets of one direction as ntopng reads them.
+pub(in crate::encode) fn told(counts: Counts) -> (u64, u64) {
     let octets = counts.octets.min(COUNTER_MAX);
     // ntopng leaves out the octets of a direction without packets.
-    let packets = counts.packets.clamp(u64::from(octets > 0), COUNTER_MAX);
+    (octets, counts.packets.clamp(u64::from(octets > 0), COUNTER_MAX))
+}
+
+fn counts(out: &mut BytesMut, counts: Counts, octets_element: u16, packets_element: u16) {
+    let (octets, packets) = told(counts);
     number(out, octets_element, octets);
     number(out, packets_element, packets);
 }
@@ -167,16 +172,20 @@ fn flags(out: &mut BytesMut, tcp: &TcpFigures, initiator_seen: bool) {
     number(out, element::SERVER_TCP_FLAGS, tcp.flags_backward.into());
 }
 
-/// ntopng shows the sum of both latencies as round-trip time. This agent stands at an end, not in the middle: between
-/// it and the near end lies nothing, so the whole round trip belongs to the far end. That is the client when the
-/// initiator is remote, otherwise the server. The smoothed time is sent, the newest there is; the least one, then the
-/// handshake's, when that was not measured.
-fn latency(out: &mut BytesMut, tcp: &TcpFigures, initiator: &Owner) {
-    let round_trip_us = [tcp.rtt_us, tcp.rtt_min_us, tcp.handshake_us]
+/// The connection's round-trip time, in µs: the smoothed one, the newest there is; the least one, then the handshake's,
+/// when that was not measured.
+pub(in crate::encode) fn round_trip_us(tcp: &TcpFigures) -> Option<u32> {
+    [tcp.rtt_us, tcp.rtt_min_us, tcp.handshake_us]
         .into_iter()
         .flatten()
-        .find(|&us| us > 0);
-    let Some(us) = round_trip_us else { return };
+        .find(|&us| us > 0)
+}
+
+/// ntopng shows the sum of both latencies as round-trip time. This agent stands at an end, not in the middle: between
+/// it and the near end lies nothing, so the whole round trip belongs to the far end. That is the client when the
+/// initiator is remote, otherwise the server.
+fn latency(out: &mut BytesMut, tcp: &TcpFigures, initiator: &Owner) {
+    let Some(us) = round_trip_us(tcp) else { return };
     let far_end = if initiator.is_remote() {
         element::CLIENT_LATENCY_MS
     } else {
@@ -200,16 +209,23 @@ fn retransmits(out: &mut BytesMut, tcp: &TcpFigures) {
     }
 }
 
+/// Process id and program of an end, as they are shown, and what is known of the process beside; `None`: nobody is known.
+pub(in crate::encode) fn shown(owner: &Owner) -> Option<(u32, String, Option<&Process>)> {
+    let kernel = owner.confidence == Confidence::Unknown(Unknown::Kernel);
+    let process = owner.process.as_ref().filter(|process| process.key.pid > 0);
+    match (process, kernel) {
+        (Some(known), true) => Some((known.key.pid, format!("[{}]", text::name(&known.comm)), process)),
+        (Some(known), false) => Some((known.key.pid, program(owner, known), process)),
+        (None, true) => Some((KERNEL_PID, String::from("[kernel]"), None)),
+        (None, false) => None,
+    }
+}
+
 /// Who is behind an end; nothing when nobody is known. A name without a process id shows nothing in ntopng, nor the
 /// other way round, so they go together or not at all.
 fn owner(out: &mut BytesMut, owner: &Owner, elements: &OwnerElements, part: Part) {
-    let kernel = owner.confidence == Confidence::Unknown(Unknown::Kernel);
-    let process = owner.process.as_ref().filter(|process| process.key.pid > 0);
-    let (pid, program) = match (process, kernel) {
-        (Some(process), true) => (process.key.pid, format!("[{}]", text::name(&process.comm))),
-        (Some(process), false) => (process.key.pid, program(owner, process)),
-        (None, true) => (KERNEL_PID, String::from("[kernel]")),
-        (None, false) => return,
+    let Some((pid, program, process)) = shown(owner) else {
+        return;
     };
     number(out, elements.pid, pid.into());
     if part.index > 0 {
@@ -257,7 +273,7 @@ fn optional(out: &mut BytesMut, element: u16, value: Option<String>) {
 }
 
 /// Boot id, cookie, stream and part, joined by `-`; `.n` behind it for the n-th (from 0) part of a split record.
-fn identity(record: &FlowRecord, part: Part) -> String {
+pub(in crate::encode) fn identity(record: &FlowRecord, part: Part) -> String {
     let id = record.id;
     let boot = u128::from_be_bytes(id.boot.0);
     let whole = format!("{boot:032x}-{}-{}-{}", id.cookie.0, id.stream, id.part);
@@ -268,6 +284,6 @@ fn identity(record: &FlowRecord, part: Part) -> String {
     }
 }
 
-fn seconds(time: WallTime) -> u64 {
+pub(in crate::encode) fn seconds(time: WallTime) -> u64 {
     time.seconds().min(COUNTER_MAX)
 }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use clap::Parser;
+use flowtilla_proto::collector::{self, HeaderVersion};
 use flowtilla_proto::policy::{CommandLine, Loopback, Mode, SocketPath};
 
 use super::*;
@@ -191,6 +192,20 @@ fn failover_and_identities_are_asked_for_by_flags() {
         Mode::Mirror
     );
     assert!(!mirror.collectors().iter().any(|collector| collector.record_ids));
+}
+
+#[test]
+fn nested_json_is_asked_for_by_a_flag_and_brings_header_version_1() {
+    let one = |more: &[&str]| {
+        let told = wanted(&[&["--ntopng=tcp://192.0.2.1:5556"], more].concat()).expect("the flags are sound");
+        let collector = &told.collectors()[0];
+        (collector.encoding, collector.header, collector.records_per_second)
+    };
+    assert_eq!(one(&[]), (collector::Encoding::Tlv, HeaderVersion::V2, 20_000));
+    assert_eq!(one(&["--encoding=tlv"]), one(&[]));
+    let nested = |rate| (collector::Encoding::NestedJson, HeaderVersion::V1, rate);
+    assert_eq!(one(&["--encoding=nestedJson"]), nested(8_000));
+    assert_eq!(one(&["--encoding=nestedJson", "--rate=9"]), nested(9));
 }
 
 #[test]
