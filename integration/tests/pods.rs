@@ -16,7 +16,7 @@ use integration::cgroup::{self, Cgroup};
 use integration::need::{self, Need};
 use integration::pods::{CONTAINER, Containerd, Cri, NAMESPACE, Pod, Running, lacks_plugins};
 use integration::product::Agent;
-use integration::product::record::{self, Container};
+use integration::product::record::{self, Container, Record};
 use integration::scene::TOLD_WITHIN;
 use integration::wait::{self, PATIENCE, Stopwatch};
 use integration::world::{RIGHT_V4, World};
@@ -72,6 +72,12 @@ fn pods_older_than_an_agent_that_sees_its_own_cgroup_only_go_by_their_names() ->
     let own = Cgroup::make(&root, &format!("agent-{}", std::process::id()), "inner")?;
     let socket = runtime.socket().display().to_string();
     let agent = Agent::in_cgroup_namespace(&own, &world.left, &["--container-socket", &socket])?;
+    // While it lives: what ended before anybody looked has no container any more.
+    wait::until(TOLD_WITHIN, "the flow's first record", || {
+        let records = agent.records()?;
+        let is_its = |record: &Record| usize::from(record.responder.port) == PORT;
+        Ok(records.iter().any(is_its).then_some(()))
+    })?;
     drop(stream);
     let found = containers_by_port(&agent, 1)?;
     let wanted = Container {
