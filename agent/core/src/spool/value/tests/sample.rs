@@ -65,7 +65,7 @@ pub(super) fn process(n: u32) -> Owner {
                 name: Some(format!("{word}-{n}")),
                 pod: None,
             }),
-            unit: (n % 4 == 0).then(|| format!("{word}.service")),
+            unit: n.is_multiple_of(4).then(|| format!("{word}.service")),
         })),
     }
 }
