@@ -157,7 +157,7 @@ impl Laid {
         package: &str,
         out: &Path,
         revision: &str,
-        fast: bool,
+        linked: Linked,
     ) -> Result<PathBuf> {
         fs::create_dir_all(out)?;
         let mut command = Command::new(maker);
