@@ -19,6 +19,7 @@ mod rollouts;
 mod rows;
 mod stream;
 mod top;
+mod trials;
 mod waves;
 
 pub(crate) fn labels(pairs: &[(&str, &str)]) -> Labels {

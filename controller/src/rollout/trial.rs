@@ -44,7 +44,7 @@ pub enum SubjectPart {
 pub struct Verdict {
     /// What speaks against them; empty: nothing so far.
     pub failures: Vec<Failure>,
-    /// The soak is over, and each was heard of for long enough.
+    /// The soak is over, and each that changed last was heard of for long enough.
     pub soaked: bool,
     /// What it waits for, when that is out of the ordinary.
     pub waits_for: String,
@@ -85,7 +85,9 @@ pub fn judge(
         };
     }
     let over = now >= rollout.soak_until();
-    let soaked = over && rollout.seen_enough(windows, now);
+    // Of a policy none of whose agents changed last nobody is soaked: what speaks against the others is above.
+    let soaks = (subjects.iter()).any(|subject| subject.part == SubjectPart::Changed);
+    let soaked = over && (!soaks || rollout.seen_enough(windows, now));
     let waits_for = match over && !soaked {
         true => "some of those that have changed were not heard of for a whole soak".to_owned(),
         false => String::new(),
