@@ -204,29 +204,34 @@ start() {
 undo() {
     words=$(tell 2>&1)
     back=
-    if [ -f $trial ]; then
-        put_back
-        back='; the program from before is back'
-    fi
+    [ ! -f $trial ] || put_back || :
     printf '%s\n' "$words" >&2
     fail_start "$1$back"
 }
 
 revert() {
-    [ ! -f $trial ] || put_back
+    back=
+    [ ! -f $trial ] || put_back || fail_start "the program on trial was to go$back"
 }
 
-# The program last: until then it can be begun again.
+# The program last: until then it can be begun again. What came of it is in $back; it does not end the script.
 put_back() {
     for file in $unit $settings $program; do
-        [ ! -f "$file.previous" ] || mv -f "$file.previous" "$file"
+        [ ! -f "$file.previous" ] || mv -f "$file.previous" "$file" || {
+            back='; the program from before is not back'
+            return 1
+        }
     done
-    rm -f $trial
-    sync
+    rm -f $trial || :
+    sync || :
     label
-    systemctl daemon-reload
+    systemctl daemon-reload || :
     systemctl reset-failed $name 2>/dev/null || :
-    systemctl restart $name
+    systemctl restart $name || {
+        back='; the program from before does not start either'
+        return 1
+    }
+    back='; the program from before is back'
 }
 
 remove() {
