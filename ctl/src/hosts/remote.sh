@@ -15,6 +15,8 @@
 # A program that takes the place of another one is on trial until `keep`: a mark says so, whatever becomes of whoever called. Meanwhile
 # the one that has proven itself is beside it (.previous), with its unit and settings.
 #
+# One changing action at a time: a lock sees to that, which ends with the script. No program that could outlive the script has it.
+#
 # Secrets come by stdin only. A file is written beside its place, synced and renamed. What the agent's user owns is touched
 # as that user only: root would follow a link that it could have put there.
 
@@ -32,6 +34,7 @@ access=$unit.d/runtimes.conf
 trial=/etc/flowtilla/on-trial
 state=/var/lib/flowtilla
 user=flowtilla
+lock=/run/flowtilla-deploy.lock
 # The version of the Debian package that has brought the agent. Program and unit are in the package's places then, and the package
 # manager's to change; the rest is in the same places.
 package=
@@ -56,6 +59,17 @@ fail_start() {
 }
 
 [ "$(id -u)" = 0 ] || fail 'not root'
+
+# Nobody else changes anything meanwhile.
+alone() {
+    exec 9>$lock
+    flock -n 9 || fail 'another deploy is at work here; try again when it has ended'
+}
+
+# What may leave processes behind does not get the lock.
+systemctl() {
+    command systemctl "$@" 9>&-
+}
 
 # The digest of a file; nothing when there is none.
 digest() {
@@ -124,7 +138,7 @@ install_files() {
     take "$part" $settings.access
     [ "$4" = - ] || take_program "$4"
     id -u $user >/dev/null 2>&1 ||
-        useradd --system --user-group --home-dir $state --no-create-home --shell /usr/sbin/nologin $user
+        useradd --system --user-group --home-dir $state --no-create-home --shell /usr/sbin/nologin $user 9>&-
     [ "$4" = - ] || [ ! -f $program ] || [ -f $trial ] || set_aside
     if [ "$1" -gt 0 ]; then settle $unit.new $unit; else rm -f $unit.new; fi
     if [ "$2" -gt 0 ]; then settle $settings.new $settings; else rm -f $settings.new; fi
@@ -155,7 +169,7 @@ take_program() {
     cat >$program.new
     [ "$(digest $program.new)" = "$1" ] || fail 'the program that arrived is not the one that was sent'
     chmod 0755 $program.new
-    timeout 10 $program.new --version >/dev/null || fail 'the program does not run on this host'
+    timeout 10 $program.new --version >/dev/null 9>&- || fail 'the program does not run on this host'
 }
 
 # What has proven itself is kept, and what comes is on trial.
@@ -177,7 +191,7 @@ label() {
 enrol() {
     install -d -m 0700 -o $user -g $user $state
     octets "$1" | runuser -u $user -- sh -c 'umask 077; cd "$1" && rm -f join-token.new &&
-        cat >join-token.new && mv -f join-token.new join-token' sh $state
+        cat >join-token.new && mv -f join-token.new join-token' sh $state 9>&-
 }
 
 # Restarts of the service, so far.
@@ -235,7 +249,7 @@ put_back() {
 }
 
 remove() {
-    [ -z "$package" ] || dpkg --purge $name >/dev/null
+    [ -z "$package" ] || dpkg --purge $name >/dev/null 9>&-
     systemctl disable --quiet --now $name 2>/dev/null || :
     for file in $unit $settings $program; do
         rm -f "$file" "$file.new" "$file.previous"
@@ -244,7 +258,7 @@ remove() {
     rmdir ${access%/*} 2>/dev/null || :
     rmdir /etc/flowtilla 2>/dev/null || :
     rm -rf $state
-    ! id -u $user >/dev/null 2>&1 || userdel $user
+    ! id -u $user >/dev/null 2>&1 || userdel $user 9>&-
     systemctl daemon-reload
     systemctl reset-failed $name 2>/dev/null || :
 }
@@ -253,6 +267,10 @@ remove() {
 tell() {
     journalctl -u $name -n 3 -o cat --no-pager >&2 2>/dev/null || :
 }
+
+case ${1-} in
+install | keep | enrol | start | remove | revert) alone ;;
+esac
 
 case ${1-} in
 probe) probe ;;
