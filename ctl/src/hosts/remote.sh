@@ -71,6 +71,12 @@ systemctl() {
     command systemctl "$@" 9>&-
 }
 
+# Whether there is a program on trial, and the one from before. A mark alone is left of a way back that a power loss cut off at its
+# end: the program from before is in place again.
+on_trial() {
+    [ -f $trial ] && [ -f $program.previous ]
+}
+
 # The digest of a file; nothing when there is none.
 digest() {
     [ -f "$1" ] || return 0
@@ -110,7 +116,7 @@ probe() {
     echo "unit=$(digest $unit)"
     echo "settings=$(digest $settings)"
     echo "access=$(digest $access)"
-    [ ! -f $trial ] || echo trial=yes
+    ! on_trial || echo trial=yes
     for group in docker root; do
         ! getent group $group >/dev/null || echo "group-$group=yes"
     done
@@ -139,7 +145,7 @@ install_files() {
     [ "$4" = - ] || take_program "$4"
     id -u $user >/dev/null 2>&1 ||
         useradd --system --user-group --home-dir $state --no-create-home --shell /usr/sbin/nologin $user 9>&-
-    [ "$4" = - ] || [ ! -f $program ] || [ -f $trial ] || set_aside
+    [ "$4" = - ] || [ ! -f $program ] || on_trial || set_aside
     if [ "$1" -gt 0 ]; then settle $unit.new $unit; else rm -f $unit.new; fi
     if [ "$2" -gt 0 ]; then settle $settings.new $settings; else rm -f $settings.new; fi
     case $3 in
@@ -174,6 +180,7 @@ take_program() {
 
 # What has proven itself is kept, and what comes is on trial.
 set_aside() {
+    rm -f $trial
     ln -f $program $program.previous
     for file in $unit $settings; do
         rm -f "$file.previous"
@@ -218,14 +225,14 @@ start() {
 undo() {
     words=$(tell 2>&1)
     back=
-    [ ! -f $trial ] || put_back || :
+    ! on_trial || put_back || :
     printf '%s\n' "$words" >&2
     fail_start "$1$back"
 }
 
 revert() {
     back=
-    [ ! -f $trial ] || put_back || fail_start "the program on trial was to go$back"
+    ! on_trial || put_back || fail_start "the program on trial was to go$back"
 }
 
 # The program last: until then it can be begun again. What came of it is in $back; it does not end the script.
