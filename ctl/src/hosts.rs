@@ -21,10 +21,10 @@ use flowtilla_proto::wire::fleet::{Agent, AgentsRequest, StatusRequest};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
-use self::plan::{Enrol, Plan};
+use self::plan::{Enrol, Found, Plan};
 use self::program::Program;
 use self::ssh::{Ssh, Way};
-use self::trouble::Trouble;
+use self::trouble::{Step, Trouble};
 use self::waves::Upgrade;
 use crate::client::Client;
 use crate::cmd::fleet::print;
@@ -158,8 +158,8 @@ enum Outcome {
         steps: Vec<String>,
     },
     Planned(Vec<String>),
-    /// Nobody is there to be upgraded.
-    Bare,
+    /// Not ours to upgrade: its agent is of a Debian package, of this version.
+    Packaged(String),
     /// It was to be upgraded after a wave that went back.
     Waits,
     /// Its upgrade was taken back.
@@ -322,10 +322,11 @@ async fn work(shared: &Shared<'_>, jobs: &[Job], how: &How) -> anyhow::Result<Ve
             Err(trouble) => {
                 outcomes.insert(at, Outcome::Failed(trouble));
             }
-            Ok((_, plan)) if how.aim == Aim::Upgrade && plan.enrol == Some(Enrol::Anew) => {
-                outcomes.insert(at, Outcome::Bare);
-            }
             Ok((found, plan)) => {
+                if let (Aim::Upgrade, Some(outcome)) = (how.aim, out_of_upgrade(&found, &plan)) {
+                    outcomes.insert(at, outcome);
+                    continue;
+                }
                 let plan = match how.aim {
                     Aim::Deploy => plan,
                     Aim::Upgrade => plan.of_upgrade(),
@@ -365,6 +366,18 @@ async fn work(shared: &Shared<'_>, jobs: &[Job], how: &How) -> anyhow::Result<Ve
     outcomes.extend(done);
     outcomes.extend(run.run().await);
     Ok(outcomes.into_values().collect())
+}
+
+/// What comes of a host that an upgrade has nothing to do with; `None`: it has.
+fn out_of_upgrade(found: &Found, plan: &Plan) -> Option<Outcome> {
+    if plan.enrol == Some(Enrol::Anew) {
+        return Some(Outcome::Failed(Trouble::new(
+            Step::Fit,
+            "it has no agent that counts in this fleet, so nothing is there to be upgraded",
+            "agentctl deploy puts one there",
+        )));
+    }
+    (!found.package.is_empty()).then(|| Outcome::Packaged(found.package.clone()))
 }
 
 /// Asks a person, when there is one.
@@ -418,9 +431,12 @@ fn told(jobs: &[Job], outcomes: &[Outcome], dry_run: bool) -> String {
                 counts[0] += 1;
                 format!("done: {} ({})", harmless(&steps.join(", ")), word(agent))
             }
-            Outcome::Bare => {
+            Outcome::Packaged(package) => {
                 counts[1] += 1;
-                "has no agent of this fleet; deploy puts one there".to_owned()
+                format!(
+                    "stays as it is: its agent is of the Debian package {}, which apt-get upgrades there",
+                    harmless(package)
+                )
             }
             Outcome::Waits => {
                 counts[3] += 1;

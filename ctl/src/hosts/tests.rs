@@ -2,7 +2,6 @@ use std::num::NonZeroU16;
 
 use flowtilla_proto::hosts::Target;
 
-use super::trouble::Step;
 use super::*;
 
 fn job(name: &str) -> Job {
@@ -57,13 +56,13 @@ fn each_host_has_its_sentence_and_all_have_a_sum() {
     let back = [
         Outcome::Back("wave 1 of 2: lag: a record of a-1 waited 9.0 s".to_owned()),
         Outcome::Waits,
-        Outcome::Bare,
+        Outcome::Packaged("0.1.0-1".to_owned()),
     ];
     assert_eq!(
         told(&jobs[..3], &back, false),
         "a: WENT BACK: wave 1 of 2: lag: a record of a-1 waited 9.0 s\n\
          b: stays as it is: a wave before it went back\n\
-         c: has no agent of this fleet; deploy puts one there\n\
+         c: stays as it is: its agent is of the Debian package 0.1.0-1, which apt-get upgrades there\n\
          hosts: 0 changed, 1 as they are to be, 1 failed, 1 not yet\n"
     );
     let planned = [
@@ -73,5 +72,29 @@ fn each_host_has_its_sentence_and_all_have_a_sum() {
     assert_eq!(
         told(&jobs[..2], &planned, true),
         "a: nothing to do\nb: would install 0.1.0\nhosts: 1 would be changed, 1 as they are to be, 0 failed\n"
+    );
+}
+
+#[test]
+fn an_upgrade_fails_where_no_agent_counts_and_leaves_packages_to_apt() {
+    let mut found = Found::default();
+    let known = Plan::default();
+    assert!(out_of_upgrade(&found, &known).is_none());
+    found.package = "0.1.0-1".to_owned();
+    let packaged = out_of_upgrade(&found, &known);
+    assert!(
+        matches!(&packaged, Some(Outcome::Packaged(package)) if package == "0.1.0-1"),
+        "{packaged:?}"
+    );
+    let unknown = Plan {
+        enrol: Some(Enrol::Anew),
+        ..Plan::default()
+    };
+    let Some(Outcome::Failed(trouble)) = out_of_upgrade(&found, &unknown) else {
+        panic!("nothing is there to be upgraded");
+    };
+    assert_eq!(
+        trouble.to_string(),
+        "check: it has no agent that counts in this fleet, so nothing is there to be upgraded; agentctl deploy puts one there"
     );
 }
