@@ -1,8 +1,10 @@
 //! `agentctl agents remove`: takes the agent away from hosts, and makes its identity void.
 //!
 //! In: names of hosts and groups, as the controller has them. What waits in an agent's spool goes with it. The host stays in its
-//! group: that is the operator's to change.
+//! group: that is the operator's to change. An agent that was drained and not removed stays drained, which is told.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
@@ -36,6 +38,27 @@ pub(crate) struct RemoveArgs {
     pub(crate) reach: Reach,
 }
 
+/// Agents that were told to drain, and are not removed yet.
+#[derive(Debug, Default)]
+struct Drained(Mutex<BTreeSet<String>>);
+
+impl Drained {
+    fn agents(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What to know of them when they are not removed; `None`: there are none.
+    fn told(&self) -> Option<String> {
+        let agents: Vec<String> = self.agents().iter().cloned().collect();
+        (!agents.is_empty()).then(|| stays_drained(&agents.join(" ")))
+    }
+}
+
+/// What to know of agents that were drained and not removed.
+fn stays_drained(agents: &str) -> String {
+    format!("what was drained stays drained until: agentctl agents drain {agents} --undo")
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -58,7 +81,11 @@ pub(crate) async fn run(args: RemoveArgs) -> anyhow::Result<Exit> {
     }
     let ssh = Ssh::new()?;
     let mut signals = Signals::new()?;
-    let all = stream::iter(jobs.iter().map(|job| take_away(&client, &ssh, job, args.drain)));
+    let drained = Drained::default();
+    let all = stream::iter(
+        jobs.iter()
+            .map(|job| take_away(&client, &ssh, job, args.drain, &drained)),
+    );
     let ended = tokio::select! { biased;
         () = signals.next() => None,
         ended = all.buffered(HOSTS_AT_ONCE).collect::<Vec<_>>() => Some(ended),
@@ -66,6 +93,9 @@ pub(crate) async fn run(args: RemoveArgs) -> anyhow::Result<Exit> {
     close(&ssh, &jobs).await;
     let Some(ended) = ended else {
         say("ended before all hosts were done; call it again to go on");
+        if let Some(told) = drained.told() {
+            say(told);
+        }
         return Ok(Exit::Interrupted);
     };
     let mut text = String::new();
@@ -86,7 +116,13 @@ pub(crate) async fn run(args: RemoveArgs) -> anyhow::Result<Exit> {
 }
 
 /// Stops the agent, deletes it, and makes its identity void; the sentence of it.
-async fn take_away(client: &Client, ssh: &Ssh, job: &Job, drain: Option<u64>) -> Result<String, Trouble> {
+async fn take_away(
+    client: &Client,
+    ssh: &Ssh,
+    job: &Job,
+    drain: Option<u64>,
+    drained: &Drained,
+) -> Result<String, Trouble> {
     progress(job, "looks at it");
     let said = ssh
         .run(&job.way, Step::Probe, &["probe"], Payload::new(), PROBE_WITHIN)
@@ -95,16 +131,30 @@ async fn take_away(client: &Client, ssh: &Ssh, job: &Job, drain: Option<u64>) ->
     if found.is_bare() {
         return Ok("has no agent".to_owned());
     }
-    if let (Some(ms), Some(identity)) = (drain, &found.identity) {
-        drained(client, job, identity.name.as_str(), Duration::from_millis(ms)).await?;
+    if let Some(ms) = drain {
+        let Some(identity) = &found.identity else {
+            return Err(Trouble::new(
+                Step::Drain,
+                "the agent's identity cannot be read there, so nobody can drain it",
+                "deploy again to mend it, or call it again without --drain",
+            ));
+        };
+        let agent = identity.name.as_str();
+        wait_drained(client, job, agent, Duration::from_millis(ms), drained).await?;
     }
     progress(job, "removes the agent");
-    ssh.run(&job.way, Step::Remove, &["remove"], Payload::new(), ACTION_WITHIN)
-        .await?;
+    let removed = ssh
+        .run(&job.way, Step::Remove, &["remove"], Payload::new(), ACTION_WITHIN)
+        .await;
     let Some(identity) = found.identity else {
-        return Ok("done: removed, it had no identity".to_owned());
+        return removed.map(|_| "done: removed, it had no identity".to_owned());
     };
     let agent = identity.name.as_str().to_owned();
+    removed.map_err(|trouble| match drain {
+        Some(_) => trouble.and(&stays_drained(&agent)),
+        None => trouble,
+    })?;
+    drained.agents().remove(&agent);
     let sentence = format!("done: removed ({})", word(&agent));
     let what = Some(revoke_request::What::Agent(agent.clone()));
     match client.ask(client.fleet().revoke(RevokeRequest { what })).await {
@@ -118,26 +168,52 @@ async fn take_away(client: &Client, ssh: &Ssh, job: &Job, drain: Option<u64>) ->
 }
 
 /// Has the agent drained, and waits for that.
-async fn drained(client: &Client, job: &Job, agent: &str, within: Duration) -> Result<(), Trouble> {
-    let lost = |error: anyhow::Error| {
-        Trouble::new(
-            Step::Drain,
-            format!("{error:#}"),
-            "call it again, or without --drain",
-        )
-    };
+async fn wait_drained(
+    client: &Client,
+    job: &Job,
+    agent: &str,
+    within: Duration,
+    drained: &Drained,
+) -> Result<(), Trouble> {
+    const REMEDY: &str = "call it again, or without --drain";
+    let lost = |error: anyhow::Error| Trouble::new(Step::Drain, format!("{error:#}"), REMEDY);
     let agents = [agent.to_owned()];
-    drain::drain(client, &agents, false).await.map_err(lost)?;
+    // Before it is asked for: whoever ends this meanwhile is told.
+    drained.agents().insert(agent.to_owned());
+    if let Err(error) = drain::drain(client, &agents, false).await {
+        drained.agents().remove(agent);
+        return Err(lost(error));
+    }
     let tell = |line: &str| {
         progress(job, line);
         Ok(())
     };
-    match drain::wait(client, &agents, within, tell).await.map_err(lost)? {
+    let waited = drain::wait(client, &agents, within, tell).await;
+    match waited.map_err(|error| lost(error).and(&stays_drained(agent)))? {
         None => Ok(()),
-        Some(left) => Err(Trouble::new(
-            Step::Drain,
-            format!("it is not drained after {} s: {left}", within.as_secs()),
-            "see its collectors, and call it again, or without --drain",
-        )),
+        Some(left) => {
+            let why = format!("it is not drained after {} s: {left}", within.as_secs());
+            let remedy = "see its collectors, and call it again, or without --drain";
+            Err(Trouble::new(Step::Drain, why, remedy).and(&stays_drained(agent)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_drained_and_not_removed_is_told_with_the_way_back() {
+        let drained = Drained::default();
+        assert_eq!(drained.told(), None);
+        drained.agents().extend(["b-2", "a-1"].map(str::to_owned));
+        assert_eq!(
+            drained.told().as_deref(),
+            Some("what was drained stays drained until: agentctl agents drain a-1 b-2 --undo")
+        );
+        drained.agents().remove("a-1");
+        drained.agents().remove("b-2");
+        assert_eq!(drained.told(), None);
     }
 }
