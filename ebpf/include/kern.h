@@ -42,7 +42,8 @@ struct sock_common {
 } CORE;
 
 struct kernfs_node { __u64 id; } CORE;
-struct cgroup { struct kernfs_node *kn; int level; struct cgroup *ancestors[]; } CORE;
+struct cgroup_root { int hierarchy_id; } CORE;
+struct cgroup { struct kernfs_node *kn; struct cgroup_root *root; int level; struct cgroup *ancestors[]; } CORE;
 struct cgroup___ids { int level; __u64 ancestor_ids[]; } CORE;   /* before 6.1 */
 struct sock_cgroup_data { struct cgroup *cgroup; } CORE;         /* since 5.16 */
 struct sock_cgroup_data___old { __u64 val; } CORE;

@@ -50,9 +50,14 @@ int BPF_PROG(name_fork, struct task_struct *parent, struct task_struct *child)
 	return 0;
 }
 
+/* The events come from every hierarchy, and each counts its ids by itself: only those of cgroup2, the hierarchy 0, are ours. */
+static __always_inline bool of_cgroup2(struct cgroup *cg) { return BPF_CORE_READ(cg, root, hierarchy_id) == 0; }
+
 SEC("tp_btf/cgroup_mkdir")
 int BPF_PROG(name_cgroup, struct cgroup *cg, const char *path)
 {
+	if (!of_cgroup2(cg))
+		return 0;
 	struct cgroup_event *e = bpf_ringbuf_reserve(&name_events, sizeof(*e), 0);
 	if (!e) {
 		drop(DROP_NAME_RING_FULL, 1);
@@ -70,7 +75,7 @@ int BPF_PROG(name_cgroup, struct cgroup *cg, const char *path)
 SEC("tp_btf/cgroup_rmdir")
 int BPF_PROG(name_cgroup_gone, struct cgroup *cg, const char *path)
 {
-	if (!left_out_depths)
+	if (!left_out_depths || !of_cgroup2(cg))
 		return 0;
 	__u64 id = BPF_CORE_READ(cg, kn, id);
 	if (!bpf_map_lookup_elem(&left_out, &id))

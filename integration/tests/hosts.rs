@@ -330,14 +330,15 @@ impl Scene {
         self.ctl(&[&["deploy", "-f", &file], flags].concat())
     }
 
-    /// A file with a group of hosts, the collector and a policy for all agents; its path.
+    /// A file with a group of hosts, the collector and a policy for all agents; its path. Only lag is judged: what an agent
+    /// costs on a busy machine says nothing.
     fn file(&self, group: &str) -> Result<String> {
         let documents = format!(
             "apiVersion: flowtilla/v1\nkind: HostGroup\nname: web\nuser: op\n{group}\n---\n\
              apiVersion: flowtilla/v1\nkind: Collector\nname: main\nendpoint: {}\n---\n\
              apiVersion: flowtilla/v1\nkind: Policy\nname: web\n\
              capture: {{scopes: [{{netns: /proc/1/ns/net}}]}}\nexport: {{collectors: [main]}}\n\
-             rollout: {{gates: {{lag: 3s}}}}\n",
+             rollout: {{gates: {{lag: 3s, cpuPermille: 1000000, memoryOctets: 64GiB}}}}\n",
             self.collector.endpoint()
         );
         let file = self.folder.path().join("fleet.yaml");

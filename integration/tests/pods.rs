@@ -160,8 +160,10 @@ fn brief_pods(suite: Option<&str>) -> Result<()> {
         );
     }
     println!("{suite:?}: {count} pods, {nameless} without their names");
+    // Of few pods one is more than a thousandth.
+    let least = usize::from(!soak::is_on());
     ensure!(
-        nameless * 1_000 <= count,
+        nameless <= (count / 1_000).max(least),
         "{nameless} of {count} without their names"
     );
     agent.interrupt()?.check_laws()

@@ -176,9 +176,14 @@ fn top_prints_a_table_and_names_who_does_not_answer() -> Result<()> {
     scene.row("processes", &[], "h0", |row| {
         row["process"]["unit"] == "shop.service"
     })?;
-    let output = scene.controller.ctl(&["top", "processes", "--once"])?;
+    // An agent has two seconds to answer: on a busy machine it may take more than one call.
+    let output = wait::until(PATIENCE, "answers of both agents", || {
+        let output = scene.controller.ctl(&["top", "processes", "--once"])?;
+        let both = output.stderr.is_empty() && words(&output.stdout).contains("shop.service");
+        Ok(both.then_some(output))
+    })?;
     let table = words(&output.stdout);
-    ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    ensure!(output.status.success(), "{output:?}");
     let mut lines = table.lines();
     let first = lines.next().unwrap_or_default();
     ensure!(
@@ -197,17 +202,12 @@ fn top_prints_a_table_and_names_who_does_not_answer() -> Result<()> {
     let gone = scene.controller.agent("h1")?.context("an agent")?["id"].clone();
     let gone = gone.as_str().context("an id")?.to_owned();
     scene.members[1].stop()?;
-    let output = wait::until(PATIENCE, "an agent that has gone", || {
+    let alone = format!("agentctl: {gone}: it is not connected\n");
+    let output = wait::until(PATIENCE, "an answer without the agent that has gone", || {
         let output = scene.controller.ctl(&["top", "users", "--once"])?;
-        Ok(words(&output.stderr)
-            .contains("is not connected")
-            .then_some(output))
+        Ok((words(&output.stderr) == alone).then_some(output))
     })?;
     ensure!(output.status.success(), "somebody has answered: {output:?}");
-    ensure!(
-        words(&output.stderr) == format!("agentctl: {gone}: it is not connected\n"),
-        "{output:?}"
-    );
     ensure!(
         words(&output.stdout).starts_with("users by octets   1 of 2 agents   "),
         "{output:?}"

@@ -354,7 +354,7 @@ fn container_facts(container: &Container, image: &str, pod: Option<Arc<PodFacts>
     let facts = ContainerFacts::new(id, name?, image, pairs(&container.labels))?;
     Some(match pod {
         Some(pod) => facts.of_pod(pod),
-        None => facts,
+        None => facts.of_labels(),
     })
 }
 

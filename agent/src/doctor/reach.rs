@@ -199,7 +199,11 @@ mod tests {
         let address = Address::parse(&address.to_string()).expect("an address");
         let found = reach(&address, None).await;
         assert_eq!(found.verdict, Verdict::Ok, "{}", found.what);
-        drop(listener);
+        // One that is bound and never listens: nobody else takes its port.
+        let silent = tokio::net::TcpSocket::new_v4().expect("a socket");
+        silent.bind(([127, 0, 0, 1], 0).into()).expect("bound");
+        let address = silent.local_addr().expect("bound");
+        let address = Address::parse(&address.to_string()).expect("an address");
         let found = reach(&address, None).await;
         assert_eq!(found.verdict, Verdict::Warn, "{}", found.what);
         assert!(found.what.contains("refused"), "{}", found.what);

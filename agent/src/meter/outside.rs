@@ -86,7 +86,8 @@ impl Outside {
         self.gone.extend(gone);
     }
 
-    /// Brings the kernel's map to what is wanted. `None`: nothing changed; else whether because of other rules.
+    /// Brings the kernel's map to what is wanted. `None`: nothing changed for what there is; else whether because of other
+    /// rules. A cgroup that is gone changes nothing for anybody: it was empty.
     pub(super) fn turn(
         &mut self,
         filter: Option<&Filter>,
@@ -94,23 +95,23 @@ impl Outside {
         capture: &mut Capture,
         now: KernelTime,
     ) -> Option<Rules> {
-        let mut changed = false;
+        let mut fewer = false;
         for id in std::mem::take(&mut self.gone) {
             if let Some(change) = self.cgroups.remove(id) {
                 self.make(change, capture);
-                changed = true;
+                fewer = true;
             }
         }
         self.due |= naming.take_places_changed();
         if !self.due || now < self.next {
-            self.set_depths(changed, capture);
-            return changed.then_some(Rules::Same);
+            self.set_depths(fewer, capture);
+            return None;
         }
         let began = clock::instant();
         self.due = false;
         let rules = std::mem::replace(&mut self.rules, Rules::Same);
+        let mut changed = false;
         for change in self.cgroups.plan(filter, naming, rules) {
-            changed = true;
             if let Change::Add(id) = change
                 && !self.cgroups.path(id).is_none_or(|path| self.is_there(id, path))
             {
@@ -121,8 +122,9 @@ impl Outside {
                 continue;
             }
             self.make(change, capture);
+            changed = true;
         }
-        self.set_depths(changed, capture);
+        self.set_depths(fewer || changed, capture);
         self.next = now.after((began.elapsed() * ROUND_SHARE).max(Duration::from_millis(1)));
         changed.then_some(rules)
     }

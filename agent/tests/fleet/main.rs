@@ -573,7 +573,8 @@ async fn an_offer_right_behind_the_welcome_is_not_left_lying() {
     let began = tokio::time::Instant::now();
     assert!(matches!(session.hear_answer().await, Body::Ack(_)));
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    // Else it lies until the next heartbeat, in an hour.
+    assert!(took < Duration::from_secs(60), "{took:?}");
     agent.stop().await;
 }
 

@@ -7,9 +7,9 @@ use super::*;
 
 /// Longest time until a page shows a name: ntopng's own sweeps, and the export before.
 const SHOWN_WITHIN: Duration = Duration::from_secs(60);
-/// A container by itself, and one of a pod, as the kubelet labels it.
+/// A container by itself, and one of a pod, as the kubelet names and labels it.
 const ALONE: &str = "web-front";
-const IN_POD: &str = "k8s_nginx_web-0_shop";
+const IN_POD: &str = "k8s_nginx_web-0_shop_u-1_0";
 const POD: [&str; 3] = [
     "io.kubernetes.pod.namespace=shop",
     "io.kubernetes.pod.name=web-0",

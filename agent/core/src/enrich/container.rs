@@ -125,6 +125,25 @@ impl Labels {
         let found = self.0.iter().find(|(name, _)| &**name == key)?;
         Some(&found.1)
     }
+
+    /// The pod that they name, whoever wrote them.
+    fn pod(&self) -> Option<PodFacts> {
+        let (namespace, name) = (self.value(kubernetes::NAMESPACE)?, self.value(kubernetes::POD)?);
+        PodFacts::new(namespace, name, self.value(kubernetes::UID), [])
+    }
+
+    /// Whether a container of this name has them from the kubelet: it names Docker's containers
+    /// `k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT`, and no image can name a container.
+    fn are_of_kubelet(&self, name: &str) -> bool {
+        let part = |key| self.value(key).unwrap_or_default();
+        let begin = format!(
+            "k8s_{}_{}_{}_",
+            part(kubernetes::CONTAINER),
+            part(kubernetes::POD),
+            part(kubernetes::NAMESPACE)
+        );
+        name.starts_with(&begin)
+    }
 }
 
 /// What a runtime says about a pod. Its texts are harmless and short.
@@ -195,8 +214,9 @@ impl ContainerFacts {
     /// looks like it. Of labels at most [`LABELS_MAX`] are kept, and of these as many as fit into [`LABELS_OCTETS_MAX`].
     /// `None`: there is no name.
     ///
-    /// Where the kubelet's labels name a pod, it is of that pod, and has the name that it has there. The pod's own labels
-    /// are not among a container's: [`ContainerFacts::of_pod`] brings them.
+    /// Where the kubelet's labels name a pod and the kubelet named the container, it is of that pod, and has the name that it
+    /// has there. Labels alone are not believed: Docker and podman mix those of the image in, and anybody makes images. The
+    /// pod's own labels are not among a container's: [`ContainerFacts::of_pod`] brings them.
     #[must_use]
     pub fn new<'a>(
         id: ContainerId,
@@ -205,14 +225,12 @@ impl ContainerFacts {
         labels: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Option<Self> {
         let labels = Labels::new(labels);
-        let pod = match (labels.value(kubernetes::NAMESPACE), labels.value(kubernetes::POD)) {
-            (Some(namespace), Some(pod)) => PodFacts::new(namespace, pod, labels.value(kubernetes::UID), []),
-            _ => None,
-        };
+        let name = name.strip_prefix('/').unwrap_or(name);
+        let pod = labels.pod().filter(|_| labels.are_of_kubelet(name));
         let in_pod = labels
             .value(kubernetes::CONTAINER)
             .filter(|name| pod.is_some() && !name.is_empty());
-        let name = text::name(in_pod.unwrap_or(name.strip_prefix('/').unwrap_or(name)));
+        let name = text::name(in_pod.unwrap_or(name));
         (!name.is_empty()).then(|| Self {
             id,
             name: name.into_boxed_str(),
@@ -220,6 +238,14 @@ impl ContainerFacts {
             labels,
             pod: pod.map(Arc::new),
         })
+    }
+
+    /// The same container, of the pod that its labels name. Only of a runtime that serves kubelets: their labels win there
+    /// over the image's.
+    #[must_use]
+    pub fn of_labels(self) -> Self {
+        let pod = self.labels.pod().map(Arc::new);
+        Self { pod, ..self }
     }
 
     /// The same container, of this pod.
@@ -551,7 +577,7 @@ mod tests {
         let labels = [
             (kubernetes::CONTAINER, "web"),
             (kubernetes::POD, "web-0"),
-            (kubernetes::NAMESPACE, "<shop>"),
+            (kubernetes::NAMESPACE, "shop"),
             (kubernetes::UID, "u-1"),
             ("app", "x"),
         ];
@@ -560,7 +586,7 @@ mod tests {
         assert_eq!(of_docker.name(), "web");
         assert_eq!(
             (of_docker.pod_namespace(), of_docker.pod_name()),
-            (Some("‹shop›"), Some("web-0"))
+            (Some("shop"), Some("web-0"))
         );
         assert_eq!(of_docker.pod().and_then(PodFacts::uid), Some("u-1"));
         assert_eq!(
@@ -578,8 +604,33 @@ mod tests {
             let facts = ContainerFacts::new(id(1), "/own", "img", half.iter().copied()).expect("a name");
             assert_eq!((facts.name(), facts.pod()), ("own", None), "{half:?}");
         }
+        let hostile = PodFacts::new("<shop>", "web-0", None, []).expect("a pod");
+        assert_eq!(hostile.namespace(), "‹shop›");
         assert_eq!(PodFacts::new("", "web-0", None, []), None);
         assert_eq!(PodFacts::new("shop", "", None, []), None);
+    }
+
+    #[test]
+    fn an_image_cannot_claim_a_pod() {
+        let labels = [
+            (kubernetes::CONTAINER, "web"),
+            (kubernetes::POD, "web-0"),
+            (kubernetes::NAMESPACE, "kube-system"),
+        ];
+        for name in [
+            "/own",
+            "/web",
+            "/k8s_web_web-0_shop_u-1_0",
+            "/k8s_web_web-0_kube-system",
+            "/k8s____",
+        ] {
+            let facts = ContainerFacts::new(id(1), name, "img", labels).expect("a name");
+            assert_eq!((facts.name(), facts.pod()), (&name[1..], None));
+            assert_eq!(facts.label(kubernetes::POD), Some("web-0"));
+        }
+        // A runtime that serves kubelets is believed.
+        let facts = ContainerFacts::new(id(1), "web", "img", labels).expect("a name");
+        assert_eq!(facts.of_labels().pod_namespace(), Some("kube-system"));
     }
 
     #[test]
