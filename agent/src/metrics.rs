@@ -7,7 +7,6 @@ use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use flowtilla_agent_core::loss::DropPoint;
-use flowtilla_agent_core::top::Top;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -25,6 +24,8 @@ use crate::status::{AgentStatus, CollectorState};
 use crate::top::SharedTop;
 
 mod series;
+
+use series::Series;
 
 /// Why /metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -116,13 +117,14 @@ type Gauges = Family<ByCollector, Gauge>;
 impl Sources {
     /// The page at this moment.
     fn render(&self) -> String {
-        let (status, news) = (self.status.borrow(), self.news.borrow());
-        let top = self.top.lock();
-        render(&status, &news, &top)
+        // Copies: whoever writes to these does not wait for a page.
+        let (status, news) = (self.status.borrow().clone(), self.news.borrow().clone());
+        let series = Series::of(&self.top.lock());
+        render(&status, &news, series)
     }
 }
 
-fn render(status: &AgentStatus, news: &News, top: &Top) -> String {
+fn render(status: &AgentStatus, news: &News, series: Series) -> String {
     let mut registry = Registry::with_prefix("flowtilla_agent");
     let mut counter =
         |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
@@ -258,7 +260,7 @@ fn render(status: &AgentStatus, news: &News, top: &Top) -> String {
         drops,
     );
     register_collectors(&mut registry, status);
-    series::register(&mut registry, top);
+    series.register(&mut registry);
     let mut page = String::new();
     encode(&mut page, &registry).expect("a string takes everything");
     page
@@ -333,6 +335,8 @@ fn signed(value: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use flowtilla_agent_core::top::Top;
+
     use super::*;
 
     #[test]
@@ -350,7 +354,7 @@ mod tests {
                 connected: true,
                 ..News::default()
             },
-            &Top::default(),
+            Series::of(&Top::default()),
         );
         for line in [
             "flowtilla_agent_records_total 41",

@@ -61,7 +61,7 @@ fn this_host_is_told_as_it_is() -> Result<()> {
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    ensure!(programs.starts_with("13 of 13 attached"), "{programs}");
+    ensure!(programs.starts_with("14 of 14 attached"), "{programs}");
 
     let text = Command::new(binary("agentctl")?)
         .args(["doctor", "--state", "/nowhere/at/all"])

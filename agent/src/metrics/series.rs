@@ -1,7 +1,8 @@
 //! Series of containers and pods: of some each its own, of all others together one.
 //!
 //! In: [`Top`], which chooses. Out: counters, which only rise while a series is there. Its label is a name that a runtime told,
-//! made harmless when it was told; where none did, the beginning of the container's id. `_other` is no name of a container.
+//! made harmless when it was told, with the pod's before it: containers of many pods have one name. Where none did, it is the
+//! beginning of the container's id. `_other` is no name of a container.
 
 use std::hash::Hash;
 use std::sync::atomic::AtomicU64;
@@ -27,39 +28,56 @@ struct Pod {
     pod: String,
 }
 
-/// Adds the series.
-pub(super) fn register(registry: &mut Registry, top: &Top) {
-    let containers = Families::default();
-    let (own, rest) = top.container_series();
-    for (subject, sums) in own {
-        if let Subject::Container { id, name, .. } = subject {
-            let id = || id.get(..CONTAINER_ID_SHOWN).unwrap_or(id).to_owned();
-            let container = name.clone().unwrap_or_else(id);
-            containers.add(&Container { container }, sums);
+/// All of them at one moment.
+pub(super) struct Series {
+    containers: Families<Container>,
+    pods: Families<Pod>,
+}
+
+impl Series {
+    /// Copies them out of what the meter writes to, which waits meanwhile.
+    pub(super) fn of(top: &Top) -> Self {
+        let containers = Families::default();
+        let (own, rest) = top.container_series();
+        for (subject, sums) in own {
+            if let Subject::Container { id, name, pod } = subject {
+                let id = || id.get(..CONTAINER_ID_SHOWN).unwrap_or(id);
+                let name = name.as_deref().unwrap_or_else(id);
+                let container = match pod {
+                    Some(pod) => format!("{}/{}/{name}", pod.namespace, pod.name),
+                    None => name.to_owned(),
+                };
+                containers.add(&Container { container }, sums);
+            }
         }
-    }
-    let other = Container {
-        container: OTHER.to_owned(),
-    };
-    containers.add(&other, rest);
-    containers.register(registry, "container");
-    let pods = Families::default();
-    let (own, rest) = top.pod_series();
-    for (subject, sums) in own {
-        if let Subject::Pod(pod) = subject {
-            let label = Pod {
-                namespace: pod.namespace.clone(),
-                pod: pod.name.clone(),
-            };
-            pods.add(&label, sums);
+        let other = Container {
+            container: OTHER.to_owned(),
+        };
+        containers.add(&other, rest);
+        let pods = Families::default();
+        let (own, rest) = top.pod_series();
+        for (subject, sums) in own {
+            if let Subject::Pod(pod) = subject {
+                let label = Pod {
+                    namespace: pod.namespace.clone(),
+                    pod: pod.name.clone(),
+                };
+                pods.add(&label, sums);
+            }
         }
+        let other = Pod {
+            namespace: OTHER.to_owned(),
+            pod: OTHER.to_owned(),
+        };
+        pods.add(&other, rest);
+        Self { containers, pods }
     }
-    let other = Pod {
-        namespace: OTHER.to_owned(),
-        pod: OTHER.to_owned(),
-    };
-    pods.add(&other, rest);
-    pods.register(registry, "pod");
+
+    /// Adds them to a page.
+    pub(super) fn register(self, registry: &mut Registry) {
+        self.containers.register(registry, "container");
+        self.pods.register(registry, "pod");
+    }
 }
 
 type Count<L> = Family<L, Counter>;

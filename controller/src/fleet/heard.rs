@@ -400,6 +400,8 @@ fn kept_end(mut sent: wire::End) -> wire::End {
 /// Rows that say who they are of, with short texts and whole addresses.
 fn kept_top(mut sent: wire::TopAnswer) -> wire::TopAnswer {
     keep(&mut sent.rows, super::top::ROWS_MAX);
+    // Rates are sums by it: who says more is not believed.
+    sent.window_ms = sent.window_ms.min(super::top::WINDOW_MS_MAX);
     sent.rows
         .retain_mut(|row| row.subject.as_mut().is_some_and(kept_subject));
     sent

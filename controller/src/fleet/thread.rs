@@ -653,12 +653,17 @@ impl Driver {
                 let steered = self.fleet.steer(id, steering, &by, now).map_err(FleetError::from);
                 self.answer(reply, steered);
             }
-            Command::Top(request, reply) => match self.fleet.ask_top(&request, now) {
-                Ok(number) => {
-                    self.tops.insert(number, reply);
+            Command::Top(request, reply) => {
+                for (number, _) in self.tops.extract_if(.., |_, reply| reply.is_closed()) {
+                    self.fleet.forget_top(number);
                 }
-                Err(refused) => self.answer(reply, Err(refused.into())),
-            },
+                match self.fleet.ask_top(&request, now) {
+                    Ok(number) => {
+                        self.tops.insert(number, reply);
+                    }
+                    Err(refused) => self.answer(reply, Err(refused.into())),
+                }
+            }
             Command::Drain(ids, drain, reply) => {
                 let drained = self.fleet.drain(&ids, drain, now).map_err(FleetError::from);
                 self.answer(reply, drained);

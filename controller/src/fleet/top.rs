@@ -28,6 +28,8 @@ pub const ASKED_AT_ONCE_MAX: usize = 256;
 pub const ANSWER_MS: u64 = 2_000;
 /// How long a request may take as a whole, in milliseconds: an operator waits for 30 s.
 pub const REQUEST_MS: u64 = 20_000;
+/// Longest window of an agent, in milliseconds. Source: the agent's `top`, which keeps a minute.
+pub const WINDOW_MS_MAX: u64 = 60_000;
 /// Rows when the caller does not say.
 const ROWS_DEFAULT: usize = 50;
 /// Rows at most: as many as an agent tells.
@@ -129,6 +131,11 @@ impl Fleet {
         self.tops.asking.insert(number, asking);
         self.ask_next(number, now);
         Ok(number)
+    }
+
+    /// Nobody waits for a request any more: its place is free.
+    pub fn forget_top(&mut self, number: u64) {
+        self.tops.asking.remove(&number);
     }
 
     /// The next request that is done with.

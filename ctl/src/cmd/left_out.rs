@@ -1,7 +1,5 @@
 //! What a policy left out, in words: law 3 and the sums, for `up` and for `loss`.
 
-use flowtilla_agent::capture::LeftOutSum;
-use flowtilla_agent::status::AgentStatus;
 use flowtilla_agent_core::loss::{Aside, RecordLaw};
 
 use crate::output::grouped;
@@ -35,34 +33,6 @@ pub(crate) fn lines(law: &RecordLaw) -> Vec<String> {
     lines
 }
 
-/// What the kernel left out by itself, and flows whose container had no name when a rule asked for it; nothing when there
-/// was nothing of either.
-pub(crate) fn in_kernel(status: &AgentStatus) -> Vec<String> {
-    let (outside, mut lines) = (&status.left_out, Vec::new());
-    if outside.cgroups > 0 || outside.sum != LeftOutSum::default() {
-        lines.push(format!(
-            "left out in the kernel, {} cgroups at this moment: {} connections, {} packets with {} IP octets",
-            grouped(outside.cgroups),
-            grouped(outside.sum.connections),
-            grouped(outside.sum.packets),
-            grouped(outside.sum.octets),
-        ));
-    }
-    if outside.beyond > 0 {
-        let beyond = grouped(outside.beyond);
-        lines.push(format!(
-            "{beyond} cgroups more found no room there, and are left out by the agent"
-        ));
-    }
-    if status.unnamed_containers > 0 {
-        let flows = grouped(status.unnamed_containers);
-        lines.push(format!(
-            "{flows} flows were in containers without a name when a rule asked for it"
-        ));
-    }
-    lines
-}
-
 fn line(reason: &str, aside: &Aside) -> String {
     format!(
         "left out, {reason}: {} records with {} IP octets in {} packets",
@@ -75,31 +45,6 @@ fn line(reason: &str, aside: &Aside) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_the_kernel_left_out_is_told_once_there_is_something() {
-        let mut status = AgentStatus::default();
-        assert!(in_kernel(&status).is_empty());
-        status.left_out.cgroups = 2;
-        status.left_out.sum = LeftOutSum {
-            connections: 1_000,
-            packets: 12_000,
-            octets: 3_000_000,
-        };
-        let first = "left out in the kernel, 2 cgroups at this moment: 1,000 connections, 12,000 packets with 3,000,000 IP \
-                     octets";
-        assert_eq!(in_kernel(&status), [first]);
-        status.left_out.beyond = 3;
-        status.unnamed_containers = 4;
-        assert_eq!(
-            in_kernel(&status),
-            [
-                first,
-                "3 cgroups more found no room there, and are left out by the agent",
-                "4 flows were in containers without a name when a rule asked for it",
-            ]
-        );
-    }
 
     #[test]
     fn what_was_left_out_is_told_with_its_law() {

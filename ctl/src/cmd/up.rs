@@ -21,6 +21,7 @@ mod engine;
 pub(crate) mod json;
 pub(crate) mod lines;
 mod log;
+mod outside;
 mod privilege;
 mod report;
 mod row;

@@ -45,7 +45,8 @@ fn ntopng_5_2_shows_containers_and_pods_by_name_and_finds_their_flows() -> Resul
             ("&container=000000000000".to_owned(), 0),
             ("&pod=web-0".to_owned(), 1),
             ("&pod=web-1".to_owned(), 0),
-            ("&username=root".to_owned(), 2),
+            // Whose name is known to the container alone.
+            ("&username=0".to_owned(), 2),
             ("&username=nobody".to_owned(), 0),
             ("&pid_name=/bin/busybox".to_owned(), 2),
             ("&pid_name=/bin/bash".to_owned(), 0),

@@ -301,14 +301,25 @@ impl TopArgs {
             let next = Instant::now() + Duration::from_millis(self.interval);
             let mut fleet = client.fleet();
             let request = self.request(looking, &labels, rows);
-            let answer = tokio::select! { biased;
-                () = signals.next() => return Ok(self.end(last.as_ref())),
-                key = keys.next() => match looking.press(key) {
-                    true => return Ok(self.end(last.as_ref())),
-                    false => continue,
-                },
-                answer = client.ask(fleet.top(request)) => answer,
+            let asked = client.ask(fleet.top(request));
+            tokio::pin!(asked);
+            let before = looking;
+            let answer = loop {
+                tokio::select! { biased;
+                    () = signals.next() => return Ok(self.end(last.as_ref())),
+                    key = keys.next() => {
+                        if looking.press(key) {
+                            return Ok(self.end(last.as_ref()));
+                        }
+                        // A key that changes nothing asks nothing anew.
+                        if looking != before {
+                            break None;
+                        }
+                    }
+                    answer = &mut asked => break Some(answer),
+                }
             };
+            let Some(answer) = answer else { continue };
             let (response, failed) = match (answer, &last) {
                 (Ok(response), _) => (response, None),
                 // What was answered before stays on the screen while the controller is away.

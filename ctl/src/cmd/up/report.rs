@@ -9,6 +9,7 @@ use flowtilla_agent::status::{
 use flowtilla_agent_core::loss::{CollectorLaw, DropPoint, Drops};
 
 use crate::cmd::left_out;
+use crate::cmd::up::outside;
 use crate::output::{grouped, harmless, memory};
 
 /// What attached, what did not and why, and what is missing because of it.
@@ -109,7 +110,7 @@ pub(crate) fn laws(status: &AgentStatus) -> Vec<String> {
         ),
     ];
     lines.extend(left_out::lines(&status.record_law));
-    lines.extend(left_out::in_kernel(status));
+    lines.extend(outside::told(status));
     if status.unnamed > 0 {
         lines.push(format!("{} records wait for names", grouped(status.unnamed)));
     }
