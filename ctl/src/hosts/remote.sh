@@ -63,7 +63,7 @@ fail_start() {
 # Nobody else changes anything meanwhile.
 alone() {
     exec 9>$lock
-    flock -n 9 || fail 'another deploy is at work here; try again when it has ended'
+    flock -w 20 9 || fail 'another deploy is at work here; try again when it has ended'
 }
 
 # What may leave processes behind does not get the lock.
