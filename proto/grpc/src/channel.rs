@@ -12,7 +12,9 @@ use flowtilla_proto::spiffe::SpiffeId;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
@@ -28,13 +30,15 @@ pub const PORT_DEFAULT: u16 = 7443;
 /// Three retransmissions of a SYN take 7 s. Half of it gives up on a bad line; double it, and a dead controller holds up its
 /// callers.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often HTTP/2 asks whether the other side is there.
+/// How often a controller asks, by HTTP/2, whether who is silent is there. Callers do not ask: they wait to be asked.
 ///
 /// Agents of a fleet must learn of the same change within ten seconds of each other, a cut line included. Half of it is
 /// traffic on an idle line; double it, and both ends of a flow may tell it for as long.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long the answer may take. Longer than a storm of reconnects keeps a controller busy.
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a caller takes a controller for alive that says nothing: as long as a controller takes a caller for it.
+pub const SILENCE_MAX: Duration = KEEP_ALIVE.saturating_add(KEEP_ALIVE_TIMEOUT);
 
 /// Where a controller is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,14 +145,11 @@ pub async fn connect(address: &Address, tls: Arc<ClientConfig>) -> Result<Channe
         let (target, tls) = (target.clone(), Arc::clone(&tls));
         async move {
             let connected = handshake(&target.0, target.1, tls).await;
-            connected.map(TokioIo::new)
+            connected.map(|stream| TokioIo::new(Box::pin(watched(stream))))
         }
     });
     // The scheme and the name are tonic's alone: TLS is in the connector.
     Endpoint::from_static("http://controller.flowtilla.internal")
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
         .connect_with_connector(connector)
         .await
         .map_err(|source| ConnectError::Connect {
@@ -174,6 +175,13 @@ pub async fn who(address: &Address, tls: Arc<ClientConfig>) -> io::Result<Spiffe
     Ok(facts.id)
 }
 
+/// A stream of which a read fails when nothing came for [`SILENCE_MAX`].
+fn watched<S: AsyncRead + AsyncWrite>(stream: S) -> TimeoutStream<S> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_read_timeout(Some(SILENCE_MAX));
+    stream
+}
+
 async fn handshake(host: &str, port: u16, tls: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let connecting = async {
         let tcp = TcpStream::connect((host, port)).await?;
@@ -192,7 +200,29 @@ async fn handshake(host: &str, port: u16, tls: Arc<ClientConfig>) -> io::Result<
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_controller_that_asks_is_alive_and_one_that_is_silent_is_not() {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let mut ours = Box::pin(watched(ours));
+        for _ in 0..10 {
+            let (asked, read) = tokio::join!(
+                async {
+                    tokio::time::sleep(SILENCE_MAX - KEEP_ALIVE).await;
+                    theirs.write_all(b"?").await
+                },
+                ours.read_u8(),
+            );
+            assert_eq!((asked.is_ok(), read.ok()), (true, Some(b'?')));
+        }
+        // What is sent does not count: the line may be cut.
+        assert!(ours.write_all(b"!").await.is_ok());
+        let silence = ours.read_u8().await.map_err(|error| error.kind());
+        assert_eq!(silence, Err(io::ErrorKind::TimedOut));
+    }
 
     #[test]
     fn addresses_are_hosts_with_or_without_a_port() {
