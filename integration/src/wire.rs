@@ -160,6 +160,21 @@ pub fn swallow(host: &NetNs, port: u16) -> Result<()> {
     host.run("nft", &[&rules]).map(drop)
 }
 
+/// Segments that TCP sent again in `host` since it began; SYN included.
+///
+/// A busy machine is late with an acknowledgement, and TCP probes: what crossed a wire may then be more than what was written.
+/// Source: `nstat`, `TcpRetransSegs`.
+///
+/// # Errors
+/// When nstat is missing or answers in another form.
+pub fn sent_again(host: &NetNs) -> Result<u64> {
+    let text = host.run("nstat", &["--json", "-asz", "TcpRetransSegs"])?;
+    let answer: Value = serde_json::from_str(&text).context("read nstat's answer")?;
+    answer["kernel"]["TcpRetransSegs"]
+        .as_u64()
+        .with_context(|| format!("nstat tells no retransmissions: {text}"))
+}
+
 /// Octets and packets that an interface sent, link headers included. Source: `ip -s link`.
 ///
 /// # Errors
