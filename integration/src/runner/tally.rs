@@ -11,6 +11,8 @@ pub(crate) struct Tally {
     /// Of `skips`, those that cargo counts as passed.
     skipped_tests: u64,
     failures: Vec<String>,
+    /// Tests that failed, and passed when they were run once more.
+    unsteady: Vec<String>,
     /// cargo's own closing line of each test binary.
     closing: Vec<String>,
     /// The test whose output is read.
@@ -71,12 +73,41 @@ impl Tally {
         self.cargo_failed = !success;
     }
 
+    /// Names of the tests that failed; empty when something else did too, such as a step.
+    pub(crate) fn failed_tests(&self) -> Vec<String> {
+        let names = self.failures.iter().map(|name| name.strip_prefix("test "));
+        names
+            .map(|name| name.map(str::to_owned))
+            .collect::<Option<_>>()
+            .unwrap_or_default()
+    }
+
+    /// Whether one test ran here, and passed.
+    pub(crate) fn is_one_pass(&self) -> bool {
+        self.passed == 1 && self.failed == 0 && self.skips.is_empty() && !self.cargo_failed
+    }
+
+    /// A test that had failed passed when it was run once more.
+    pub(crate) fn passed_again(&mut self, name: &str) {
+        self.failures.retain(|failure| failure != &format!("test {name}"));
+        self.unsteady.push(format!("test {name}"));
+        self.failed -= 1;
+        // cargo failed for its failed tests.
+        self.cargo_failed &= self.failed > 0;
+    }
+
     /// Prints the end; whether all passed.
     pub(crate) fn tell(&self) -> bool {
         if !self.skips.is_empty() {
             println!("\nskipped:");
             for skip in &self.skips {
                 println!("  {skip}");
+            }
+        }
+        if !self.unsteady.is_empty() {
+            println!("\nunsteady: failed, and passed when run once more (see above for what they said):");
+            for test in &self.unsteady {
+                println!("  {test}");
             }
         }
         if !self.failures.is_empty() {
@@ -94,8 +125,12 @@ impl Tally {
     }
 
     fn summary(&self) -> String {
+        let unsteady = match self.unsteady.len() {
+            0 => String::new(),
+            n => format!(", {n} unsteady"),
+        };
         format!(
-            "{} passed, {} failed, {} skipped",
+            "{} passed, {} failed{unsteady}, {} skipped",
             // A test that skips itself is one that passed to cargo.
             self.passed.saturating_sub(self.skipped_tests),
             self.failed,
@@ -164,6 +199,35 @@ mod tests {
         assert_eq!(tally.skips[0], "test d: ignored, slow");
         assert!(!shown.contains(&"skipped: needs root") && shown.contains(&"skipped: no"));
         assert_eq!(tally.failures, ["test c"]);
+    }
+
+    #[test]
+    fn a_test_that_passes_once_more_is_told_and_fails_nothing() {
+        let mut tally = Tally::default();
+        let output = "running 2 tests\ntest a ... ok\ntest b::c ... FAILED\n\nsuccesses:\n    a\n\nfailures:\n\n---- b::c stdout \
+                      ----\nError: late\n\nfailures:\n    b::c\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; \
+                      0 filtered out; finished in 0.00s\n";
+        output.lines().for_each(|line| drop(tally.take(line)));
+        tally.cargo_ended(false);
+        assert_eq!(tally.failed_tests(), ["b::c"]);
+        let mut second = Tally::default();
+        assert!(!second.is_one_pass());
+        for line in [
+            "running 0 tests",
+            "test result: ok. 0 passed; 0 failed",
+            "running 1 test",
+        ] {
+            second.take(line);
+        }
+        assert!(!second.is_one_pass());
+        second.take("test result: ok. 1 passed; 0 failed");
+        second.cargo_ended(true);
+        assert!(second.is_one_pass());
+        tally.passed_again("b::c");
+        assert_eq!(tally.summary(), "1 passed, 0 failed, 1 unsteady, 0 skipped");
+        assert!(tally.tell());
+        tally.failures.push("step lints".to_owned());
+        assert!(tally.failed_tests().is_empty());
     }
 
     #[test]
