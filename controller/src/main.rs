@@ -16,6 +16,10 @@ use flowtilla_controller::state::StateError;
 use flowtilla_grpc::telemetry::{self, Program};
 use tracing_subscriber::EnvFilter;
 
+/// What one thread makes for a stream another frees: glibc's allocator keeps a part of that for each thread.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Exit code when there is no state. Source: sysexits.h, EX_CONFIG.
 const NO_STATE: u8 = 78;
 /// Time that tasks get to end after the command's own end.

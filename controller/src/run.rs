@@ -487,11 +487,8 @@ async fn end_expired(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'sta
             () = tokio::time::sleep(LOOK) => {}
         }
         let now = parts.clock.now();
-        let live = parts.connections.identities();
-        let over: BTreeSet<SpiffeId> = live
-            .into_iter()
-            .filter(|id| parts.identities.has_run_out(id, now))
-            .collect();
+        let has_run_out = |id: &SpiffeId| parts.identities.has_run_out(id, now);
+        let over = parts.connections.identities_where(has_run_out);
         for id in over.intersection(&told) {
             let cut = parts.connections.cut(id);
             tracing::info!(%id, cut, "connections whose SVID has run out were cut");

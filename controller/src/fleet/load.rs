@@ -195,6 +195,7 @@ impl Fleet {
             members: Members::new(now),
             questions: Questions::default(),
             tops: Tops::default(),
+            sweep_at_ms: 0,
             forget_at_ms: 0,
             dirty: BTreeSet::new(),
             late: BTreeSet::new(),

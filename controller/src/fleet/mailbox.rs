@@ -133,7 +133,7 @@ impl Mailbox {
         }
     }
 
-    /// Whether something has waited for [`SLOW_MS`] without one message being taken. To be asked about once a second.
+    /// Whether something has waited for [`SLOW_MS`] without one message being taken. To be asked about once a sweep ([`super::SWEEP_MS`]).
     pub fn is_slow(&self, now_ms: u64) -> bool {
         let mut inner = self.lock();
         if inner.is_empty() || std::mem::take(&mut inner.taken) {

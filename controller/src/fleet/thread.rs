@@ -2,7 +2,7 @@
 //!
 //! In: commands, over a channel of [`COMMANDS_MAX`]. Out: speech into mailboxes, answers to commands. Each turn takes what waits
 //! (at most [`TURN_MAX`]), computes, writes one batch, and only then answers and speaks. So many acks cost one sync of the disk,
-//! and nobody is told what a crash can take back; but acks are shown up to a [`TICK`] before they are on the disk.
+//! and nobody is told what a crash can take back; but acks are shown up to a sweep ([`super::SWEEP_MS`]) before they are on the disk.
 //!
 //! When the store fails, what was computed is forgotten: whoever waits is told so, every stream is ended, and the fleet is read
 //! from the store again before anything else is done.
@@ -28,7 +28,7 @@ use super::mailbox::Mailbox;
 use super::offers::Offers;
 use super::top::TopRefused;
 use super::view::Standing;
-use super::{Change, ChangeRefused, Fleet, Now, SessionId, Speech, Trial, Unwelcome};
+use super::{Change, ChangeRefused, Fleet, Now, SWEEP_MS, SessionId, Speech, Trial, Unwelcome};
 use crate::identities::IdentityRecord;
 use crate::store::{Store, StoreError};
 
@@ -175,6 +175,7 @@ pub fn start(
         replies: Vec::new(),
         failures: 0,
         stopping: false,
+        sweep_at_ms: 0,
     };
     let thread = std::thread::Builder::new()
         .name("fleet".to_owned())
@@ -219,6 +220,7 @@ struct Driver {
     /// Commits that failed in a row.
     failures: u64,
     stopping: bool,
+    sweep_at_ms: u64,
 }
 
 impl Driver {
@@ -255,14 +257,14 @@ impl Driver {
 
     fn handle_tick(&mut self) {
         let now = (self.clock)();
-        let slow: Vec<SessionId> = self
-            .mailboxes
-            .iter()
-            .filter(|(_, mailbox)| mailbox.is_slow(now.run_ms))
-            .map(|(session, _)| *session)
-            .collect();
-        for session in slow {
-            self.fleet.handle_slow(session);
+        if now.run_ms >= self.sweep_at_ms {
+            self.sweep_at_ms = now.run_ms.saturating_add(SWEEP_MS);
+            let mailboxes = self.mailboxes.iter();
+            let slow = mailboxes.filter(|(_, mailbox)| mailbox.is_slow(now.run_ms));
+            let slow: Vec<SessionId> = slow.map(|(session, _)| *session).collect();
+            for session in slow {
+                self.fleet.handle_slow(session);
+            }
         }
         self.fleet.handle_timeout(now);
     }

@@ -37,8 +37,11 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long the answer may take. Longer than a storm of reconnects keeps a controller busy.
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a caller takes a controller for alive that says nothing: as long as a controller takes a caller for it.
-pub const SILENCE_MAX: Duration = KEEP_ALIVE.saturating_add(KEEP_ALIVE_TIMEOUT);
+/// How long a caller takes a controller for alive that says nothing.
+///
+/// A controller that hears something just before it would ask asks twice [`KEEP_ALIVE`] after it spoke last; from then on it has
+/// as long as it gives its callers.
+pub const SILENCE_MAX: Duration = KEEP_ALIVE.saturating_mul(2).saturating_add(KEEP_ALIVE_TIMEOUT);
 
 /// Where a controller is.
 #[derive(Clone, Debug, PartialEq, Eq)]

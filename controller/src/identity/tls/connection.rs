@@ -118,10 +118,10 @@ impl Connections {
         self.lock().theirs.contains_key(id)
     }
 
-    /// Identities that have one.
-    #[must_use]
-    pub fn identities(&self) -> BTreeSet<SpiffeId> {
-        self.lock().theirs.keys().cloned().collect()
+    /// Identities that have one, of which `is` says so.
+    pub fn identities_where(&self, is: impl Fn(&SpiffeId) -> bool) -> BTreeSet<SpiffeId> {
+        let inner = self.lock();
+        inner.theirs.keys().filter(|id| is(id)).cloned().collect()
     }
 
     /// How many there are.
