@@ -5,7 +5,9 @@
 //! all hosts of the call back to the program that each had before; the rest keep theirs.
 //!
 //! A host that cannot be reached, or whose agent was not there before, is told and holds nothing up: the next one takes its place in
-//! the wave. Whatever happens to this process, a host has one program or the other, and says so: what an earlier call left on trial is
+//! the wave. One whose ssh broke off while it was brought its program may have it or not: it is tried to be reached again, and when that
+//! fails it counts as one of its wave, is judged by what the controller hears of its agent, and goes back with the others or is kept
+//! once it is reached and has it. A controller that is away for a moment is waited for. Whatever happens to this process, a host has one program or the other, and says so: what an earlier call left on trial is
 //! watched first, as a wave of its own. Only at the end is anything kept.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,9 +23,11 @@ use tokio::time::{Instant, sleep};
 use tonic::Code;
 
 use super::one::Awaited;
+use super::patience::{insist, while_away};
 use super::plan::{Found, Plan, Service};
 use super::trouble::{Step, Trouble};
-use super::{HOSTS_AT_ONCE, How, Job, Outcome, Shared};
+use super::who::Who;
+use super::{HOSTS_AT_ONCE, How, Job, Outcome, Shared, progress};
 use crate::exit::say;
 use crate::output::{harmless, word};
 
@@ -48,7 +52,7 @@ pub(super) struct Upgrade {
 
 impl Upgrade {
     fn agent(&self) -> &str {
-        self.found.identity.as_ref().map_or("", |id| id.name.as_str())
+        self.found.who.said().unwrap_or_default()
     }
 
     /// Whether what it is to have runs there already, and has not proven itself.
@@ -57,17 +61,30 @@ impl Upgrade {
     }
 }
 
-/// One that has its program.
+/// One that has its program, or may have it.
 struct Upgraded {
     upgrade: Upgrade,
     wave: usize,
+    /// How ssh broke off: whether it has its program is not known.
+    unsure: Option<Trouble>,
 }
 
 /// How an upgrade of one host failed.
+#[derive(Debug)]
 struct Failed {
     trouble: Trouble,
-    /// It is the program's doing, as far as can be seen.
-    of_program: bool,
+    blame: Blame,
+}
+
+/// Whose doing it is that an upgrade of one host failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blame {
+    /// The program's, as far as can be seen.
+    Program,
+    /// The host's, or nobody's: it has what it had.
+    Host,
+    /// ssh broke off: it may have its program.
+    Unsure,
 }
 
 /// Upgrades on their way.
@@ -136,7 +153,7 @@ impl<'a> Run<'a> {
             soak_ms: self.soak_ms(),
         };
         let client = self.shared.client;
-        let measured = client.ask(client.fleet().measure(request)).await;
+        let measured = while_away(async || client.ask(client.fleet().measure(request.clone())).await).await;
         let measured = measured.map_err(|failed| match failed.code {
             Some(Code::Unimplemented) => anyhow::anyhow!(
                 "{failed}, and cannot judge an upgrade: upgrade the controller first, or write --soak 0s"
@@ -178,8 +195,8 @@ impl<'a> Run<'a> {
         for (n, &size) in sizes.iter().enumerate() {
             let name = format!("wave {} of {}", n + 1, sizes.len());
             let wave = n + 1;
-            if self.measure().await.is_err() {
-                return Err(format!("{name}: the controller was lost"));
+            if let Err(error) = self.measure().await {
+                return Err(format!("{name}: the controller was lost: {error:#}"));
             }
             let began = self.upgraded.len();
             while self.upgraded.len() < size && !self.queue.is_empty() {
@@ -197,17 +214,36 @@ impl<'a> Run<'a> {
     /// Brings the program to some hosts. An error: it does not do, and why.
     async fn bring(&mut self, batch: Vec<Upgrade>, wave: usize) -> Result<(), String> {
         let (shared, jobs) = (self.shared, self.jobs);
-        let all = stream::iter(batch.into_iter().map(async |upgrade| {
-            let done = upgrade_one(shared, &jobs[upgrade.at], &upgrade).await;
+        let all = stream::iter(batch.into_iter().map(async |mut upgrade| {
+            let done = upgrade_one(shared, &jobs[upgrade.at], &mut upgrade).await;
             (upgrade, done)
         }));
         let done: Vec<_> = all.buffered(HOSTS_AT_ONCE).collect().await;
         let mut why = None;
         for (upgrade, done) in done {
             match done {
-                Ok(()) => self.upgraded.push(Upgraded { upgrade, wave }),
-                Err(Failed { trouble, of_program }) => {
-                    if of_program && why.is_none() {
+                Ok(()) => self.upgraded.push(Upgraded {
+                    upgrade,
+                    wave,
+                    unsure: None,
+                }),
+                Err(Failed {
+                    trouble,
+                    blame: Blame::Unsure,
+                }) => {
+                    let job = &jobs[upgrade.at];
+                    progress(
+                        job,
+                        format_args!("not known whether it has its program: {trouble}"),
+                    );
+                    self.upgraded.push(Upgraded {
+                        upgrade,
+                        wave,
+                        unsure: Some(trouble),
+                    });
+                }
+                Err(Failed { trouble, blame }) => {
+                    if blame == Blame::Program && why.is_none() {
                         why = Some(format!("{}: {trouble}", jobs[upgrade.at].name));
                     }
                     self.outcomes.insert(upgrade.at, Outcome::Failed(trouble));
@@ -291,8 +327,8 @@ impl<'a> Run<'a> {
     async fn keep(&mut self) {
         let (shared, jobs) = (self.shared, self.jobs);
         let all = self.upgraded.drain(..).map(async |one| {
-            let Upgrade { at, found, plan } = one.upgrade;
-            let outcome = finish(shared, &jobs[at], &found, plan).await;
+            let at = one.upgrade.at;
+            let outcome = finish(shared, &jobs[at], one).await;
             (at, outcome.unwrap_or_else(Outcome::Failed))
         });
         let done: Vec<_> = stream::iter(all).buffered(HOSTS_AT_ONCE).collect().await;
@@ -304,13 +340,12 @@ impl<'a> Run<'a> {
         say(format_args!("upgrade: goes back: {}", harmless(why)));
         let (shared, jobs) = (self.shared, self.jobs);
         let all = self.upgraded.drain(..).map(async |one| {
-            let Upgrade { at, found, .. } = &one.upgrade;
-            let agent = found.identity.as_ref().map_or("", |id| id.name.as_str());
-            let outcome = match shared.back(&jobs[*at], agent).await {
+            let at = one.upgrade.at;
+            let outcome = match shared.back(&jobs[at], one.upgrade.agent()).await {
                 Ok(()) => Outcome::Back(why.to_owned()),
                 Err(trouble) => Outcome::Failed(trouble.and(&format!("it was to go back: {why}"))),
             };
-            (*at, outcome)
+            (at, outcome)
         });
         let done: Vec<_> = stream::iter(all).buffered(HOSTS_AT_ONCE).collect().await;
         self.outcomes.extend(done);
@@ -319,61 +354,149 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Brings a host its program, and waits for the agent as another process.
-async fn upgrade_one(shared: &Shared<'_>, job: &Job, upgrade: &Upgrade) -> Result<(), Failed> {
-    let agent = upgrade.agent();
-    let before = shared.known(agent).await;
+/// Brings a host its program, has it prove who its agent is unless it has, and waits for the agent as another process.
+async fn upgrade_one(shared: &Shared<'_>, job: &Job, upgrade: &mut Upgrade) -> Result<(), Failed> {
+    let before = shared.known(upgrade.agent()).await;
     // Of one that was not there it cannot be said that the program is to blame.
     let was_there = upgrade.is_on_trial()
         || before
             .as_ref()
             .is_some_and(|agent| agent.state() == AgentState::Connected);
+    let blame = match was_there {
+        true => Blame::Program,
+        false => Blame::Host,
+    };
     let mut awaited = Awaited::default();
-    if !upgrade.is_on_trial() {
+    // What is on trial and runs is as it was left.
+    if !upgrade.is_on_trial() || upgrade.plan.service.is_some() {
         awaited = Awaited {
             not: before.and_then(|agent| Some(agent.hello?.instance)),
             version: shared.program.version.clone(),
         };
-        let installed = shared.install(job, &upgrade.plan, Some(Service::Restart)).await;
-        installed.map_err(|trouble| Failed {
-            of_program: was_there && trouble.step == Step::Start,
+        let started = match upgrade.is_on_trial() {
+            true => shared.start(job, &upgrade.plan).await,
+            false => shared.install(job, &upgrade.plan, Some(Service::Restart)).await,
+        };
+        started.map_err(|trouble| Failed {
+            blame: match trouble.step {
+                _ if trouble.broke_off => Blame::Unsure,
+                Step::Start => blame,
+                _ => Blame::Host,
+            },
             trouble,
         })?;
     }
-    let Err(trouble) = shared.join(job, agent, &awaited).await else {
-        return Ok(());
+    let proven = prove(shared, job, upgrade).await;
+    let (trouble, blame) = match proven {
+        Err(trouble) if trouble.broke_off => {
+            let blame = Blame::Unsure;
+            return Err(Failed { trouble, blame });
+        }
+        Err(trouble) => (trouble, Blame::Host),
+        Ok(()) => match shared.join(job, upgrade.agent(), &awaited).await {
+            Err(trouble) => (trouble, blame),
+            Ok(()) => return Ok(()),
+        },
     };
-    let trouble = match shared.back(job, agent).await {
+    let trouble = match shared.back(job, upgrade.agent()).await {
         Ok(()) => trouble.and("the program from before is back"),
         Err(more) => trouble.and(&format!("the program from before is not back: {more}")),
     };
-    Err(Failed {
-        trouble,
-        of_program: was_there,
-    })
+    Err(Failed { trouble, blame })
+}
+
+/// By the program that is there now, an agent proves who it is whose former program could not.
+async fn prove(shared: &Shared<'_>, job: &Job, upgrade: &mut Upgrade) -> Result<(), Trouble> {
+    if let Who::Proven(_) = upgrade.found.who {
+        return Ok(());
+    }
+    let (found, _) = insist(job, async || shared.look_again(job).await).await?;
+    let same = found.who.said() == upgrade.found.who.said();
+    match found.who.trouble() {
+        Some(trouble) => Err(trouble),
+        None if !same => Err(Trouble::new(
+            Step::Prove,
+            "its agent is another one than it said before",
+            "see on the host what its agent is, and deploy again",
+        )),
+        None => {
+            upgrade.found.who = found.who;
+            Ok(())
+        }
+    }
 }
 
 /// What is left to do on a host whose agent is well.
-async fn finish(shared: &Shared<'_>, job: &Job, found: &Found, plan: Plan) -> Result<Outcome, Trouble> {
-    shared.keep(job).await?;
-    let version = &shared.program.version;
-    let steps = plan.steps(version);
-    if plan.enrol.is_some() {
-        let rest = Plan {
-            enrol: plan.enrol,
-            service: Some(Service::Restart),
-            ..Plan::default()
-        };
-        return Ok(match shared.carry_out(job, found, rest).await? {
-            Outcome::Done { agent, .. } => Outcome::Done { agent, steps },
-            other => other,
+async fn finish(shared: &Shared<'_>, job: &Job, one: Upgraded) -> Result<Outcome, Trouble> {
+    let mut upgrade = one.upgrade;
+    if let Some(broke_off) = one.unsure {
+        reach_again(shared, job, &mut upgrade, broke_off).await?;
+    }
+    if let Err(trouble) = shared.keep(job).await {
+        return Err(match trouble.broke_off {
+            true => trouble.and(&shared.runs(upgrade.agent()).await),
+            false => trouble,
         });
     }
-    let agent = found
-        .identity
-        .as_ref()
-        .map_or(String::new(), |id| id.name.to_string());
-    Ok(Outcome::Done { agent, steps })
+    let agent = upgrade.agent().to_owned();
+    let was_on_trial = upgrade.is_on_trial();
+    let Upgrade { found, plan, .. } = upgrade;
+    let steps = plan.steps(&shared.program.version);
+    // What was on trial was brought by an earlier call, and nothing else has been done yet.
+    let files = was_on_trial && plan.has_files();
+    if plan.enrol.is_none() && !files {
+        return Ok(Outcome::Done { agent, steps });
+    }
+    let rest = Plan {
+        enrol: plan.enrol,
+        service: Some(Service::Restart),
+        unit: files && plan.unit,
+        settings: files && plan.settings,
+        access: plan.access.filter(|_| files),
+        ..Plan::default()
+    };
+    Ok(match shared.carry_out(job, &found, rest).await? {
+        Outcome::Done { agent, .. } => Outcome::Done { agent, steps },
+        other => other,
+    })
+}
+
+/// Sees whether a host under which ssh broke off has its program.
+///
+/// # Errors
+///
+/// It has not, does not prove who it is, or is not reached.
+async fn reach_again(
+    shared: &Shared<'_>,
+    job: &Job,
+    upgrade: &mut Upgrade,
+    broke_off: Trouble,
+) -> Result<(), Trouble> {
+    const REMEDY: &str = "deploy again";
+    let Ok((found, _)) = shared.look_again(job).await else {
+        return Err(broke_off.and(&shared.runs(upgrade.agent()).await));
+    };
+    if !found.has(&shared.program) {
+        let version = match found.version() {
+            "" => "what it had".to_owned(),
+            version => harmless(version),
+        };
+        let why = format!("ssh broke off while it was brought its program, and it has {version} still");
+        return Err(Trouble::new(Step::Install, why, REMEDY));
+    }
+    if found.is_stale() {
+        let why = "ssh broke off while it was brought its program, which is there and does not run yet";
+        return Err(Trouble::new(Step::Start, why, REMEDY));
+    }
+    let said = upgrade.found.who.said().map(str::to_owned);
+    match &found.who {
+        Who::Proven(agent) if Some(agent) == said.as_ref() => upgrade.found.who = found.who,
+        who => {
+            let other = || Trouble::new(Step::Prove, "its agent is another one than before", REMEDY);
+            return Err(who.trouble().unwrap_or_else(other));
+        }
+    }
+    Ok(())
 }
 
 fn hosts(count: usize) -> String {
