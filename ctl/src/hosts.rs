@@ -79,11 +79,14 @@ pub(crate) struct HostArgs {
     )]
     pub(crate) waves: Vec<String>,
     /// How long the agents of a wave are watched before the next; 0s: not at all.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_soak)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
     pub(crate) soak: u64,
+    /// How long a host is tried to be reached again whose ssh broke off while something was done there.
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = parse_time)]
+    pub(crate) patience: u64,
 }
 
-fn parse_soak(text: &str) -> Result<u64, String> {
+fn parse_time(text: &str) -> Result<u64, String> {
     units::read_time(text).map_err(|(why, remedy)| format!("{why}; {remedy}"))
 }
 
@@ -177,6 +180,8 @@ struct Shared<'a> {
     client: &'a Client,
     ssh: Ssh,
     program: Program,
+    /// How long a host whose ssh broke off is tried to be reached again.
+    patience: Duration,
 }
 
 /// Brings agents to the hosts of `groups`. `None`: every host has what it is to have, or would have.
@@ -216,6 +221,7 @@ async fn bring_all(
         client,
         ssh: Ssh::new()?,
         program,
+        patience: Duration::from_millis(args.patience),
     };
     let mut signals = Signals::new()?;
     let worked = tokio::select! { biased;

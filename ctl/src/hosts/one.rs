@@ -184,7 +184,7 @@ impl Shared<'_> {
             }
         };
         let words = ["install", &unit, &settings, &access, program, how];
-        insist(job, async || {
+        insist(job, self.patience, async || {
             let payload = payload.clone();
             let running = self
                 .ssh
@@ -201,7 +201,7 @@ impl Shared<'_> {
 
     /// A short action that may be done twice.
     async fn act(&self, job: &Job, words: &[&str]) -> Result<String, Trouble> {
-        insist(job, async || {
+        insist(job, self.patience, async || {
             let running = self
                 .ssh
                 .run(&job.way, Step::Start, words, Payload::new(), ACTION_WITHIN);

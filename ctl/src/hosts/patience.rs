@@ -26,11 +26,7 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 /// Its first tries are within seconds. Half of it fails on a host that is just booting; double it, and a wrong address holds the
 /// whole deploy for a minute.
 const JOIN_WITHIN: Duration = Duration::from_secs(30);
-/// How long a host whose ssh broke off is tried to be reached again.
-///
-/// A switch that restarts takes a minute. Half of it gives hosts up behind one; double it, and a wave stands still for one host.
-const BROKE_OFF_WITHIN: Duration = Duration::from_secs(90);
-/// How often it is tried.
+/// How often a host whose ssh broke off is tried to be reached.
 const REACH_EVERY: Duration = Duration::from_secs(3);
 
 /// Whether a controller may be back in a moment.
@@ -78,7 +74,7 @@ pub(super) async fn until<T>(mut ask: impl AsyncFnMut() -> Result<Option<T>, Fai
     }
 }
 
-/// Does something on a host that may be done twice, again when ssh breaks off under it.
+/// Does something on a host that may be done twice, again when ssh breaks off under it; for `within` at most.
 ///
 /// # Errors
 ///
@@ -86,6 +82,7 @@ pub(super) async fn until<T>(mut ask: impl AsyncFnMut() -> Result<Option<T>, Fai
 /// ([`Trouble::broke_off`]).
 pub(super) async fn insist<T>(
     job: &Job,
+    within: Duration,
     mut what: impl AsyncFnMut() -> Result<T, Trouble>,
 ) -> Result<T, Trouble> {
     let mut end = None;
@@ -99,7 +96,7 @@ pub(super) async fn insist<T>(
         if !again {
             return Err(trouble);
         }
-        if Instant::now() >= *end.get_or_insert_with(|| Instant::now() + BROKE_OFF_WITHIN) {
+        if Instant::now() >= *end.get_or_insert_with(|| Instant::now() + within) {
             return Err(trouble.broken_off());
         }
         progress(job, format_args!("tries again: {trouble}"));
@@ -116,6 +113,8 @@ mod tests {
 
     use super::*;
     use crate::client::explain::Stage;
+
+    const WITHIN: Duration = Duration::from_secs(90);
 
     fn failed(code: Code) -> Failed {
         Failed::status(Stage::Call, &Status::new(code, "x"))
@@ -177,20 +176,22 @@ mod tests {
         let unreached = Err(trouble(Step::Connect));
         let busy = Err(trouble(Step::Install));
         let again = vec![broke.clone(), unreached.clone(), busy.clone(), Ok(7)];
-        assert_eq!(insist(&job, turns(again)).await, Ok(7));
+        assert_eq!(insist(&job, WITHIN, turns(again)).await, Ok(7));
         // Not reached at the first try: nothing was begun.
-        let told = insist(&job, turns(vec![unreached.clone(), Ok(7)]))
+        let told = insist(&job, WITHIN, turns(vec![unreached.clone(), Ok(7)]))
             .await
             .expect_err("told");
         assert!(!told.broke_off);
         let started = vec![broke.clone(), Err(trouble(Step::Start)), Ok(7)];
-        let told = insist(&job, turns(started)).await.expect_err("its last word");
+        let told = insist(&job, WITHIN, turns(started))
+            .await
+            .expect_err("its last word");
         assert!(!told.broke_off && told.step == Step::Start);
         let began = Instant::now();
-        let told = insist(&job, turns(vec![broke, unreached]))
+        let told = insist(&job, WITHIN, turns(vec![broke, unreached]))
             .await
             .expect_err("it is gone");
         assert!(told.broke_off, "what became of it is not known");
-        assert!(began.elapsed() >= BROKE_OFF_WITHIN && began.elapsed() < BROKE_OFF_WITHIN * 2);
+        assert!(began.elapsed() >= WITHIN && began.elapsed() < WITHIN * 2);
     }
 }

@@ -49,7 +49,7 @@ restart*) if [ -e /run/stubs/hold ]; then
 esac
 "#;
 /// Programs of the script that change something.
-const STEPS: [&str; 7] = ["mv", "cp", "ln", "rm", "sync", "mkdir", "chmod"];
+const STEPS: [&str; 6] = ["mv", "cp", "rm", "sync", "mkdir", "chmod"];
 /// No run takes longer, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// More steps than any action has.

@@ -192,9 +192,9 @@ take_program() {
 # What has proven itself is kept, and what comes is on trial.
 set_aside() {
     rm -f $trial
-    ln -f $program $program.previous
     absent=
-    for file in $unit $settings $access; do
+    # Copies, and no links: mv does nothing between two names of one file.
+    for file in $unit $settings $access $program; do
         rm -f "$file.previous"
         if [ -f "$file" ]; then cp -p "$file" "$file.previous"; else absent="$absent $file"; fi
     done

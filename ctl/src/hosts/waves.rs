@@ -410,7 +410,7 @@ async fn prove(shared: &Shared<'_>, job: &Job, upgrade: &mut Upgrade) -> Result<
     if let Who::Proven(_) = upgrade.found.who {
         return Ok(());
     }
-    let (found, _) = insist(job, async || shared.look_again(job).await).await?;
+    let (found, _) = insist(job, shared.patience, async || shared.look_again(job).await).await?;
     let same = found.who.said() == upgrade.found.who.said();
     match found.who.trouble() {
         Some(trouble) => Err(trouble),
