@@ -136,6 +136,11 @@ impl Found {
         self.stale
     }
 
+    /// Whether the program that is there runs, and will after a boot.
+    pub(crate) fn is_at_work(&self) -> bool {
+        self.active && self.enabled && !self.stale
+    }
+
     /// Version of the program that is there; empty: it says none.
     pub(crate) fn version(&self) -> &str {
         &self.version

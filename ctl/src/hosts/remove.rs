@@ -148,9 +148,18 @@ async fn take_away(
         }
         Who::Proven(agent) => agent,
     };
-    removed.map_err(|trouble| match drain {
-        Some(_) => trouble.and(&stays_drained(&agent)),
-        None => trouble,
+    removed.map_err(|trouble| {
+        let trouble = match trouble.broke_off {
+            true => trouble.and(&format!(
+                "whether the agent is gone is not known; if it is: agentctl revoke agent {}",
+                word(&agent)
+            )),
+            false => trouble,
+        };
+        match drain {
+            Some(_) => trouble.and(&stays_drained(&agent)),
+            None => trouble,
+        }
     })?;
     drained.agents().remove(&agent);
     let sentence = format!("done: removed ({})", word(&agent));

@@ -15,21 +15,23 @@ use std::time::Duration;
 
 use flowtilla_proto::policy::Wave;
 use flowtilla_proto::wire::fleet::{
-    AgentState, Figures, GateFailure, JudgeRequest, JudgeResponse, Judged, MeasureRequest, Standing,
+    Figures, GateFailure, JudgeRequest, JudgeResponse, Judged, MeasureRequest, Standing,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 
-use super::one::Awaited;
-use super::patience::{insist, while_away};
-use super::plan::{Found, Plan, Service};
-use super::trouble::{Step, Trouble};
+use self::host::{Blame, Failed, finish, upgrade_one};
+use super::patience::while_away;
+use super::plan::{Found, Plan};
+use super::trouble::Trouble;
 use super::who::Who;
 use super::{HOSTS_AT_ONCE, How, Job, Outcome, Shared, progress};
 use crate::exit::say;
 use crate::output::{harmless, word};
+
+mod host;
 
 /// How often the controller is asked how a wave does.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -67,24 +69,6 @@ struct Upgraded {
     wave: usize,
     /// How ssh broke off: whether it has its program is not known.
     unsure: Option<Trouble>,
-}
-
-/// How an upgrade of one host failed.
-#[derive(Debug)]
-struct Failed {
-    trouble: Trouble,
-    blame: Blame,
-}
-
-/// Whose doing it is that an upgrade of one host failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Blame {
-    /// The program's, as far as can be seen.
-    Program,
-    /// The host's, or nobody's: it has what it had.
-    Host,
-    /// ssh broke off: it may have its program.
-    Unsure,
 }
 
 /// Upgrades on their way.
@@ -311,6 +295,8 @@ impl<'a> Run<'a> {
         let waiting = self
             .queue
             .iter()
+            // Who has not proven who it is says nothing of others.
+            .filter(|upgrade| matches!(upgrade.found.who, Who::Proven(_)))
             .map(|upgrade| judged(upgrade, Standing::Unspecified));
         JudgeRequest {
             agents: changed.chain(waiting).collect(),
@@ -352,151 +338,6 @@ impl<'a> Run<'a> {
         self.outcomes
             .extend(self.queue.drain(..).map(|waits| (waits.at, Outcome::Waits)));
     }
-}
-
-/// Brings a host its program, has it prove who its agent is unless it has, and waits for the agent as another process.
-async fn upgrade_one(shared: &Shared<'_>, job: &Job, upgrade: &mut Upgrade) -> Result<(), Failed> {
-    let before = shared.known(upgrade.agent()).await;
-    // Of one that was not there it cannot be said that the program is to blame.
-    let was_there = upgrade.is_on_trial()
-        || before
-            .as_ref()
-            .is_some_and(|agent| agent.state() == AgentState::Connected);
-    let blame = match was_there {
-        true => Blame::Program,
-        false => Blame::Host,
-    };
-    let mut awaited = Awaited::default();
-    // What is on trial and runs is as it was left.
-    if !upgrade.is_on_trial() || upgrade.plan.service.is_some() {
-        awaited = Awaited {
-            not: before.and_then(|agent| Some(agent.hello?.instance)),
-            version: shared.program.version.clone(),
-        };
-        let started = match upgrade.is_on_trial() {
-            true => shared.start(job, &upgrade.plan).await,
-            false => shared.install(job, &upgrade.plan, Some(Service::Restart)).await,
-        };
-        started.map_err(|trouble| Failed {
-            blame: match trouble.step {
-                _ if trouble.broke_off => Blame::Unsure,
-                Step::Start => blame,
-                _ => Blame::Host,
-            },
-            trouble,
-        })?;
-    }
-    let proven = prove(shared, job, upgrade).await;
-    let (trouble, blame) = match proven {
-        Err(trouble) if trouble.broke_off => {
-            let blame = Blame::Unsure;
-            return Err(Failed { trouble, blame });
-        }
-        Err(trouble) => (trouble, Blame::Host),
-        Ok(()) => match shared.join(job, upgrade.agent(), &awaited).await {
-            Err(trouble) => (trouble, blame),
-            Ok(()) => return Ok(()),
-        },
-    };
-    let trouble = match shared.back(job, upgrade.agent()).await {
-        Ok(()) => trouble.and("the program from before is back"),
-        Err(more) => trouble.and(&format!("the program from before is not back: {more}")),
-    };
-    Err(Failed { trouble, blame })
-}
-
-/// By the program that is there now, an agent proves who it is whose former program could not.
-async fn prove(shared: &Shared<'_>, job: &Job, upgrade: &mut Upgrade) -> Result<(), Trouble> {
-    if let Who::Proven(_) = upgrade.found.who {
-        return Ok(());
-    }
-    let (found, _) = insist(job, shared.patience, async || shared.look_again(job).await).await?;
-    let same = found.who.said() == upgrade.found.who.said();
-    match found.who.trouble() {
-        Some(trouble) => Err(trouble),
-        None if !same => Err(Trouble::new(
-            Step::Prove,
-            "its agent is another one than it said before",
-            "see on the host what its agent is, and deploy again",
-        )),
-        None => {
-            upgrade.found.who = found.who;
-            Ok(())
-        }
-    }
-}
-
-/// What is left to do on a host whose agent is well.
-async fn finish(shared: &Shared<'_>, job: &Job, one: Upgraded) -> Result<Outcome, Trouble> {
-    let mut upgrade = one.upgrade;
-    if let Some(broke_off) = one.unsure {
-        reach_again(shared, job, &mut upgrade, broke_off).await?;
-    }
-    if let Err(trouble) = shared.keep(job).await {
-        return Err(match trouble.broke_off {
-            true => trouble.and(&shared.runs(upgrade.agent()).await),
-            false => trouble,
-        });
-    }
-    let agent = upgrade.agent().to_owned();
-    let was_on_trial = upgrade.is_on_trial();
-    let Upgrade { found, plan, .. } = upgrade;
-    let steps = plan.steps(&shared.program.version);
-    // What was on trial was brought by an earlier call, and nothing else has been done yet.
-    let files = was_on_trial && plan.has_files();
-    if plan.enrol.is_none() && !files {
-        return Ok(Outcome::Done { agent, steps });
-    }
-    let rest = Plan {
-        enrol: plan.enrol,
-        service: Some(Service::Restart),
-        unit: files && plan.unit,
-        settings: files && plan.settings,
-        access: plan.access.filter(|_| files),
-        ..Plan::default()
-    };
-    Ok(match shared.carry_out(job, &found, rest).await? {
-        Outcome::Done { agent, .. } => Outcome::Done { agent, steps },
-        other => other,
-    })
-}
-
-/// Sees whether a host under which ssh broke off has its program.
-///
-/// # Errors
-///
-/// It has not, does not prove who it is, or is not reached.
-async fn reach_again(
-    shared: &Shared<'_>,
-    job: &Job,
-    upgrade: &mut Upgrade,
-    broke_off: Trouble,
-) -> Result<(), Trouble> {
-    const REMEDY: &str = "deploy again";
-    let Ok((found, _)) = shared.look_again(job).await else {
-        return Err(broke_off.and(&shared.runs(upgrade.agent()).await));
-    };
-    if !found.has(&shared.program) {
-        let version = match found.version() {
-            "" => "what it had".to_owned(),
-            version => harmless(version),
-        };
-        let why = format!("ssh broke off while it was brought its program, and it has {version} still");
-        return Err(Trouble::new(Step::Install, why, REMEDY));
-    }
-    if found.is_stale() {
-        let why = "ssh broke off while it was brought its program, which is there and does not run yet";
-        return Err(Trouble::new(Step::Start, why, REMEDY));
-    }
-    let said = upgrade.found.who.said().map(str::to_owned);
-    match &found.who {
-        Who::Proven(agent) if Some(agent) == said.as_ref() => upgrade.found.who = found.who,
-        who => {
-            let other = || Trouble::new(Step::Prove, "its agent is another one than before", REMEDY);
-            return Err(who.trouble().unwrap_or_else(other));
-        }
-    }
-    Ok(())
 }
 
 fn hosts(count: usize) -> String {

@@ -12,7 +12,7 @@ use integration::wait;
 use super::{Scene, told, write_program};
 
 /// An upgrade of one host takes seconds, and a minute when the controller restarts meanwhile.
-const ENDED_WITHIN: Duration = Duration::from_secs(240);
+const ENDED_WITHIN: Duration = Duration::from_secs(400);
 const OURS: &str = env!("CARGO_PKG_VERSION");
 
 #[test]
