@@ -39,6 +39,17 @@ pub enum Command {
     Run(RunArgs),
     /// Tells what this host and this kernel allow, what is missing, and what to do about it. Exit code 1: nothing can be captured.
     Doctor(DoctorArgs),
+    /// Proves to whoever is root here who the agent is: signs the challenge on stdin. What agentctl calls.
+    #[command(hide = true)]
+    Prove(ProveArgs),
+}
+
+/// Whose identity is proven.
+#[derive(Args, Debug)]
+pub struct ProveArgs {
+    /// Directory that keeps identity, policy and records between runs.
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
 }
 
 /// How to run.
@@ -181,7 +192,7 @@ mod tests {
         let cli = Cli::try_parse_from(first.iter().chain(more)).map_err(|error| error.to_string())?;
         match cli.command {
             Command::Run(args) => Ok(args),
-            Command::Doctor(_) => Err("another command".to_owned()),
+            Command::Doctor(_) | Command::Prove(_) => Err("another command".to_owned()),
         }
     }
 

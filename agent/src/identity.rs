@@ -36,11 +36,13 @@ pub(crate) use self::ask::{
     chain, explain_connect, explain_status, is_expired, is_refused, is_stranger, shown,
 };
 pub use self::files::FileError;
+pub use self::prove::{ProveError, prove};
 pub use self::settle::{Asker, SettleError, Token, settle};
 pub(crate) use self::settle::{EnrolError, NewToken, TOKEN_LOOK, is_enrolled};
 
 mod ask;
 mod files;
+mod prove;
 mod settle;
 #[cfg(test)]
 mod tests;

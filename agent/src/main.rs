@@ -3,12 +3,14 @@
 //! Exit codes: 0 it ended as it was told to; 1 it could not start or go on, the message says why; 2 flags are wrong; 78 nobody has
 //! said where its controller is (the unit does not start it again then). Of `doctor`: see [`flowtilla_agent::doctor`].
 
+use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
-use flowtilla_agent::config::{Cli, Command, NotSetUp, RunArgs};
+use flowtilla_agent::config::{Cli, Command, NotSetUp, ProveArgs, RunArgs};
 use flowtilla_agent::doctor::{self, DoctorArgs};
-use flowtilla_agent::{fleet, metrics};
+use flowtilla_agent::{fleet, identity, metrics};
+use flowtilla_grpc::proof::CHALLENGE_OCTETS_MAX;
 use flowtilla_grpc::telemetry::{self, Program};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +20,7 @@ fn main() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Run(args) => execute(&args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => examine(&args),
+        Command::Prove(args) => prove(&args),
     };
     ended.unwrap_or_else(|error| {
         telemetry::complain(format_args!("flowtilla-agent: {error:#}"));
@@ -35,6 +38,15 @@ fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
+    let mut challenge = Vec::new();
+    let most = CHALLENGE_OCTETS_MAX as u64 + 1;
+    std::io::stdin().take(most).read_to_end(&mut challenge)?;
+    let proven = identity::prove(&args.state, &challenge)?;
+    std::io::stdout().write_all(proven.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn execute(args: &RunArgs) -> anyhow::Result<()> {

@@ -15,9 +15,10 @@ use flowtilla_grpc::channel::{Address, connect};
 use flowtilla_grpc::enrol::enrolment_client::EnrolmentClient;
 use flowtilla_grpc::fleet::fleet_client::FleetClient;
 use flowtilla_grpc::trust;
-use flowtilla_proto::spiffe::Role;
+use flowtilla_proto::spiffe::{Role, TrustDomain};
 use flowtilla_proto::token::JoinToken;
 use flowtilla_proto::wire::enrol::{EnrolRequest, RecoverRequest, RenewRequest};
+use rustls::pki_types::CertificateDer;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
@@ -60,6 +61,24 @@ pub(crate) struct Client {
     fleet: FleetClient<Channel>,
     address: Address,
     context: String,
+    trusted: Arc<Trusted>,
+}
+
+/// Whose word counts in the operator's trust domain.
+#[derive(Debug)]
+pub(crate) struct Trusted {
+    pub(crate) domain: TrustDomain,
+    /// Of SVIDs, DER.
+    pub(crate) signers: Vec<CertificateDer<'static>>,
+}
+
+impl Trusted {
+    fn of(identity: &Identity) -> Arc<Self> {
+        Arc::new(Self {
+            domain: identity.id().domain.clone(),
+            signers: identity.bundle().to_vec(),
+        })
+    }
 }
 
 fn over(channel: Channel) -> FleetClient<Channel> {
@@ -97,12 +116,17 @@ impl Client {
                 fleet: over(channel(&address, &identity).await?),
                 address,
                 context,
+                trusted: Trusted::of(&identity),
             });
         }
         let channel = channel(&address, &kept).await?;
+        let mut trusted = Trusted::of(&kept);
         if kept.is_due(now) {
             match renew(channel.clone()).await {
-                Ok(next) => next.store(&place.identity)?,
+                Ok(next) => {
+                    trusted = Trusted::of(&next);
+                    next.store(&place.identity)?;
+                }
                 // The one there is counts for hours: what was asked is not held up.
                 Err(error) => say(format_args!("the SVID was not renewed: {error:#}")),
             }
@@ -111,6 +135,7 @@ impl Client {
             fleet: over(channel),
             address,
             context,
+            trusted,
         })
     }
 
@@ -125,6 +150,7 @@ impl Client {
             fleet: over(channel(address, &identity).await?),
             address: address.clone(),
             context: String::new(),
+            trusted: Trusted::of(&identity),
         })
     }
 
@@ -136,6 +162,11 @@ impl Client {
     /// The controller's address.
     pub(crate) fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Whose word counts.
+    pub(crate) fn trusted(&self) -> &Trusted {
+        &self.trusted
     }
 
     /// Whose view is shown, and from when. On stderr: stdout has the table alone.

@@ -5,7 +5,8 @@
 //! done, and nothing else: so the same call again does the rest, and the one after that nothing.
 //!
 //! At most [`HOSTS_AT_ONCE`] hosts at a time. What fails on one ([`trouble`]) leaves the others alone. What is done on one host is
-//! in [`one`]; agents that there are get another program in waves ([`waves`]).
+//! in [`one`]; agents that there are get another program in waves ([`waves`]). An agent that is there must prove who it is ([`who`]): no
+//! other agent is touched, or vouches, by a host's word.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -17,7 +18,6 @@ use clap::Args;
 use flowtilla_proto::hosts::{HostGroup, Runtime};
 use flowtilla_proto::policy::{Rollout, Wave};
 use flowtilla_proto::wire;
-use flowtilla_proto::wire::fleet::{Agent, AgentsRequest, StatusRequest};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
@@ -34,13 +34,17 @@ use crate::output::{harmless, word};
 use crate::signals::Signals;
 
 mod one;
+mod patience;
 mod plan;
 mod program;
+#[cfg(test)]
+mod remote;
 pub(crate) mod remove;
 mod ssh;
 mod trouble;
 pub(crate) mod upgrade;
 mod waves;
+mod who;
 
 /// Hosts that are worked on at a time.
 ///
@@ -75,11 +79,14 @@ pub(crate) struct HostArgs {
     )]
     pub(crate) waves: Vec<String>,
     /// How long the agents of a wave are watched before the next; 0s: not at all.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_soak)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
     pub(crate) soak: u64,
+    /// How long a host is tried to be reached again whose ssh broke off while something was done there.
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = parse_time)]
+    pub(crate) patience: u64,
 }
 
-fn parse_soak(text: &str) -> Result<u64, String> {
+fn parse_time(text: &str) -> Result<u64, String> {
     units::read_time(text).map_err(|(why, remedy)| format!("{why}; {remedy}"))
 }
 
@@ -173,8 +180,8 @@ struct Shared<'a> {
     client: &'a Client,
     ssh: Ssh,
     program: Program,
-    domain: String,
-    agents: BTreeMap<String, Agent>,
+    /// How long a host whose ssh broke off is tried to be reached again.
+    patience: Duration,
 }
 
 /// Brings agents to the hosts of `groups`. `None`: every host has what it is to have, or would have.
@@ -210,20 +217,11 @@ async fn bring_all(
             harmless(&path.to_string_lossy())
         )])
     })?;
-    let status = client.ask(client.fleet().status(StatusRequest {})).await?;
-    let agents = client
-        .ask(client.fleet().agents(AgentsRequest::default()))
-        .await?
-        .agents;
     let shared = Shared {
         client,
         ssh: Ssh::new()?,
         program,
-        domain: status.trust_domain,
-        agents: agents
-            .into_iter()
-            .map(|agent| (agent.id.clone(), agent))
-            .collect(),
+        patience: Duration::from_millis(args.patience),
     };
     let mut signals = Signals::new()?;
     let worked = tokio::select! { biased;

@@ -19,8 +19,12 @@ use integration::need;
 use integration::wait::{self, PATIENCE, Stopwatch};
 use tempfile::TempDir;
 
+#[path = "hosts/broken_off.rs"]
+mod broken_off;
 #[path = "hosts/drain.rs"]
 mod drain;
+#[path = "hosts/proof.rs"]
+mod proof;
 #[path = "hosts/upgrade.rs"]
 mod upgrade;
 #[path = "hosts/ways.rs"]

@@ -74,6 +74,11 @@ pub enum FileError {
 pub(super) type Between<'a> = &'a mut dyn FnMut(&'static str) -> io::Result<()>;
 
 impl Place {
+    /// Below the agent's state.
+    pub(super) fn below(state: &Path) -> Self {
+        Self(Some(state.join("identity")))
+    }
+
     /// The identity; `None`: there was never one.
     ///
     /// # Errors
@@ -143,9 +148,12 @@ impl Place {
         between("directory")?;
         replace(&set.join("key.pem"), identity.key_pem().as_bytes())?;
         between("key")?;
-        replace(&set.join("chain.pem"), pem(identity.chain()).as_bytes())?;
+        replace(&set.join("chain.pem"), certificates(identity.chain()).as_bytes())?;
         between("chain")?;
-        replace(&set.join("bundle.pem"), pem(identity.bundle()).as_bytes())?;
+        replace(
+            &set.join("bundle.pem"),
+            certificates(identity.bundle()).as_bytes(),
+        )?;
         between("bundle")?;
         let link = directory.join("current.tmp");
         match fs::remove_file(&link) {
@@ -234,17 +242,17 @@ fn number_of(name: &str) -> Option<u64> {
     hex.then(|| u64::from_str_radix(name, 16).ok()).flatten()
 }
 
-/// Certificates as text. Source: RFC 7468.
-fn pem(certificates: &[CertificateDer<'_>]) -> String {
-    let mut text = String::new();
-    for certificate in certificates {
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        let encoded = STANDARD.encode(certificate);
-        for line in encoded.as_bytes().chunks(PEM_LINE) {
-            text.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
-            text.push('\n');
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
+/// Something in DER as text. Source: RFC 7468.
+pub(super) fn pem(tag: &str, der: &[u8]) -> String {
+    let mut text = format!("-----BEGIN {tag}-----\n");
+    let encoded = STANDARD.encode(der);
+    for line in encoded.as_bytes().chunks(PEM_LINE) {
+        text.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
+        text.push('\n');
     }
-    text
+    text + &format!("-----END {tag}-----\n")
+}
+
+fn certificates(list: &[CertificateDer<'_>]) -> String {
+    list.iter().map(|der| pem("CERTIFICATE", der)).collect()
 }

@@ -4,11 +4,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use flowtilla_grpc::proof::{self, CHALLENGE_OCTETS_MAX, Challenge, SIGNATURE_TAG};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
-use super::files::{FileError, Place};
-use super::{Credentials, Identity, IdentityError, WallClock, new_key};
+use super::files::{FileError, Place, pem};
+use super::{Credentials, Identity, IdentityError, ProveError, WallClock, new_key, prove};
 
 /// An identity of `id` for a new key, by an authority that nobody else knows.
 fn identity(id: &str) -> Identity {
@@ -179,6 +183,48 @@ fn the_key_of_an_enrolment_without_an_answer_asks_again() {
         first,
         "it was used"
     );
+}
+
+#[test]
+fn what_is_kept_proves_who_the_agent_is_and_anothers_chain_does_not() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let state = directory.path();
+    let asked = Challenge::new("remove", "web-1", [1; 32]);
+    let text = asked.text().as_bytes();
+    let none = prove(state, text).expect_err("nothing is there");
+    assert!(matches!(none, ProveError::None), "{none}");
+    let ours = identity(AGENT);
+    Place::below(state).store(&ours, &mut |_| Ok(())).expect("a disk");
+
+    let said = prove(state, text).expect("it is proven");
+    assert!(!said.contains("PRIVATE"), "{said}");
+    let (chain, signature) = said
+        .split_once(&format!("-----BEGIN {SIGNATURE_TAG}-----"))
+        .expect("both");
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
+        .collect::<Result<_, _>>()
+        .expect("a chain");
+    let lines: String = signature
+        .lines()
+        .take_while(|line| !line.starts_with('-'))
+        .collect();
+    let signature = STANDARD.decode(lines).expect("base64");
+    let facts = proof::verify(&asked, &chain, &signature, ours.bundle(), 0).expect("it is proven");
+    assert_eq!(facts.id.to_string(), AGENT);
+
+    // Whoever may write here puts another agent's chain beside the key.
+    let other = identity("spiffe://test/agent/b");
+    let chain: String = other.chain().iter().map(|der| pem("CERTIFICATE", der)).collect();
+    fs::write(state.join("identity/current/chain.pem"), chain).expect("a disk");
+    let refused = prove(state, text).expect_err("it is another's");
+    assert!(
+        matches!(refused, ProveError::Files(FileError::Damaged { .. })),
+        "{refused}"
+    );
+    for wrong in [&[][..], &[b'x'; CHALLENGE_OCTETS_MAX + 1]] {
+        let refused = prove(state, wrong).expect_err("no challenge");
+        assert!(matches!(refused, ProveError::Challenge(_)), "{refused}");
+    }
 }
 
 #[test]

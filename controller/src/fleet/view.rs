@@ -120,6 +120,7 @@ impl Fleet {
             untold_octets: agent.untold_octets,
             conflict: agent.turns.conflict.clone(),
             drain: agent.drain_state().into(),
+            svid_serials: Vec::new(),
         }
     }
 

@@ -170,6 +170,7 @@ impl Fleet for Service {
             };
             agent.enrolled_ms = record.enrolled.0;
             agent.svid_not_after_ms = record.not_after.0;
+            agent.svid_serials.clone_from(&record.serials);
             if record.revoked.is_some() {
                 agent.state = AgentState::Revoked.into();
             } else if record.awaiting && agent.state() != AgentState::Connected {
@@ -477,6 +478,7 @@ fn newcomer(id: &str, record: &IdentityRecord) -> Agent {
         state: state.into(),
         enrolled_ms: record.enrolled.0,
         svid_not_after_ms: record.not_after.0,
+        svid_serials: record.serials.clone(),
         ..Agent::default()
     }
 }

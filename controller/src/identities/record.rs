@@ -16,6 +16,8 @@ pub struct IdentityRecord {
     pub enrolled: WallMs,
     /// When its newest SVID runs out.
     pub not_after: WallMs,
+    /// Serial numbers of its newest SVIDs, the newest last.
+    pub serials: Vec<Vec<u8>>,
     /// When it was revoked; `None`: it was not.
     pub revoked: Option<WallMs>,
     /// It wants its identity back, and an operator is to decide.
@@ -53,6 +55,7 @@ impl IdentityRecord {
             labels: row.labels.clone(),
             enrolled: WallMs(row.enrolled_ms),
             not_after: WallMs::from_seconds(row.not_after),
+            serials: row.serials.clone(),
             revoked: (row.revoked_ms != 0).then_some(WallMs(row.revoked_ms)),
             awaiting: row.awaiting && !row.approved,
             host_name: row.host_name.clone(),

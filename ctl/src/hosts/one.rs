@@ -2,7 +2,8 @@
 //!
 //! In: a [`Job`] and its [`Plan`]. Out: an [`Outcome`], or [`Trouble`]. A token is made for one host, right before it is brought
 //! there, and is taken back when it was of no use. A program that takes another one's place is on trial on the host, which by itself
-//! goes back to the one before when the service does not stay up; whoever is satisfied says [`Shared::keep`].
+//! goes back to the one before when the service does not stay up; whoever is satisfied says [`Shared::keep`]. What may be done twice is
+//! done again when ssh breaks off under it ([`insist`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,24 +12,22 @@ use std::time::Duration;
 use flowtilla_proto::hosts::Runtime;
 use flowtilla_proto::spiffe::SpiffeId;
 use flowtilla_proto::wire::fleet::{
-    Agent, AgentState, AgentsRequest, CreateTokenRequest, RevokeRequest, TokensRequest, revoke_request,
+    Agent, AgentState, CreateTokenRequest, RevokeRequest, TokensRequest, revoke_request,
 };
-use tokio::time::{Instant, sleep};
 
-use super::plan::{self, Access, Enrol, Found, Known, Plan, Service, Wanted};
+use super::patience::{insist, until};
+use super::plan::{self, Access, Enrol, Found, Plan, Service, Wanted};
 use super::program::digest;
 use super::ssh::Payload;
 use super::trouble::{Step, Trouble};
-use super::{ACTION_WITHIN, INSTALL_WITHIN, Job, Outcome, PROBE_WITHIN, Shared, progress};
+use super::who::{self, Who};
+use super::{ACTION_WITHIN, INSTALL_WITHIN, Job, Outcome, Shared, progress};
 use crate::output::{harmless, memory, word};
 
-/// How long an agent that was started may take until the controller has it.
-///
-/// Its first tries are within seconds. Half of it fails on a host that is just booting; double it, and a wrong address holds the
-/// whole deploy for a minute.
-pub(super) const JOIN_WITHIN: Duration = Duration::from_secs(30);
-/// How often the controller is asked for it.
-const JOIN_EVERY: Duration = Duration::from_millis(500);
+/// What hosts' agents prove who they are for.
+const PURPOSE: &str = "deploy";
+/// What the script's `revert` says when there was something to go back from.
+const REVERTED: &str = "reverted";
 /// How long a token may be used, in milliseconds: it is used at once, or the host is looked after by hand.
 const TOKEN_LIFE_MS: u64 = 15 * 60 * 1_000;
 
@@ -74,11 +73,7 @@ impl Awaited {
 impl Shared<'_> {
     pub(super) async fn look(&self, job: &Job) -> Result<(Found, Plan), Trouble> {
         progress(job, "looks at it");
-        let said = self
-            .ssh
-            .run(&job.way, Step::Probe, &["probe"], Payload::new(), PROBE_WITHIN)
-            .await?;
-        let found = Found::read(&said)?;
+        let (found, agent) = self.look_again(job).await?;
         plan::fits(&found, &self.program, &job.runtimes)?;
         if !found.package.is_empty() {
             let package = harmless(&found.package);
@@ -99,16 +94,18 @@ impl Shared<'_> {
             },
             labels: &job.labels,
         };
-        let known = Known {
-            domain: &self.domain,
-            agents: &self.agents,
-        };
-        let plan = plan::plan(&found, &wanted, &known);
+        let plan = plan::plan(&found, &wanted, agent.as_ref());
+        plan::believe(&found, &plan)?;
         Ok((found, plan))
     }
 
+    /// What is there, who the agent is, and what the controller knows of that one.
+    pub(super) async fn look_again(&self, job: &Job) -> Result<(Found, Option<Agent>), Trouble> {
+        who::look(self.client, &self.ssh, job, PURPOSE).await
+    }
+
     pub(super) async fn carry_out(&self, job: &Job, found: &Found, plan: Plan) -> Result<Outcome, Trouble> {
-        let former = found.identity.as_ref().map(|id| id.name.as_str().to_owned());
+        let former = found.who.said().map(str::to_owned);
         // Whoever enrols starts with its token.
         let service = plan.service.filter(|_| plan.enrol.is_none());
         if plan.has_files() || service.is_some() {
@@ -120,8 +117,8 @@ impl Shared<'_> {
                 let token = self.token(job).await?;
                 match self.enrol(job, &plan, &token).await {
                     Ok(agent) => {
-                        if let (Enrol::Labels, Some(former)) = (why, former) {
-                            self.revoke(revoke_request::What::Agent(former)).await;
+                        if let (Enrol::Labels, Who::Proven(former)) = (why, &found.who) {
+                            self.revoke(revoke_request::What::Agent(former.clone())).await;
                         }
                         agent
                     }
@@ -187,28 +184,56 @@ impl Shared<'_> {
             }
         };
         let words = ["install", &unit, &settings, &access, program, how];
-        self.ssh
-            .run(&job.way, Step::Install, &words, payload, INSTALL_WITHIN)
-            .await
-            .map(drop)
+        insist(job, self.patience, async || {
+            let payload = payload.clone();
+            let running = self
+                .ssh
+                .run(&job.way, Step::Install, &words, payload, INSTALL_WITHIN);
+            running.await.map(drop)
+        })
+        .await
     }
 
     /// The program on trial has proven itself.
     pub(super) async fn keep(&self, job: &Job) -> Result<(), Trouble> {
-        self.ssh
-            .run(&job.way, Step::Start, &["keep"], Payload::new(), ACTION_WITHIN)
-            .await
-            .map(drop)
+        self.act(job, &["keep"]).await.map(drop)
     }
 
-    /// What the controller knows of an agent.
+    /// A short action that may be done twice.
+    async fn act(&self, job: &Job, words: &[&str]) -> Result<String, Trouble> {
+        insist(job, self.patience, async || {
+            let running = self
+                .ssh
+                .run(&job.way, Step::Start, words, Payload::new(), ACTION_WITHIN);
+            running.await
+        })
+        .await
+    }
+
+    /// What the controller knows of an agent; `None`: nothing, or it does not answer for long.
     pub(super) async fn known(&self, agent: &str) -> Option<Agent> {
-        let request = AgentsRequest {
-            ids: vec![agent.to_owned()],
-            ..AgentsRequest::default()
+        who::known(self.client, agent).await.ok()?
+    }
+
+    /// What an agent runs, as the controller has it: all that is known of a host that is not reached.
+    pub(super) async fn runs(&self, agent: &str) -> String {
+        let Some(known) = self.known(agent).await else {
+            return "what it runs is not known".to_owned();
         };
-        let told = self.client.ask(self.client.fleet().agents(request)).await.ok()?;
-        told.agents.into_iter().find(|one| one.id == agent)
+        let connected = match known.state() {
+            AgentState::Connected => "is connected",
+            _ => "is not connected",
+        };
+        let version = known.hello.map_or_else(String::new, |hello| hello.version);
+        let version = match version.as_str() {
+            "" => "of a version that is not known",
+            version => version,
+        };
+        format!(
+            "by what the controller knows {} {connected} and runs {}; the program there is on trial, and the next call goes on from that",
+            word(agent),
+            harmless(version)
+        )
     }
 
     async fn token(&self, job: &Job) -> Result<Token, Trouble> {
@@ -238,42 +263,42 @@ impl Shared<'_> {
             let tokens = self
                 .client
                 .ask(self.client.fleet().tokens(TokensRequest {}))
-                .await
-                .ok()?;
-            let ours = tokens.tokens.into_iter().find(|made| made.id == token.id)?;
-            let agent = SpiffeId::parse(&ours.used_by).ok()?;
-            Some(agent.name.as_str().to_owned())
+                .await?;
+            let ours = tokens.tokens.into_iter().find(|made| made.id == token.id);
+            let agent = ours.and_then(|ours| SpiffeId::parse(&ours.used_by).ok());
+            Ok(agent.map(|agent| agent.name.as_str().to_owned()))
         };
         match until(used).await {
-            Some(agent) => Ok(agent),
-            None => Err(self.with_last_words(job, "the agent has not enrolled").await),
+            Ok(agent) => Ok(agent),
+            Err(waited) => Err(self
+                .with_last_words(job, "the agent has not enrolled", waited)
+                .await),
         }
     }
 
-    async fn start(&self, job: &Job, plan: &Plan) -> Result<(), Trouble> {
+    /// Sets the service going as the plan has it.
+    pub(super) async fn start(&self, job: &Job, plan: &Plan) -> Result<(), Trouble> {
         let Some(service) = plan.service else {
             return Ok(());
         };
         progress(job, format_args!("{}s the agent", service.word()));
-        let words = ["start", service.word()];
-        self.ssh
-            .run(&job.way, Step::Start, &words, Payload::new(), ACTION_WITHIN)
-            .await
-            .map(drop)
+        self.act(job, &["start", service.word()]).await.map(drop)
     }
 
     /// Waits until the controller has the agent.
     pub(super) async fn join(&self, job: &Job, agent: &str, awaited: &Awaited) -> Result<(), Trouble> {
         let connected = async || {
-            let told = self.known(agent).await?;
-            awaited.is(&told).then_some(())
+            let told = who::asked(self.client, agent).await?;
+            Ok(told.filter(|told| awaited.is(told)).map(drop))
         };
         match until(connected).await {
-            Some(()) => {
+            Ok(()) => {
                 progress(job, format_args!("connected as {}", word(agent)));
                 Ok(())
             }
-            None => Err(self.with_last_words(job, "the agent is not connected").await),
+            Err(waited) => Err(self
+                .with_last_words(job, "the agent is not connected", waited)
+                .await),
         }
     }
 
@@ -286,18 +311,20 @@ impl Shared<'_> {
         progress(job, "goes back to the program from before");
         let former = self.known(agent).await;
         let instance = former.and_then(|agent| Some(agent.hello?.instance));
-        self.ssh
-            .run(&job.way, Step::Start, &["revert"], Payload::new(), ACTION_WITHIN)
-            .await?;
+        let said = match self.act(job, &["revert"]).await {
+            Err(trouble) if trouble.broke_off => return Err(trouble.and(&self.runs(agent).await)),
+            said => said?,
+        };
+        // Where nothing was on trial, the process from before is there still.
         let awaited = Awaited {
-            not: instance,
+            not: instance.filter(|_| said.lines().any(|line| line == REVERTED)),
             ..Awaited::default()
         };
         self.join(job, agent, &awaited).await
     }
 
     /// Why an agent does not come, in its own words.
-    async fn with_last_words(&self, job: &Job, why: &str) -> Trouble {
+    async fn with_last_words(&self, job: &Job, why: &str, waited: Duration) -> Trouble {
         let said = self
             .ssh
             .run(&job.way, Step::Join, &["state"], Payload::new(), ACTION_WITHIN)
@@ -310,7 +337,7 @@ impl Shared<'_> {
             .collect();
         let why = format!(
             "{why} after {} s; its service says: {}",
-            JOIN_WITHIN.as_secs(),
+            waited.as_secs(),
             harmless(&words.join(" / "))
         );
         let controller = job
@@ -333,18 +360,4 @@ impl Shared<'_> {
 struct Token {
     id: String,
     secret: String,
-}
-
-/// Asks until there is an answer, for [`JOIN_WITHIN`].
-async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + JOIN_WITHIN;
-    loop {
-        if let Some(answer) = ask().await {
-            return Some(answer);
-        }
-        if Instant::now() >= end {
-            return None;
-        }
-        sleep(JOIN_EVERY).await;
-    }
 }

@@ -1,22 +1,23 @@
 //! What is to be done for one host: decides, and does nothing.
 //!
 //! In: what the script's `probe` said ([`Found`]), what is to be there ([`Wanted`]), what the controller knows of the host's
-//! agent. Out: a [`Plan`], or why there is none. The plan of a host that has everything is empty.
+//! agent, which has proven who it is, or has yet to ([`super::who`]). Out: a [`Plan`], or why there is none. The plan of a host that has everything is empty.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flowtilla_grpc::svid;
 use flowtilla_proto::hosts::Runtime;
-use flowtilla_proto::spiffe::{Role, SpiffeId};
-use flowtilla_proto::wire::fleet::{Agent, AgentState};
+use flowtilla_proto::wire::fleet::Agent;
 
 use super::program::{Glibc, Program, version_of};
 use super::trouble::{Step, Trouble};
+use super::who::{Shown, Unproven, Who};
 
 /// How the answer begins; what a login shell says before it is not ours.
 const BEGINS: &str = "flowtilla-probe";
-/// From here on it is the agent's chain, PEM.
+/// From here on it is the agent's chain and its proof, PEM.
 const CHAIN: &str = "svid";
+/// Why there is no proof.
+const UNPROVEN: &str = "unproven";
 /// Oldest kernel, as in the README.
 const KERNEL_MIN: (u32, u32) = (5, 14);
 /// Oldest C library that an agent's program is built for.
@@ -51,8 +52,10 @@ pub(crate) struct Found {
     active: bool,
     enabled: bool,
     reload: bool,
-    /// Whose SVID the agent keeps.
-    pub(crate) identity: Option<SpiffeId>,
+    /// What it shows of its agent.
+    pub(super) shown: Shown,
+    /// Who that is; [`Found::read`] does not know.
+    pub(super) who: Who,
 }
 
 impl Found {
@@ -108,7 +111,8 @@ impl Found {
             active: text("active") == "active",
             enabled: text("enabled") == "enabled",
             reload: text("reload") == "yes",
-            identity: identity(&chain),
+            shown: Shown::read(values.get(UNPROVEN).copied(), &chain),
+            who: Who::Nobody,
         })
     }
 }
@@ -119,15 +123,28 @@ impl Found {
         [&self.program, &self.unit, &self.settings]
             .iter()
             .all(|digest| digest.is_empty())
-            && self.identity.is_none()
+            && !self.shown.is_agents()
     }
-}
 
-/// Whose chain it is; `None`: it is none.
-fn identity(chain: &str) -> Option<SpiffeId> {
-    let first = pem::parse_many(chain).ok()?.into_iter().next()?;
-    let facts = svid::read(first.contents()).ok()?;
-    (facts.id.role == Role::Agent).then_some(facts.id)
+    /// Whether this program is there.
+    pub(crate) fn has(&self, program: &Program) -> bool {
+        self.program == program.digest
+    }
+
+    /// Whether what runs is another program than the one that is there.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Whether the program that is there runs, and will after a boot.
+    pub(crate) fn is_at_work(&self) -> bool {
+        self.active && self.enabled && !self.stale
+    }
+
+    /// Version of the program that is there; empty: it says none.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
 }
 
 /// What is to be on a host.
@@ -140,14 +157,6 @@ pub(crate) struct Wanted<'a> {
     /// Empty: none is to be there.
     pub(crate) access: &'a str,
     pub(crate) labels: &'a BTreeMap<String, String>,
-}
-
-/// What the controller knows.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Known<'a> {
-    pub(crate) domain: &'a str,
-    /// By their ids.
-    pub(crate) agents: &'a BTreeMap<String, Agent>,
 }
 
 /// What becomes of the program.
@@ -290,8 +299,8 @@ fn kernel(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// What is to be done.
-pub(crate) fn plan(found: &Found, wanted: &Wanted<'_>, known: &Known<'_>) -> Plan {
+/// What is to be done. `agent`: what the controller knows of the one that is there; `None`: there is none that counts.
+pub(crate) fn plan(found: &Found, wanted: &Wanted<'_>, agent: Option<&Agent>) -> Plan {
     let packaged = !found.package.is_empty();
     let mut plan = Plan {
         unit: !packaged && found.unit != wanted.unit,
@@ -302,7 +311,7 @@ pub(crate) fn plan(found: &Found, wanted: &Wanted<'_>, known: &Known<'_>) -> Pla
             (false, true) => Some(Access::Take),
         },
         trial: found.trial,
-        enrol: enrol(found, wanted, known),
+        enrol: enrol(wanted, agent),
         ..Plan::default()
     };
     if packaged {
@@ -324,17 +333,9 @@ pub(crate) fn plan(found: &Found, wanted: &Wanted<'_>, known: &Known<'_>) -> Pla
     plan
 }
 
-fn enrol(found: &Found, wanted: &Wanted<'_>, known: &Known<'_>) -> Option<Enrol> {
-    let Some(identity) = found
-        .identity
-        .as_ref()
-        .filter(|id| id.domain.as_str() == known.domain)
-    else {
+fn enrol(wanted: &Wanted<'_>, agent: Option<&Agent>) -> Option<Enrol> {
+    let Some(agent) = agent else {
         return Some(Enrol::Anew);
-    };
-    let agent = match known.agents.get(identity.name.as_str()) {
-        Some(agent) if agent.state() != AgentState::Revoked => agent,
-        _ => return Some(Enrol::Anew),
     };
     // What the host says of itself is no matter of the group.
     let own = agent.hello.as_ref().map(|hello| &hello.labels);
@@ -343,6 +344,24 @@ fn enrol(found: &Found, wanted: &Wanted<'_>, known: &Known<'_>) -> Option<Enrol>
     };
     let same = agent.labels.iter().filter(of_group).eq(wanted.labels.iter());
     (!same).then_some(Enrol::Labels)
+}
+
+/// Whether the agent there may be dealt with as who it says to be. Another program may prove it yet, and only then is anything done to
+/// the agent: that a host's program is older, or is on trial and does not do, must not keep it from the next.
+///
+/// # Errors
+///
+/// It says to be an agent and does not prove it.
+pub(crate) fn believe(found: &Found, plan: &Plan) -> Result<(), Trouble> {
+    let may_yet = match &found.who {
+        Who::Claims(_, Unproven::Older | Unproven::Silent(_)) => plan.is_upgrade(),
+        Who::Claims(..) => false,
+        Who::Proven(_) | Who::Nobody => true,
+    };
+    match found.who.trouble().filter(|_| !may_yet) {
+        Some(trouble) => Err(trouble),
+        None => Ok(()),
+    }
 }
 
 /// `1.2.3` as numbers.

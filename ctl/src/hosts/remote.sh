@@ -1,6 +1,7 @@
 # What agentctl does on a host, as root: one ACTION a call. POSIX sh; needs coreutils, util-linux and systemd of the host.
 #
-#   probe                              says what is there; changes nothing
+#   probe SIZE                         says what is there, and who the agent is, by a challenge (so many octets of stdin); changes
+#                                      nothing
 #   install UNIT ENV ACCESS DIGEST HOW
 #                                      puts unit (so many octets of stdin), settings (so many), what gives access to runtimes (so
 #                                      many; none: that goes) and program (the rest) in place; 0 and -: that one stays as it is. Then
@@ -9,11 +10,12 @@
 #   enrol TOKEN                        puts a join token (so many octets of stdin) where the agent looks for one
 #   start restart|start                has the service run, now and at every boot, and sees that it stays up
 #   remove                             takes everything away that the other actions brought, records that wait included
-#   revert                             puts back what was there before the program on trial; without one, nothing is done
+#   revert                             puts back what was there before the program on trial, and says so; without one, nothing is done
 #   state                              says how the service does
 #
 # A program that takes the place of another one is on trial until `keep`: a mark says so, whatever becomes of whoever called. Meanwhile
-# the one that has proven itself is beside it (.previous), with its unit and settings.
+# the one that has proven itself is beside it (.previous), with its unit, its settings and its access to runtimes; the mark names those
+# of them that were not there.
 #
 # One changing action at a time: a lock sees to that, which ends with the script. No program that could outlive the script has it.
 #
@@ -127,10 +129,19 @@ probe() {
     echo "active=$(systemctl is-active $name 2>/dev/null || :)"
     echo "enabled=$(systemctl is-enabled $name 2>/dev/null || :)"
     echo "reload=$(systemctl show -p NeedDaemonReload --value $name 2>/dev/null || :)"
-    if id -u $user >/dev/null 2>&1; then
-        echo svid
-        runuser -u $user -- head -c 65536 $state/identity/current/chain.pem 2>/dev/null || :
+    ! id -u $user >/dev/null 2>&1 || identify "$1"
+}
+
+# Who the agent is: the program proves it for the challenge $1. When it does not, what its files say, which proves nothing, and why.
+identify() {
+    code=0
+    said=$(printf %s "$1" | timeout 10 runuser -u $user -- $program prove --state $state 2>&1) || code=$?
+    if [ $code != 0 ]; then
+        echo "unproven=$code $(printf '%s\n' "$said" | tail -n 1 | head -c 400)"
+        said=$(timeout 10 runuser -u $user -- head -c 65536 $state/identity/current/chain.pem 2>/dev/null || :)
     fi
+    echo svid
+    printf '%s\n' "$said" | head -c 65536
 }
 
 # All of it arrives before anything is touched.
@@ -181,12 +192,14 @@ take_program() {
 # What has proven itself is kept, and what comes is on trial.
 set_aside() {
     rm -f $trial
-    ln -f $program $program.previous
-    for file in $unit $settings; do
+    absent=
+    # Copies, and no links: mv does nothing between two names of one file.
+    for file in $unit $settings $access $program; do
         rm -f "$file.previous"
-        [ ! -f "$file" ] || cp -p "$file" "$file.previous"
+        if [ -f "$file" ]; then cp -p "$file" "$file.previous"; else absent="$absent $file"; fi
     done
-    : >$trial
+    sync
+    echo "absent:$absent" >$trial
     sync
 }
 
@@ -232,16 +245,23 @@ undo() {
 
 revert() {
     back=
-    ! on_trial || put_back || fail_start "the program on trial was to go$back"
+    on_trial || return 0
+    put_back || fail_start "the program on trial was to go$back"
+    echo reverted
 }
 
 # The program last: until then it can be begun again. What came of it is in $back; it does not end the script.
 put_back() {
-    for file in $unit $settings $program; do
-        [ ! -f "$file.previous" ] || mv -f "$file.previous" "$file" || {
-            back='; the program from before is not back'
-            return 1
-        }
+    absent=" $(cat $trial) "
+    for file in $access $unit $settings $program; do
+        if [ -f "$file.previous" ]; then
+            mv -f "$file.previous" "$file" || {
+                back='; the program from before is not back'
+                return 1
+            }
+        else
+            case $absent in *" $file "*) rm -f "$file" || : ;; esac
+        fi
     done
     rm -f $trial || :
     sync || :
@@ -258,10 +278,10 @@ put_back() {
 remove() {
     [ -z "$package" ] || dpkg --purge $name >/dev/null 9>&-
     systemctl disable --quiet --now $name 2>/dev/null || :
-    for file in $unit $settings $program; do
+    for file in $unit $settings $access $program; do
         rm -f "$file" "$file.new" "$file.previous"
     done
-    rm -f $settings.access $access $access.new $trial
+    rm -f $settings.access $trial
     rmdir ${access%/*} 2>/dev/null || :
     rmdir /etc/flowtilla 2>/dev/null || :
     rm -rf $state
@@ -280,7 +300,7 @@ install | keep | enrol | start | remove | revert) alone ;;
 esac
 
 case ${1-} in
-probe) probe ;;
+probe) probe "$(octets "$2")" ;;
 install) install_files "$2" "$3" "$4" "$5" "$6" ;;
 keep) rm -f $trial ;;
 enrol) enrol "$2" ;;

@@ -1,7 +1,8 @@
 //! `agentctl agents remove`: takes the agent away from hosts, and makes its identity void.
 //!
 //! In: names of hosts and groups, as the controller has them. What waits in an agent's spool goes with it. The host stays in its
-//! group: that is the operator's to change. An agent that was drained and not removed stays drained, which is told.
+//! group: that is the operator's to change. An agent that was drained and not removed stays drained, which is told. Only what a host
+//! has proven to be ([`super::who`]) is drained or made void.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,15 +13,18 @@ use flowtilla_proto::wire::fleet::{RevokeRequest, revoke_request};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
-use super::plan::Found;
 use super::ssh::{Payload, Ssh};
 use super::trouble::{Step, Trouble};
-use super::{ACTION_WITHIN, HOSTS_AT_ONCE, Job, PROBE_WITHIN, close, confirmed, jobs, progress, upgrade};
+use super::who::{self, Unproven, Who};
+use super::{ACTION_WITHIN, HOSTS_AT_ONCE, Job, close, confirmed, jobs, progress, upgrade};
 use crate::client::{Client, Reach};
 use crate::cmd::fleet::{drain, print, token};
 use crate::exit::{Exit, say};
 use crate::output::{harmless, word};
 use crate::signals::Signals;
+
+/// What hosts' agents prove who they are for.
+const PURPOSE: &str = "remove";
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RemoveArgs {
@@ -124,35 +128,38 @@ async fn take_away(
     drained: &Drained,
 ) -> Result<String, Trouble> {
     progress(job, "looks at it");
-    let said = ssh
-        .run(&job.way, Step::Probe, &["probe"], Payload::new(), PROBE_WITHIN)
-        .await?;
-    let found = Found::read(&said)?;
+    let (found, _) = who::look(client, ssh, job, PURPOSE).await?;
     if found.is_bare() {
         return Ok("has no agent".to_owned());
     }
     if let Some(ms) = drain {
-        let Some(identity) = &found.identity else {
-            return Err(Trouble::new(
-                Step::Drain,
-                "the agent's identity cannot be read there, so nobody can drain it",
-                "deploy again to mend it, or call it again without --drain",
-            ));
-        };
-        let agent = identity.name.as_str();
+        let agent = drainable(&found.who)?;
         wait_drained(client, job, agent, Duration::from_millis(ms), drained).await?;
     }
     progress(job, "removes the agent");
     let removed = ssh
         .run(&job.way, Step::Remove, &["remove"], Payload::new(), ACTION_WITHIN)
         .await;
-    let Some(identity) = found.identity else {
-        return removed.map(|_| "done: removed, it had no identity".to_owned());
+    let agent = match found.who {
+        Who::Nobody => return removed.map(|_| "done: removed, it had no identity that counts".to_owned()),
+        Who::Claims(agent, why) => {
+            removed?;
+            return Err(not_revoked(&agent, &why));
+        }
+        Who::Proven(agent) => agent,
     };
-    let agent = identity.name.as_str().to_owned();
-    removed.map_err(|trouble| match drain {
-        Some(_) => trouble.and(&stays_drained(&agent)),
-        None => trouble,
+    removed.map_err(|trouble| {
+        let trouble = match trouble.broke_off {
+            true => trouble.and(&format!(
+                "whether the agent is gone is not known; if it is: agentctl revoke agent {}",
+                word(&agent)
+            )),
+            false => trouble,
+        };
+        match drain {
+            Some(_) => trouble.and(&stays_drained(&agent)),
+            None => trouble,
+        }
     })?;
     drained.agents().remove(&agent);
     let sentence = format!("done: removed ({})", word(&agent));
@@ -165,6 +172,46 @@ async fn take_away(
             format!("agentctl revoke agent {agent}"),
         )),
     }
+}
+
+/// Whom to drain.
+///
+/// # Errors
+///
+/// It is not certain.
+fn drainable(who: &Who) -> Result<&str, Trouble> {
+    match who {
+        Who::Proven(agent) => Ok(agent),
+        Who::Nobody => Err(Trouble::new(
+            Step::Drain,
+            "the agent's identity cannot be read there, or does not count, so nobody can drain it",
+            "deploy again to mend it, or call it again without --drain",
+        )),
+        Who::Claims(agent, why) => {
+            let agent = word(agent);
+            Err(Trouble::new(
+                Step::Drain,
+                format!(
+                    "it says that it is {agent}, and does not prove it ({why}), so {agent} is not drained"
+                ),
+                format!(
+                    "call it again without --drain; if {agent} is this host's: first agentctl agents drain {agent} --wait"
+                ),
+            ))
+        }
+    }
+}
+
+/// What to know of an agent whose host has said, and not proven, that it is there.
+fn not_revoked(agent: &str, why: &Unproven) -> Trouble {
+    let agent = word(agent);
+    Trouble::new(
+        Step::Prove,
+        format!(
+            "the agent is gone; it said that it was {agent}, and did not prove it ({why}), so {agent} counts still"
+        ),
+        format!("if {agent} was this host's: agentctl revoke agent {agent}"),
+    )
 }
 
 /// Has the agent drained, and waits for that.
@@ -202,6 +249,27 @@ async fn wait_drained(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_who_is_proven_is_drained_and_who_is_not_is_told_with_the_way_by_hand() {
+        assert_eq!(drainable(&Who::Proven("a-1".to_owned())), Ok("a-1"));
+        let nobody = drainable(&Who::Nobody).expect_err("nobody").to_string();
+        assert!(
+            nobody.starts_with("drain: the agent's identity cannot be read there"),
+            "{nobody}"
+        );
+        let claims = drainable(&Who::Claims("a-1".to_owned(), Unproven::Older)).map(str::to_owned);
+        assert_eq!(
+            claims.expect_err("it is not proven").to_string(),
+            "drain: it says that it is a-1, and does not prove it (its agent is older, and cannot), so a-1 is not drained; call it again \
+             without --drain; if a-1 is this host's: first agentctl agents drain a-1 --wait"
+        );
+        assert_eq!(
+            not_revoked("a-1", &Unproven::Older).to_string(),
+            "prove: the agent is gone; it said that it was a-1, and did not prove it (its agent is older, and cannot), so a-1 counts still; \
+             if a-1 was this host's: agentctl revoke agent a-1"
+        );
+    }
 
     #[test]
     fn whoever_is_drained_and_not_removed_is_told_with_the_way_back() {

@@ -110,12 +110,12 @@ impl Ssh {
         };
         let Ok((said, complained, ended)) = timeout(within, running).await else {
             let why = format!("it took longer than {} s", within.as_secs());
-            return Err(trouble(why, "look at the host, and deploy again"));
+            return Err(trouble(why, "look at the host, and deploy again").broken_off());
         };
         match ended {
             Ok(status) if status.success() => Ok(said),
             Ok(status) => Err(explain(step, &way.target, status.code(), &complained)),
-            Err(error) => Err(trouble(format!("ssh got lost ({error})"), "deploy again")),
+            Err(error) => Err(trouble(format!("ssh got lost ({error})"), "deploy again").broken_off()),
         }
     }
 
@@ -185,7 +185,7 @@ fn hop(target: &Target) -> String {
 }
 
 /// What the user's shell on the host is told. The words of an action are ours, and plain.
-fn remote_command(sudo: bool, action: &[&str]) -> String {
+pub(super) fn remote_command(sudo: bool, action: &[&str]) -> String {
     debug_assert!(
         action.iter().all(|word| word
             .bytes()

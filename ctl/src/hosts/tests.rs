@@ -5,14 +5,18 @@ use flowtilla_proto::hosts::Target;
 use super::*;
 
 fn job(name: &str) -> Job {
+    job_of(Target {
+        user: None,
+        host: name.to_owned(),
+        port: NonZeroU16::new(22),
+    })
+}
+
+pub(super) fn job_of(target: Target) -> Job {
     Job {
-        name: name.to_owned(),
+        name: target.host.clone(),
         way: Way {
-            target: Target {
-                user: None,
-                host: name.to_owned(),
-                port: NonZeroU16::new(22),
-            },
+            target,
             jump: Vec::new(),
             sudo: true,
         },

@@ -23,6 +23,8 @@ pub(crate) enum Step {
     Connect,
     Sudo,
     Probe,
+    /// Whether its agent is who it says to be.
+    Prove,
     /// Whether the agent can run there.
     Fit,
     Install,
@@ -41,6 +43,7 @@ impl Step {
             Self::Connect => "connect",
             Self::Sudo => "sudo",
             Self::Probe => "probe",
+            Self::Prove => "prove",
             Self::Fit => "check",
             Self::Install => "install",
             Self::Enrol => "enrol",
@@ -58,6 +61,8 @@ pub(crate) struct Trouble {
     pub(crate) step: Step,
     why: String,
     remedy: String,
+    /// ssh ended under what ran, or before it could tell: what became of that is not known.
+    pub(crate) broke_off: bool,
 }
 
 impl Trouble {
@@ -66,7 +71,14 @@ impl Trouble {
             step,
             why: why.into(),
             remedy: remedy.into(),
+            broke_off: false,
         }
+    }
+
+    /// The same, of something that may have been done, and may not.
+    pub(crate) fn broken_off(mut self) -> Self {
+        self.broke_off = true;
+        self
     }
 
     /// The same, with something more to know.
@@ -131,6 +143,15 @@ const OF_SSH: [(&str, &str, &str); 9] = [
     ),
 ];
 
+/// Of what ssh says, what it says before anything is begun on a host.
+const NOT_BEGUN: [&str; 5] = [
+    "ssh: connect to host",
+    "REMOTE HOST IDENTIFICATION HAS CHANGED",
+    "Host key verification failed",
+    "Permission denied",
+    "Could not resolve hostname",
+];
+
 /// Why a call ended with this exit code.
 pub(super) fn explain(step: Step, target: &Target, code: Option<i32>, said: &str) -> Trouble {
     let lines: Vec<&str> = said
@@ -144,7 +165,7 @@ pub(super) fn explain(step: Step, target: &Target, code: Option<i32>, said: &str
     };
     if code == Some(SSH_FAILED) {
         let known = OF_SSH.iter().find(|(sign, ..)| said.contains(sign));
-        return match known {
+        let trouble = match known {
             Some((_, why, remedy)) => {
                 Trouble::new(Step::Connect, *why, remedy.replace('%', &by_hand(target)))
             }
@@ -153,6 +174,10 @@ pub(super) fn explain(step: Step, target: &Target, code: Option<i32>, said: &str
                 told(lines.last().copied()),
                 format!("see what ssh {} says", by_hand(target)),
             ),
+        };
+        return match NOT_BEGUN.iter().any(|sign| said.contains(sign)) {
+            true => trouble,
+            false => trouble.broken_off(),
         };
     }
     if let Some(line) = lines
@@ -188,7 +213,11 @@ pub(super) fn explain(step: Step, target: &Target, code: Option<i32>, said: &str
             None => "it was ended by a signal".to_owned(),
         },
     };
-    Trouble::new(step, words, "mend that there, and deploy again")
+    let trouble = Trouble::new(step, words, "mend that there, and deploy again");
+    match code {
+        Some(_) => trouble,
+        None => trouble.broken_off(), // ssh's own end.
+    }
 }
 
 fn told(line: Option<&str>) -> String {
@@ -254,6 +283,37 @@ mod tests {
             let told = explained(255, said);
             assert!(told.starts_with(begins), "{told}");
         }
+    }
+
+    #[test]
+    fn ssh_that_did_not_connect_has_begun_nothing_and_one_that_broke_off_may_have() {
+        let target = Target {
+            user: None,
+            host: "web-1".to_owned(),
+            port: None,
+        };
+        let of = |code, said: &str| explain(Step::Install, &target, code, said).broke_off;
+        for said in [
+            "ssh: connect to host web-1 port 22: Connection timed out\r\n",
+            "ssh: connect to host web-1 port 22: Connection refused\r\n",
+            "Host key verification failed.\r\n",
+            "op@web-1: Permission denied (publickey).\r\n",
+        ] {
+            assert!(!of(Some(255), said), "{said}");
+        }
+        for said in [
+            "client_loop: send disconnect: Broken pipe\r\n",
+            "Timeout, server web-1 not responding.\r\n",
+            "Connection to web-1 closed by remote host.\r\n",
+            "",
+        ] {
+            assert!(of(Some(255), said), "{said}");
+        }
+        assert!(of(None, ""), "ssh was killed");
+        assert!(
+            !of(Some(4), "flowtilla: the service does not stay up\n"),
+            "the script's own word"
+        );
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! all hosts of the call back to the program that each had before; the rest keep theirs.
 //!
 //! A host that cannot be reached, or whose agent was not there before, is told and holds nothing up: the next one takes its place in
-//! the wave. Whatever happens to this process, a host has one program or the other, and says so: what an earlier call left on trial is
+//! the wave. One whose ssh broke off while it was brought its program may have it or not: it is tried to be reached again, and when that
+//! fails it counts as one of its wave, is judged by what the controller hears of its agent, and goes back with the others or is kept
+//! once it is reached and has it. A controller that is away for a moment is waited for. Whatever happens to this process, a host has one program or the other, and says so: what an earlier call left on trial is
 //! watched first, as a wave of its own. Only at the end is anything kept.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -13,19 +15,23 @@ use std::time::Duration;
 
 use flowtilla_proto::policy::Wave;
 use flowtilla_proto::wire::fleet::{
-    AgentState, Figures, GateFailure, JudgeRequest, JudgeResponse, Judged, MeasureRequest, Standing,
+    Figures, GateFailure, JudgeRequest, JudgeResponse, Judged, MeasureRequest, Standing,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 
-use super::one::Awaited;
-use super::plan::{Found, Plan, Service};
-use super::trouble::{Step, Trouble};
-use super::{HOSTS_AT_ONCE, How, Job, Outcome, Shared};
+use self::host::{Blame, Failed, finish, upgrade_one};
+use super::patience::while_away;
+use super::plan::{Found, Plan};
+use super::trouble::Trouble;
+use super::who::Who;
+use super::{HOSTS_AT_ONCE, How, Job, Outcome, Shared, progress};
 use crate::exit::say;
 use crate::output::{harmless, word};
+
+mod host;
 
 /// How often the controller is asked how a wave does.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -48,7 +54,7 @@ pub(super) struct Upgrade {
 
 impl Upgrade {
     fn agent(&self) -> &str {
-        self.found.identity.as_ref().map_or("", |id| id.name.as_str())
+        self.found.who.said().unwrap_or_default()
     }
 
     /// Whether what it is to have runs there already, and has not proven itself.
@@ -57,17 +63,12 @@ impl Upgrade {
     }
 }
 
-/// One that has its program.
+/// One that has its program, or may have it.
 struct Upgraded {
     upgrade: Upgrade,
     wave: usize,
-}
-
-/// How an upgrade of one host failed.
-struct Failed {
-    trouble: Trouble,
-    /// It is the program's doing, as far as can be seen.
-    of_program: bool,
+    /// How ssh broke off: whether it has its program is not known.
+    unsure: Option<Trouble>,
 }
 
 /// Upgrades on their way.
@@ -136,7 +137,7 @@ impl<'a> Run<'a> {
             soak_ms: self.soak_ms(),
         };
         let client = self.shared.client;
-        let measured = client.ask(client.fleet().measure(request)).await;
+        let measured = while_away(async || client.ask(client.fleet().measure(request.clone())).await).await;
         let measured = measured.map_err(|failed| match failed.code {
             Some(Code::Unimplemented) => anyhow::anyhow!(
                 "{failed}, and cannot judge an upgrade: upgrade the controller first, or write --soak 0s"
@@ -178,8 +179,8 @@ impl<'a> Run<'a> {
         for (n, &size) in sizes.iter().enumerate() {
             let name = format!("wave {} of {}", n + 1, sizes.len());
             let wave = n + 1;
-            if self.measure().await.is_err() {
-                return Err(format!("{name}: the controller was lost"));
+            if let Err(error) = self.measure().await {
+                return Err(format!("{name}: the controller was lost: {error:#}"));
             }
             let began = self.upgraded.len();
             while self.upgraded.len() < size && !self.queue.is_empty() {
@@ -197,17 +198,36 @@ impl<'a> Run<'a> {
     /// Brings the program to some hosts. An error: it does not do, and why.
     async fn bring(&mut self, batch: Vec<Upgrade>, wave: usize) -> Result<(), String> {
         let (shared, jobs) = (self.shared, self.jobs);
-        let all = stream::iter(batch.into_iter().map(async |upgrade| {
-            let done = upgrade_one(shared, &jobs[upgrade.at], &upgrade).await;
+        let all = stream::iter(batch.into_iter().map(async |mut upgrade| {
+            let done = upgrade_one(shared, &jobs[upgrade.at], &mut upgrade).await;
             (upgrade, done)
         }));
         let done: Vec<_> = all.buffered(HOSTS_AT_ONCE).collect().await;
         let mut why = None;
         for (upgrade, done) in done {
             match done {
-                Ok(()) => self.upgraded.push(Upgraded { upgrade, wave }),
-                Err(Failed { trouble, of_program }) => {
-                    if of_program && why.is_none() {
+                Ok(()) => self.upgraded.push(Upgraded {
+                    upgrade,
+                    wave,
+                    unsure: None,
+                }),
+                Err(Failed {
+                    trouble,
+                    blame: Blame::Unsure,
+                }) => {
+                    let job = &jobs[upgrade.at];
+                    progress(
+                        job,
+                        format_args!("not known whether it has its program: {trouble}"),
+                    );
+                    self.upgraded.push(Upgraded {
+                        upgrade,
+                        wave,
+                        unsure: Some(trouble),
+                    });
+                }
+                Err(Failed { trouble, blame }) => {
+                    if blame == Blame::Program && why.is_none() {
                         why = Some(format!("{}: {trouble}", jobs[upgrade.at].name));
                     }
                     self.outcomes.insert(upgrade.at, Outcome::Failed(trouble));
@@ -275,6 +295,8 @@ impl<'a> Run<'a> {
         let waiting = self
             .queue
             .iter()
+            // Who has not proven who it is says nothing of others.
+            .filter(|upgrade| matches!(upgrade.found.who, Who::Proven(_)))
             .map(|upgrade| judged(upgrade, Standing::Unspecified));
         JudgeRequest {
             agents: changed.chain(waiting).collect(),
@@ -291,8 +313,8 @@ impl<'a> Run<'a> {
     async fn keep(&mut self) {
         let (shared, jobs) = (self.shared, self.jobs);
         let all = self.upgraded.drain(..).map(async |one| {
-            let Upgrade { at, found, plan } = one.upgrade;
-            let outcome = finish(shared, &jobs[at], &found, plan).await;
+            let at = one.upgrade.at;
+            let outcome = finish(shared, &jobs[at], one).await;
             (at, outcome.unwrap_or_else(Outcome::Failed))
         });
         let done: Vec<_> = stream::iter(all).buffered(HOSTS_AT_ONCE).collect().await;
@@ -304,76 +326,18 @@ impl<'a> Run<'a> {
         say(format_args!("upgrade: goes back: {}", harmless(why)));
         let (shared, jobs) = (self.shared, self.jobs);
         let all = self.upgraded.drain(..).map(async |one| {
-            let Upgrade { at, found, .. } = &one.upgrade;
-            let agent = found.identity.as_ref().map_or("", |id| id.name.as_str());
-            let outcome = match shared.back(&jobs[*at], agent).await {
+            let at = one.upgrade.at;
+            let outcome = match shared.back(&jobs[at], one.upgrade.agent()).await {
                 Ok(()) => Outcome::Back(why.to_owned()),
                 Err(trouble) => Outcome::Failed(trouble.and(&format!("it was to go back: {why}"))),
             };
-            (*at, outcome)
+            (at, outcome)
         });
         let done: Vec<_> = stream::iter(all).buffered(HOSTS_AT_ONCE).collect().await;
         self.outcomes.extend(done);
         self.outcomes
             .extend(self.queue.drain(..).map(|waits| (waits.at, Outcome::Waits)));
     }
-}
-
-/// Brings a host its program, and waits for the agent as another process.
-async fn upgrade_one(shared: &Shared<'_>, job: &Job, upgrade: &Upgrade) -> Result<(), Failed> {
-    let agent = upgrade.agent();
-    let before = shared.known(agent).await;
-    // Of one that was not there it cannot be said that the program is to blame.
-    let was_there = upgrade.is_on_trial()
-        || before
-            .as_ref()
-            .is_some_and(|agent| agent.state() == AgentState::Connected);
-    let mut awaited = Awaited::default();
-    if !upgrade.is_on_trial() {
-        awaited = Awaited {
-            not: before.and_then(|agent| Some(agent.hello?.instance)),
-            version: shared.program.version.clone(),
-        };
-        let installed = shared.install(job, &upgrade.plan, Some(Service::Restart)).await;
-        installed.map_err(|trouble| Failed {
-            of_program: was_there && trouble.step == Step::Start,
-            trouble,
-        })?;
-    }
-    let Err(trouble) = shared.join(job, agent, &awaited).await else {
-        return Ok(());
-    };
-    let trouble = match shared.back(job, agent).await {
-        Ok(()) => trouble.and("the program from before is back"),
-        Err(more) => trouble.and(&format!("the program from before is not back: {more}")),
-    };
-    Err(Failed {
-        trouble,
-        of_program: was_there,
-    })
-}
-
-/// What is left to do on a host whose agent is well.
-async fn finish(shared: &Shared<'_>, job: &Job, found: &Found, plan: Plan) -> Result<Outcome, Trouble> {
-    shared.keep(job).await?;
-    let version = &shared.program.version;
-    let steps = plan.steps(version);
-    if plan.enrol.is_some() {
-        let rest = Plan {
-            enrol: plan.enrol,
-            service: Some(Service::Restart),
-            ..Plan::default()
-        };
-        return Ok(match shared.carry_out(job, found, rest).await? {
-            Outcome::Done { agent, .. } => Outcome::Done { agent, steps },
-            other => other,
-        });
-    }
-    let agent = found
-        .identity
-        .as_ref()
-        .map_or(String::new(), |id| id.name.to_string());
-    Ok(Outcome::Done { agent, steps })
 }
 
 fn hosts(count: usize) -> String {

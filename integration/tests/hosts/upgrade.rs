@@ -169,7 +169,7 @@ impl Scene {
         serde_json::from_str(&said).with_context(|| said + &String::from_utf8_lossy(&output.stderr))
     }
 
-    fn expect_version(&self, n: u8, version: &str) -> Result<()> {
+    pub(super) fn expect_version(&self, n: u8, version: &str) -> Result<()> {
         let said = self.site.ssh(n, "/usr/local/bin/flowtilla-agent --version")?;
         ensure!(
             said.trim() == format!("flowtilla-agent {version}"),
@@ -184,7 +184,7 @@ impl Scene {
     }
 
     /// The agent's program, but for what it calls a property of ZMTP: it takes no collector for one.
-    fn mute_agent(&self) -> Result<PathBuf> {
+    pub(super) fn mute_agent(&self) -> Result<PathBuf> {
         let mut octets = std::fs::read(binary("flowtilla-agent")?)?;
         patch(&mut octets, b"Socket-Type", b"Socket-Typo");
         let path = self.folder.path().join("mute");

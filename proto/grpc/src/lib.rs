@@ -8,6 +8,7 @@
 pub mod channel;
 pub mod codec;
 pub mod cri;
+pub mod proof;
 pub mod svid;
 pub mod telemetry;
 pub mod trust;

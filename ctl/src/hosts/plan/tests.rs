@@ -1,3 +1,4 @@
+use flowtilla_proto::wire::fleet::AgentState;
 use flowtilla_proto::wire::session::Hello;
 use rcgen::{CertificateParams, KeyPair, SanType};
 
@@ -39,8 +40,8 @@ fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn agent(state: AgentState, of_group: &[(&str, &str)], own: &[(&str, &str)]) -> BTreeMap<String, Agent> {
-    let agent = Agent {
+fn agent(state: AgentState, of_group: &[(&str, &str)], own: &[(&str, &str)]) -> Agent {
+    Agent {
         id: "web-1-a".to_owned(),
         labels: labels(&[of_group, own].concat()),
         state: state.into(),
@@ -49,11 +50,10 @@ fn agent(state: AgentState, of_group: &[(&str, &str)], own: &[(&str, &str)]) -> 
             ..Hello::default()
         }),
         ..Agent::default()
-    };
-    [(agent.id.clone(), agent)].into()
+    }
 }
 
-fn planned(found: &Found, program: &Program, agents: &BTreeMap<String, Agent>) -> Plan {
+fn planned(found: &Found, program: &Program, agent: Option<&Agent>) -> Plan {
     let wanted = Wanted {
         program,
         unit: "u1",
@@ -61,25 +61,20 @@ fn planned(found: &Found, program: &Program, agents: &BTreeMap<String, Agent>) -
         access: "",
         labels: &labels(&[("role", "web")]),
     };
-    let domain = "fleet.test";
-    plan(found, &wanted, &Known { domain, agents })
+    plan(found, &wanted, agent)
 }
 
 #[test]
 fn the_plan_of_a_host_that_has_everything_is_empty() {
-    let agents = agent(AgentState::Offline, &[("role", "web")], &[("rack", "7")]);
-    let plan = planned(&found(&complete("0.2.0")), &program("p1"), &agents);
+    let agent = agent(AgentState::Offline, &[("role", "web")], &[("rack", "7")]);
+    let plan = planned(&found(&complete("0.2.0")), &program("p1"), Some(&agent));
     assert!(plan.is_empty() && !plan.is_weighty(), "{plan:?}");
     assert_eq!(plan.steps("0.2.0"), Vec::<String>::new());
 }
 
 #[test]
 fn a_bare_host_gets_everything() {
-    let plan = planned(
-        &found("program=\nunit=\nsettings=\n"),
-        &program("p1"),
-        &BTreeMap::new(),
-    );
+    let plan = planned(&found("program=\nunit=\nsettings=\n"), &program("p1"), None);
     assert_eq!(
         plan,
         Plan {
@@ -98,8 +93,8 @@ fn a_bare_host_gets_everything() {
 
 #[test]
 fn an_older_agent_is_upgraded_and_a_newer_one_stays() {
-    let agents = agent(AgentState::Connected, &[("role", "web")], &[]);
-    let of = |version: &str| planned(&found(&complete(version)), &program("p2"), &agents);
+    let agent = agent(AgentState::Connected, &[("role", "web")], &[]);
+    let of = |version: &str| planned(&found(&complete(version)), &program("p2"), Some(&agent));
     assert_eq!(of("0.1.9").steps("0.2.0"), ["upgrade 0.1.9 to 0.2.0"]);
     assert_eq!(
         of("0.2.0").steps("0.2.0"),
@@ -113,12 +108,12 @@ fn an_older_agent_is_upgraded_and_a_newer_one_stays() {
 
 #[test]
 fn a_program_on_trial_is_watched_and_one_that_does_not_run_yet_is_restarted() {
-    let agents = agent(AgentState::Connected, &[("role", "web")], &[]);
+    let agent = agent(AgentState::Connected, &[("role", "web")], &[]);
     let of = |more: &str| {
         planned(
             &found(&format!("{more}\n{}", complete("0.2.0"))),
             &program("p1"),
-            &agents,
+            Some(&agent),
         )
     };
     let plan = of("trial=yes");
@@ -133,14 +128,14 @@ fn a_program_on_trial_is_watched_and_one_that_does_not_run_yet_is_restarted() {
     let plan = planned(
         &found(&format!("trial=yes\n{}", complete("0.2.0"))),
         &program("p2"),
-        &BTreeMap::new(),
+        None,
     );
     assert!(!plan.is_upgrade(), "{plan:?}");
 }
 
 #[test]
 fn access_to_runtimes_is_given_and_taken_and_asked_about() {
-    let agents = agent(AgentState::Connected, &[("role", "web")], &[]);
+    let agent = agent(AgentState::Connected, &[("role", "web")], &[]);
     let program = program("p1");
     for (there, access, step) in [
         ("", "a1", Some("let it use runtimes' sockets")),
@@ -156,15 +151,7 @@ fn access_to_runtimes_is_given_and_taken_and_asked_about() {
             access,
             labels: &labels(&[("role", "web")]),
         };
-        let domain = "fleet.test";
-        let plan = plan(
-            &found,
-            &wanted,
-            &Known {
-                domain,
-                agents: &agents,
-            },
-        );
+        let plan = plan(&found, &wanted, Some(&agent));
         assert_eq!(
             plan.steps("0.2.0"),
             step.into_iter().collect::<Vec<_>>(),
@@ -176,48 +163,67 @@ fn access_to_runtimes_is_given_and_taken_and_asked_about() {
 }
 
 #[test]
-fn only_an_identity_that_counts_is_kept() {
+fn an_agent_with_the_groups_labels_is_kept_and_one_that_does_not_count_is_replaced() {
     let there = found(&complete("0.2.0"));
     let web = &[("role", "web")][..];
-    for (agents, wanted) in [
-        (agent(AgentState::Connected, web, &[]), None),
-        (agent(AgentState::AwaitingApproval, web, &[]), None),
-        (agent(AgentState::Revoked, web, &[]), Some(Enrol::Anew)),
-        (BTreeMap::new(), Some(Enrol::Anew)),
+    for (agent, wanted) in [
+        (Some(agent(AgentState::Connected, web, &[])), None),
+        (Some(agent(AgentState::AwaitingApproval, web, &[])), None),
+        (None, Some(Enrol::Anew)),
         (
-            agent(AgentState::Connected, &[("role", "db")], &[]),
+            Some(agent(AgentState::Connected, &[("role", "db")], &[])),
             Some(Enrol::Labels),
         ),
         (
-            agent(AgentState::Connected, &[("role", "web"), ("site", "a")], &[]),
+            Some(agent(
+                AgentState::Connected,
+                &[("role", "web"), ("site", "a")],
+                &[],
+            )),
             Some(Enrol::Labels),
         ),
-        (agent(AgentState::Connected, &[], &[]), Some(Enrol::Labels)),
+        (Some(agent(AgentState::Connected, &[], &[])), Some(Enrol::Labels)),
     ] {
         assert_eq!(
-            planned(&there, &program("p1"), &agents).enrol,
+            planned(&there, &program("p1"), agent.as_ref()).enrol,
             wanted,
-            "{agents:?}"
+            "{agent:?}"
         );
     }
-    let elsewhere = Known {
-        domain: "other.test",
-        agents: &agent(AgentState::Connected, web, &[]),
-    };
-    let program = program("p1");
-    let wanted = Wanted {
-        program: &program,
-        unit: "u1",
-        settings: "s1",
-        access: "",
-        labels: &labels(web),
-    };
-    assert_eq!(plan(&there, &wanted, &elsewhere).enrol, Some(Enrol::Anew));
+}
+
+#[test]
+fn who_does_not_prove_who_it_is_is_left_alone_unless_another_program_may_prove_it() {
+    let agent = agent(AgentState::Connected, &[("role", "web")], &[]);
+    let claims = |why| Who::Claims("web-1-a".to_owned(), why);
+    let silent = || Unproven::Silent("its program ended with exit code 1: x".to_owned());
+    let refuted = || Unproven::Refuted("the signature is not by the SVID's key".to_owned());
+    for (who, more, digest, believed) in [
+        (Who::Proven("web-1-a".to_owned()), "", "p1", true),
+        (claims(Unproven::Older), "", "p1", false),
+        (claims(Unproven::Older), "", "p2", true),
+        (claims(silent()), "", "p1", false),
+        (claims(silent()), "", "p2", true),
+        (claims(silent()), "trial=yes\n", "p1", true),
+        (claims(refuted()), "", "p2", false),
+        (claims(refuted()), "trial=yes\n", "p1", false),
+        (claims(Unproven::Controller), "", "p2", false),
+    ] {
+        let mut there = found(&format!("{more}{}", complete("0.2.0")));
+        there.who = who;
+        let plan = planned(&there, &program(digest), Some(&agent));
+        let told = believe(&there, &plan);
+        assert_eq!(told.is_ok(), believed, "{:?} {more}{digest}: {told:?}", there.who);
+        if let Err(trouble) = told {
+            let begins = "prove: it says that it is web-1-a, and does not prove it: ";
+            assert!(trouble.to_string().starts_with(begins), "{trouble}");
+        }
+    }
 }
 
 #[test]
 fn a_service_that_is_down_is_started_and_one_that_changed_is_restarted() {
-    let agents = agent(AgentState::Offline, &[("role", "web")], &[]);
+    let agent = agent(AgentState::Offline, &[("role", "web")], &[]);
     for (is, becomes, service) in [
         ("active=active", "active=failed", Some(Service::Start)),
         ("enabled=enabled", "enabled=disabled", Some(Service::Start)),
@@ -226,7 +232,7 @@ fn a_service_that_is_down_is_started_and_one_that_changed_is_restarted() {
         ("unit=u1", "unit=u0", Some(Service::Restart)),
     ] {
         let there = found(&complete("0.2.0").replace(is, becomes));
-        let plan = planned(&there, &program("p1"), &agents);
+        let plan = planned(&there, &program("p1"), Some(&agent));
         assert_eq!(plan.service, service, "{becomes}");
         assert!(!plan.is_empty() && !plan.is_weighty() && !plan.steps("0.2.0").is_empty());
     }
@@ -288,13 +294,13 @@ fn a_host_that_lacks_something_is_told_what_and_what_to_do() {
 
 #[test]
 fn an_agent_of_a_package_keeps_its_program_and_its_unit() {
-    let agents = agent(AgentState::Connected, &[("role", "web")], &[]);
+    let agent = agent(AgentState::Connected, &[("role", "web")], &[]);
     let packaged = format!("package=0.1.0-1\n{}", complete("0.1.0"));
     let there = found(&packaged.replace("unit=u1", "unit=u0"));
-    let plan = planned(&there, &program("p2"), &agents);
+    let plan = planned(&there, &program("p2"), Some(&agent));
     assert!(plan.is_empty(), "{plan:?}");
     let bare = found("package=0.1.0-1\nprogram=p1\nunit=u0\nsettings=s0\nactive=inactive\nenabled=enabled\n");
-    let plan = planned(&bare, &program("p2"), &BTreeMap::new());
+    let plan = planned(&bare, &program("p2"), None);
     assert!(plan.program.is_none() && !plan.unit && plan.settings);
     assert_eq!(
         (plan.enrol, plan.service),
