@@ -98,8 +98,8 @@ async fn a_collector_of_header_version_1_is_not_spoken_to_under_a_number_that_no
         });
         whys.any(|why| why.contains("has not said yet by which source id of 8 bits"))
     });
-    let untold = tokio::time::timeout(PATIENCE, untold).await;
-    assert!(untold.is_ok(), "still: {:?}", running.status.borrow().collectors);
+    let untold = tokio::time::timeout(PATIENCE, untold).await.is_ok();
+    assert!(untold, "still: {:?}", running.status.borrow().collectors);
     let status = running.stop().await.expect("a stop");
     assert_eq!(status.collectors[0].connects, 0);
     let nobody = listener.accept().expect_err("nobody came");

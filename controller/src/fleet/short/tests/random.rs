@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use flowtilla_proto::spiffe::MemberName;
+
 use super::super::super::content::Content;
 use super::super::super::heard::Mark;
 use super::*;
@@ -160,7 +162,7 @@ impl World {
         let answer = match refuses {
             true => Heard::Nack(Box::new(wire::session::Nack {
                 nonce: offer.nonce,
-                ..Default::default()
+                ..wire::session::Nack::default()
             })),
             false => ack(&offer),
         };
