@@ -402,7 +402,11 @@ fn rest(world: &mut World, seed: u64) -> usize {
             waiting += 1;
             let uses = |id: &MemberName, endpoint: &str| use_of(&world.fleet.agents, id, endpoint);
             let unused = world.fleet.short.numbers.unused(&one.endpoint, uses);
-            assert_eq!(unused, [], "seed {seed}: somebody waits at {}", one.endpoint);
+            assert!(
+                unused.is_empty(),
+                "seed {seed}: {unused:?} at {}, and somebody waits",
+                one.endpoint
+            );
         }
     }
     waiting
