@@ -45,7 +45,7 @@ use flowtilla_agent_core::collector::{Collector, Progress};
 use flowtilla_agent_core::encode::tlv::TlvOptions;
 use flowtilla_agent_core::flow::record::CollectorSlot;
 use flowtilla_agent_core::loss::DropPoint;
-use flowtilla_agent_core::session::ShortIds;
+use flowtilla_agent_core::session::{NoShortId, ShortIds};
 use flowtilla_agent_core::spool::Cursor;
 use flowtilla_agent_core::time::KernelTime;
 use flowtilla_proto::collector as policy;
@@ -116,10 +116,7 @@ pub struct ExporterOptions {
     pub seed: u64,
 }
 
-/// Why a collector of header version 1 is not connected to.
-const NO_SHORT_ID: &str = "the controller has no source id of 8 bits for this agent: header version 1 tells 255 agents a \
-                           collector apart; give some of them another collector, or, if it reads it, header version 2";
-/// Why a connection to one ends.
+/// Why a connection to a collector of header version 1 ends.
 const OTHER_SHORT_ID: &str = "the controller has given this agent another source id of 8 bits";
 
 /// Told to stop at this sequence, before the first there is, an exporter ends at once, and what waits is its successor's.
@@ -249,6 +246,9 @@ impl Exporter {
                     return interrupt;
                 }
             }
+            // Before they are looked at: what changes from here on is not waited out.
+            let mut short_ids = self.options.short_ids.clone();
+            short_ids.mark_unchanged();
             let end = match self.run_connection().await {
                 Ok(end) => end,
                 Err(interrupt) => return interrupt,
@@ -258,7 +258,7 @@ impl Exporter {
             let used = self.used();
             let delay = used.backoff.handle_failure();
             tracing::debug!(collector = %used.collector.name, delay_ms = delay.as_millis(), "waits before the next try");
-            let waiting = pause(delay, self.options.short_ids.clone());
+            let waiting = pause(delay, short_ids);
             if let Err(interrupt) = self.attend(waiting).await {
                 return interrupt;
             }
@@ -268,8 +268,9 @@ impl Exporter {
     /// Connects and keeps the connection until it ends.
     async fn run_connection(&mut self) -> Result<LinkEnd, Interrupt> {
         let endpoint = self.used().collector.endpoint.clone();
-        let Some(heading) = self.heading() else {
-            return Ok(unnamed(NO_SHORT_ID));
+        let heading = match self.heading() {
+            Ok(heading) => heading,
+            Err(why) => return Ok(unnamed(&why)),
         };
         let stream = match self.attend(connect::connect(&endpoint)).await? {
             Ok(stream) => stream,
@@ -306,8 +307,10 @@ impl Exporter {
         let now = clock::kernel_now();
         link.handle_timeout(now)?;
         link.read(&mut self.core, now)?;
-        if self.heading() != Some(link.heading()) {
-            return Err(unnamed(OTHER_SHORT_ID));
+        match self.heading() {
+            Ok(heading) if heading == link.heading() => {}
+            Ok(_) => return Err(unnamed(&OTHER_SHORT_ID)),
+            Err(why) => return Err(unnamed(&why)),
         }
         let (announcements, source_id) = (&self.announcements, link.heading().source_id);
         let more = link.write(&mut self.core, &mut self.source, now, |core, topic| {
@@ -405,8 +408,8 @@ impl Exporter {
         (saved.read, saved.taken) != (cursor.read, cursor.taken)
     }
 
-    /// How messages to the one in use begin; `None`: it is to know this agent by a number that nobody has allotted.
-    fn heading(&self) -> Option<Heading> {
+    /// How messages to the one in use begin.
+    fn heading(&self) -> Result<Heading, NoShortId> {
         self.members[self.group.in_use()].heading(&self.options)
     }
 
@@ -491,18 +494,17 @@ impl Exporter {
     }
 }
 
-/// Waits before the next try, or until collectors know this agent by another number.
+/// Waits before the next try, or until collectors know this agent by another number than those that were seen.
 async fn pause(delay: Duration, mut short_ids: watch::Receiver<ShortIds>) {
-    short_ids.mark_unchanged();
     tokio::select! { biased;
         Ok(()) = short_ids.changed() => {}
         () = sleep(delay) => {}
     }
 }
 
-fn unnamed(why: &str) -> LinkEnd {
+fn unnamed(why: &impl ToString) -> LinkEnd {
     LinkEnd {
-        why: why.to_owned(),
+        why: why.to_string(),
         restarted: false,
     }
 }

@@ -3,7 +3,8 @@
 //! Start: the agent with nothing to do; what is held is put in force; only then a controller is looked for. So an agent
 //! does its work whether there is a controller or not.
 //! State directory: `identity/` ([`crate::identity`]), `held` ([`crate::held`]), `source-id` (what the controller gave, one
-//! number), `spool/` ([`crate::spool`]), `lock`. 0700, files 0600.
+//! number), `short-source-ids` (the same of 8 bits, as [`ShortIds`] has them), `spool/` ([`crate::spool`]), `lock`. 0700,
+//! files 0600.
 //! Stop: the session says goodbye, then the agent ends in order.
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::policy::Wanted;
+use flowtilla_agent_core::session::ShortIds;
 use flowtilla_agent_core::time::KernelTime;
 use flowtilla_grpc::channel::Address;
 use flowtilla_proto::policy::Scope;
@@ -152,7 +154,9 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
         wanted: Wanted::nothing(),
         scopes: options.scopes.clone(),
         source_id: source_id_file.as_deref().and_then(load_source_id),
-        short_ids: short_ids_file.as_deref().map(load_short_ids).unwrap_or_default(),
+        short_ids: short_ids_file
+            .as_deref()
+            .map_or_else(ShortIds::untold, load_short_ids),
         view_records_max: options.view_records_max,
         state: options.spool.clone(),
     })
@@ -298,3 +302,6 @@ fn claim(path: &Path) -> Result<File, FleetError> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -370,14 +370,13 @@ impl Agent {
         outcome
     }
 
-    /// From here on collectors of header version 1 know it by these; whether that is news. Exporters whose number is another
-    /// connect again.
-    pub fn use_short_ids(&mut self, ids: ShortIds) -> bool {
+    /// From here on collectors of header version 1 know it by these. Exporters whose number is another connect again.
+    pub fn use_short_ids(&mut self, ids: ShortIds) {
         self.short_ids.send_if_modified(|known| {
             let news = *known != ids;
             *known = ids;
             news
-        })
+        });
     }
 
     async fn execute(&mut self, step: &Step) -> Result<(), StartError> {

@@ -13,7 +13,8 @@
 //!
 //! What was given after the backup is not known when it is put back. So the epoch rises (to the time of the restore at
 //! least, so that two restores of one backup have two epochs), and every counter jumps by 2^20 and one for each second since
-//! the backup. Revocations after the backup are forgotten: the operator must repeat them. Join tokens that nobody had used by then
+//! the backup. Of source ids of 8 bits there are too few to jump: the restore is noted, and they are given from the other end from then
+//! on. Revocations after the backup are forgotten: the operator must repeat them. Join tokens that nobody had used by then
 //! may have been used since: all of them are void.
 
 use std::fs::File;
@@ -28,7 +29,7 @@ use crate::clock::WallMs;
 use crate::identity::ca::key_file;
 use crate::identity::rows::{self, TokenRow};
 use crate::state::{self, StateDir, StateError};
-use crate::store::counter::{self, Counter};
+use crate::store::counter::{self, Counter, Restored};
 use crate::store::sled::{KEY_OCTETS_MAX, SledStore, VALUE_OCTETS_MAX};
 use crate::store::{Batch, Store, StoreError, Table};
 
@@ -186,8 +187,8 @@ pub fn restore(backup: &Path, directory: &Path, now: WallMs) -> Result<usize, Ba
     Ok(voided)
 }
 
-/// Raises the epoch, and every counter by `jump`, in a batch that holds all of `Meta`.
-fn raise(meta: &mut Batch, jump: u64, now: WallMs) {
+/// Raises the epoch, and every counter by `jump`, and notes the restore, in a batch that holds all of `Meta`.
+pub(crate) fn raise(meta: &mut Batch, jump: u64, now: WallMs) {
     let before = Before(meta.clone());
     let counted = "the store of a batch does not fail";
     for counter in Counter::ALL {
@@ -197,6 +198,9 @@ fn raise(meta: &mut Batch, jump: u64, now: WallMs) {
     let epoch = counter::epoch(&before).expect(counted);
     let time = u64::try_from(now.seconds()).unwrap_or(0);
     counter::note_epoch(meta, epoch.saturating_add(1).max(time));
+    let restored = counter::restored(&before).ok().flatten();
+    let times = restored.map_or(0, |restored| restored.times).saturating_add(1);
+    counter::note_restored(meta, Restored { times, at_ms: now.0 });
 }
 
 /// A batch, read as if it were committed.

@@ -10,7 +10,7 @@
 //! - An agent is never offered a place in that order at or below one that it said to hold, unless it is that very content.
 //! - At most one offer is open on a stream, the newest; an answer with another nonce changes nothing.
 //! - A revision is never changed; going back makes another one.
-//! - A source id belongs to one agent for ever; one of 8 bits to one agent of its collector at a time.
+//! - A source id belongs to one agent for ever; one of 8 bits to one agent of an endpoint at a time.
 //! - When no rollout goes on, what an agent is to have is what the objects of record say.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -232,7 +232,7 @@ impl Fleet {
         let connected = agent.line.is_some();
         self.dirty.insert(id.clone());
         self.rollouts.handle_revoked(id);
-        self.short.release(id, &mut self.batch);
+        self.short.handle_revoked(id);
         let text = Unwelcome::Revoked.to_string();
         self.end(id, EndReason::Revoked, text);
         connected
@@ -299,8 +299,9 @@ impl Fleet {
         self.speech.push_back((session, welcome));
         self.rollouts.handle_open(id, now);
         self.settle(id, now);
-        self.reconcile(id);
+        // Before an offer is said again.
         self.name_shortly(id);
+        self.reconcile(id);
         self.tell_rollouts(id, now);
         self.members.handle_open(session);
         self.members.touch();
@@ -421,6 +422,7 @@ impl Fleet {
 
     /// Time has passed. To be called at least once a second.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.short.handle_timeout(now);
         if now.run_ms >= self.sweep_at_ms {
             self.sweep_at_ms = now.run_ms.saturating_add(SWEEP_MS);
             self.write_what_waits();
@@ -592,6 +594,7 @@ impl Fleet {
             self.late.insert(id.clone());
         }
         self.members.touch();
+        self.name_shortly(id);
         self.tell_rollouts(id, now);
     }
 
@@ -607,6 +610,7 @@ impl Fleet {
         }
         agent.nack = Some((open.place(), nack));
         self.dirty.insert(id.clone());
+        self.name_shortly(id);
         self.tell_rollouts(id, now);
     }
 
@@ -623,6 +627,7 @@ impl Fleet {
         agent.in_force = self.contents.of_digest(&held.digest).cloned();
         self.holdings_late.insert(bucket(id.as_str()));
         self.members.touch();
+        self.name_shortly(id);
         self.reconcile(id);
         self.tell_rollouts(id, now);
     }
@@ -702,10 +707,12 @@ impl Fleet {
             version,
             digest: content.digest,
         };
+        agent.supersede();
         agent.wanted = Some(Wanted {
             mark,
             content,
             traceparent: Arc::clone(&self.traceparent),
+            offered: false,
         });
         if agent.nack.take().is_some() {
             self.late.insert(id.clone());
@@ -738,7 +745,7 @@ impl Fleet {
         let Some(agent) = self.agents.get_mut(id) else {
             return;
         };
-        let (Some(line), Some(wanted)) = (&mut agent.line, &agent.wanted) else {
+        let (Some(line), Some(wanted)) = (&mut agent.line, &mut agent.wanted) else {
             return;
         };
         let mark = Some(wanted.mark);
@@ -751,6 +758,7 @@ impl Fleet {
         }
         line.nonce += 1;
         line.open = mark;
+        wanted.offered = true;
         let offer = OfferOut {
             nonce: line.nonce,
             mark: wanted.mark,

@@ -30,7 +30,7 @@ pub enum Table {
     Holdings,
     /// Source ids that were given, by number: each stays with its agent for ever.
     SourceIds,
-    /// Source ids of 8 bits that are given, by collector and number.
+    /// Source ids of 8 bits that are given or in quarantine, by collector and number.
     ShortSourceIds,
 }
 

@@ -22,7 +22,7 @@ pub use self::message::{
     CONTENT_OCTETS_MAX, EndReason, Incoming, Offer, Outgoing, ROOTS_MAX, Violation, Welcome,
 };
 pub use self::renewal::{Renewal, Validity};
-pub use self::short::{SHORT_IDS_MAX, ShortIds};
+pub use self::short::{NoShortId, SHORT_IDS_MAX, ShortIds};
 
 mod assignment;
 mod judge;

@@ -7,6 +7,7 @@ use flowtilla_agent_core::collector::window::OnRestart;
 use flowtilla_agent_core::collector::{CollectorOptions, Progress};
 use flowtilla_agent_core::encode::header::{HeaderLayout, PayloadEncoding};
 use flowtilla_agent_core::encode::tlv::{RECORDS_MAX, TlvOptions};
+use flowtilla_agent_core::session::NoShortId;
 use flowtilla_agent_core::zmtp::Security;
 use flowtilla_proto::collector::{Collector, Encoding, HeaderVersion, OnCollectorRestart};
 use tokio::task::{AbortHandle, JoinSet};
@@ -65,8 +66,11 @@ impl Member {
         }
     }
 
-    /// `None`: it is to know this agent by a number of 8 bits, and none was allotted.
-    pub(super) fn heading(&self, options: &ExporterOptions) -> Option<Heading> {
+    /// How messages to it begin.
+    ///
+    /// # Errors
+    /// [`NoShortId`]: it is to know this agent by a number of 8 bits, and there is none.
+    pub(super) fn heading(&self, options: &ExporterOptions) -> Result<Heading, NoShortId> {
         let number = options.source_id.number();
         let (layout, source_id) = match self.collector.header {
             HeaderVersion::V1 => {
@@ -77,7 +81,7 @@ impl Member {
             HeaderVersion::V2 => (HeaderLayout::V2, number),
             HeaderVersion::V3 => (HeaderLayout::V3, number),
         };
-        Some(Heading {
+        Ok(Heading {
             layout,
             encoding: self.encoding(),
             source_id,

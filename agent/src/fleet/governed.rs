@@ -1,6 +1,7 @@
 //! Applies assignments to the agent of this process, and says what stands in the way.
 
 use std::error::Error;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -56,12 +57,12 @@ impl Governed for Capturing {
     }
 
     async fn use_short_ids(&mut self, ids: ShortIds) -> Result<(), String> {
-        let text = ids.to_text();
-        let news = self.agent.use_short_ids(ids);
-        match &self.short_ids {
-            Some(path) if news => replace(path, text.as_bytes()).map_err(|error| error.to_string()),
-            _ => Ok(()),
-        }
+        let kept = match &self.short_ids {
+            Some(path) => keep_short_ids(path, &ids).map_err(|error| error.to_string()),
+            None => Ok(()),
+        };
+        self.agent.use_short_ids(ids);
+        kept
     }
 }
 
@@ -76,15 +77,34 @@ pub(super) fn load_source_id(path: &Path) -> Option<SourceId> {
     SourceId::new(number)
 }
 
-/// The source ids of 8 bits that a controller gave. Damaged or none: the controller says them again.
+/// The source ids of 8 bits that a controller gave; damaged or none: nothing was said. It says them again.
 pub(super) fn load_short_ids(path: &Path) -> ShortIds {
     let octets = read_at_most(path, SHORT_IDS_OCTETS_MAX).unwrap_or_else(|error: io::Error| {
-        tracing::warn!(path = %path.display(), %error, "the source ids of 8 bits are not known");
+        tracing::warn!(path = %path.display(), %error, "the source ids of 8 bits are not known until the controller says them");
         None
     });
-    let text = octets.and_then(|octets| String::from_utf8(octets).ok());
-    text.and_then(|text| ShortIds::from_text(&text))
-        .unwrap_or_default()
+    let Some(octets) = octets else {
+        return ShortIds::untold();
+    };
+    let text = String::from_utf8(octets).ok();
+    text.and_then(|text| ShortIds::from_text(&text)).unwrap_or_else(|| {
+        tracing::warn!(path = %path.display(), "is damaged: the source ids of 8 bits are not known until the controller says them");
+        ShortIds::untold()
+    })
+}
+
+/// Keeps source ids of 8 bits. Where they cannot be kept, those of before go: a number that may be another agent's by now is
+/// worse than none.
+fn keep_short_ids(path: &Path, ids: &ShortIds) -> io::Result<()> {
+    if load_short_ids(path) == *ids {
+        return Ok(());
+    }
+    replace(path, ids.to_text().as_bytes()).inspect_err(|_| match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "stays, though it is out of date");
+        }
+        _ => {}
+    })
 }
 
 fn fault(error: &StartError, policy: Option<&Policy>) -> Fault {
@@ -123,4 +143,45 @@ fn path_of(error: &ScopeError, policy: Option<&Policy>) -> String {
         (scope.to_string() == *refused).then(|| format!("capture.scopes[{n}].{kind}"))
     };
     scopes.into_iter().find_map(place).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::num::NonZeroU8;
+
+    use flowtilla_proto::ids::CollectorName;
+
+    use super::*;
+
+    fn given(number: u8) -> ShortIds {
+        let name = CollectorName::told("main").expect("a name");
+        ShortIds::Given(BTreeMap::from([(name, NonZeroU8::new(number))]))
+    }
+
+    #[test]
+    fn what_a_controller_said_is_known_after_a_restart_and_nothing_is_made_up() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("short-source-ids");
+        assert_eq!(load_short_ids(&path), ShortIds::untold(), "no file");
+        for ids in [given(7), given(0), ShortIds::untold()] {
+            keep_short_ids(&path, &ids).expect("kept");
+            assert_eq!(load_short_ids(&path), ids);
+        }
+        for damaged in ["main 256\n", "main\n", "\u{0}"] {
+            fs::write(&path, damaged).expect("ours");
+            assert_eq!(load_short_ids(&path), ShortIds::untold(), "{damaged:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_kept_does_not_leave_what_was_kept_before() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("short-source-ids");
+        keep_short_ids(&path, &given(7)).expect("kept");
+        // Something stands where the next one is written.
+        fs::create_dir(directory.path().join("short-source-ids.tmp")).expect("ours");
+        keep_short_ids(&path, &given(8)).expect_err("there is no place");
+        assert_eq!(load_short_ids(&path), ShortIds::untold());
+    }
 }

@@ -265,10 +265,10 @@ impl Running {
     }
 
     /// Waits for a failure to connect whose sentence contains `part`.
-    pub(crate) fn wait_for_why(&mut self, part: &str) {
+    pub(crate) fn wait_for_why(&mut self, part: &str) -> CollectorStatus {
         self.wait_for(part, |status| {
             matches!(&status.state, CollectorState::Connecting { why: Some(why) } if why.contains(part))
-        });
+        })
     }
 
     /// Ends the exporter, the spool after it, and checks that nothing waits.

@@ -69,11 +69,14 @@ fn records_wait_for_a_short_source_id_and_go_on_under_another() {
     let sub = Sub::bind(SubOptions::default());
     let mut running = Running::start(&Setup {
         encoding: wire::Encoding::NestedJson,
-        short_ids: given(0),
+        short_ids: ShortIds::untold(),
         ..Setup::to_port(sub.port)
     });
-    running.wait_for_why("no source id of 8 bits for this agent");
+    running.wait_for_why("has not said yet by which source id of 8 bits");
     running.feed(0..10);
+    running.short_ids.send_replace(given(0));
+    let status = running.wait_for_why("no source id of 8 bits for this agent");
+    assert_eq!((status.law.waiting, status.connects), (10, 0));
     running.short_ids.send_replace(given(200));
     assert_eq!(receive(&sub, 200, 9), responders(0..10));
     running.short_ids.send_replace(given(201));

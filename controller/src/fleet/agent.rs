@@ -1,5 +1,6 @@
 //! One agent, as the fleet sees it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,6 +20,12 @@ use super::turns::Turns;
 /// Heartbeats that have to say that nothing waits until it is believed: what a heartbeat says of collectors may be a second
 /// older than what it says of capture.
 const IDLE_BEATS: u8 = 2;
+
+/// Superseded offers that are kept of an agent. One that has had so many is told no number until it has acked the last.
+///
+/// One is usual: two deploys within the second that an agent takes. Half of it still does; double it, and each takes a look more when
+/// a collector's agents are numbered.
+const SUPERSEDED_MAX: usize = 8;
 
 /// One agent.
 pub(super) struct Agent {
@@ -40,6 +47,9 @@ pub(super) struct Agent {
     pub(super) held: Option<Mark>,
     /// The content of `held`, when it is known here.
     pub(super) in_force: Option<Arc<Content>>,
+    /// What it was offered, has not answered, and may still put in force, though something else has taken its place; only what has
+    /// collectors of header version 1, at most [`SUPERSEDED_MAX`].
+    pub(super) superseded: Vec<Arc<Content>>,
     /// The highest place that it ever said to hold.
     pub(super) floor: (u64, u64),
     pub(super) effective: Option<Box<wire::Effective>>,
@@ -67,6 +77,8 @@ pub(super) struct Wanted {
     pub(super) mark: Mark,
     pub(super) content: Arc<Content>,
     pub(super) traceparent: Arc<str>,
+    /// Whether it was offered, as far as is known.
+    pub(super) offered: bool,
 }
 
 /// An agent's stream.
@@ -79,6 +91,8 @@ pub(super) struct Line {
     /// The content that it refused on this stream.
     pub(super) refused: Option<Mark>,
     pub(super) heard_ms: u64,
+    /// Source ids of 8 bits, as told last; `None`: nothing was.
+    pub(super) short_told: Option<BTreeMap<String, u32>>,
 }
 
 impl Line {
@@ -89,6 +103,7 @@ impl Line {
             open: None,
             refused: None,
             heard_ms: now_ms,
+            short_told: None,
         }
     }
 }
@@ -108,6 +123,7 @@ impl Agent {
             wanted: None,
             held: None,
             in_force: None,
+            superseded: Vec::new(),
             floor: (0, 0),
             effective: None,
             nack: None,
@@ -132,12 +148,15 @@ impl Agent {
         self.addresses = hello.addresses;
         self.left = Left::default();
         self.held = None;
-        self.in_force = None;
+        let former = self.in_force.take();
         self.health = None;
         self.idle_beats = 0;
         if let Some(held) = hello.held {
             self.hold(held);
             self.in_force = contents.of_digest(&held.digest).cloned();
+        } else if let Some(former) = former {
+            // It has nothing in force, and tries what it holds again and again.
+            self.keep_superseded(former);
         }
         if self.held != self.wanted.as_ref().map(|wanted| wanted.mark) {
             self.effective = None;
@@ -150,6 +169,44 @@ impl Agent {
     pub(super) fn hold(&mut self, held: Mark) {
         self.floor = self.floor.max(held.place());
         self.held = Some(held);
+        if self.converged() {
+            self.superseded.clear();
+        }
+    }
+
+    /// Something else is about to take the place of what it is to have.
+    pub(super) fn supersede(&mut self) {
+        let converged = self.converged();
+        let offered = self.wanted.as_ref().filter(|wanted| wanted.offered && !converged);
+        if let Some(content) = offered.map(|wanted| Arc::clone(&wanted.content)) {
+            self.keep_superseded(content);
+        }
+    }
+
+    fn keep_superseded(&mut self, content: Arc<Content>) {
+        let known = self.superseded.contains(&content) || content.short.is_empty();
+        if !known && self.superseded.len() < SUPERSEDED_MAX {
+            self.superseded.push(content);
+        }
+    }
+
+    /// Whether it has, or may have, something in force that this controller does not know.
+    pub(super) fn holds_unknown(&self) -> bool {
+        (self.held.is_some() && self.in_force.is_none()) || self.superseded.len() >= SUPERSEDED_MAX
+    }
+
+    /// What it has in force, or may put in force without a further word: not what it has refused on this stream.
+    pub(super) fn may_have(&self) -> impl Iterator<Item = &Content> {
+        let refused = self.line.as_ref().and_then(|line| line.refused);
+        let wanted = self.wanted.as_ref();
+        let wanted = wanted.filter(|wanted| refused != Some(wanted.mark));
+        let superseded = self.superseded.iter().map(|content| &**content);
+        let wanted = wanted.map(|wanted| &*wanted.content);
+        self.in_force
+            .as_deref()
+            .into_iter()
+            .chain(superseded)
+            .chain(wanted)
     }
 
     /// The offer that an answer closes: the newest, and none when the nonce is another's.
@@ -262,6 +319,7 @@ impl Agent {
                 mark,
                 content: Arc::clone(contents.of_digest(&mark.digest)?),
                 traceparent: Arc::from(""),
+                offered: true,
             })
         });
         let held = held.and_then(mark);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use flowtilla_proto::collector::{Collector, HeaderVersion};
+use flowtilla_proto::collector::{Collector, HeaderVersion, Host};
 use flowtilla_proto::wire;
 use flowtilla_proto::wire::session::Assignment;
 use prost::Message;
@@ -40,7 +40,7 @@ pub struct Content {
 pub struct ShortNamed {
     /// Name of the collector.
     pub name: String,
-    /// Where it listens: two of the same are one ntopng.
+    /// Where it listens: two of the same are one ntopng. Two that differ may be one as well (a name and its address).
     pub endpoint: String,
 }
 
@@ -133,9 +133,13 @@ fn groups(policy: &wire::Policy) -> Vec<Group> {
 fn short(collector: &wire::Collector) -> Option<ShortNamed> {
     // It was sound when it was deployed; one that is not any more is refused by its agents.
     let collector = Collector::try_from(collector.clone()).ok()?;
+    let mut endpoint = collector.endpoint;
+    if let Host::Address(address) = &mut endpoint.host {
+        *address = address.to_canonical();
+    }
     (collector.header == HeaderVersion::V1).then(|| ShortNamed {
         name: collector.name.to_string(),
-        endpoint: collector.endpoint.to_string(),
+        endpoint: endpoint.to_string(),
     })
 }
 

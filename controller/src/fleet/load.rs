@@ -169,12 +169,11 @@ impl Fleet {
             let id = SourceId::new(number).ok_or_else(|| row(Table::SourceIds, "0 names no source"))?;
             sources.restore(id, name(Table::SourceIds, &value)?);
         }
-        let mut short = ShortIds::default();
+        let mut short = ShortIds::new(counter::restored(store)?, now);
         for (key, value) in all(store, Table::ShortSourceIds)? {
-            let agent = name(Table::ShortSourceIds, &value)?;
-            short
-                .restore(&key, agent)
-                .ok_or_else(|| row(Table::ShortSourceIds, "a key names no collector or number"))?;
+            let why = "an entry names no endpoint, number or agent";
+            let restored = short.restore(&key, &value);
+            restored.ok_or_else(|| row(Table::ShortSourceIds, why))?;
         }
         let rollouts = rollouts(store, &mut batch, now)?;
         let mut fleet = Self {

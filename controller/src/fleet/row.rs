@@ -8,7 +8,7 @@
 //! | `Agents` | agent id | [`AgentRow`] |
 //! | `Holdings` | [`bucket`] of agent ids | [`HoldingsRow`] |
 //! | `SourceIds` | number, 4 octets big-endian | agent id |
-//! | `ShortSourceIds` | endpoint of the collector, 0, number | agent id |
+//! | `ShortSourceIds` | endpoint of the collector, 0, number | agent id; when it has no use for it: and 0, since when, 8 octets big-endian |
 //! | `Rollouts` | number, 8 octets big-endian | [`RolloutRow`] |
 //! | `Rollouts` | number, 0, [`bucket`] of agent ids | [`crate::rollout::Member`]s by agent id as JSON, while the rollout goes on |
 //!

@@ -22,6 +22,8 @@ pub enum Counter {
 
 /// Where the epoch is: an offer's first half, raised by a restore.
 const EPOCH: &[u8] = b"epoch";
+/// Where the restores are: how many, and when the last one was.
+const RESTORED: &[u8] = b"restored";
 
 impl Counter {
     /// All of them.
@@ -70,6 +72,40 @@ pub fn epoch(store: &dyn Store) -> Result<u64, StoreError> {
 /// Notes the epoch.
 pub(crate) fn note_epoch(batch: &mut Batch, epoch: u64) {
     batch.put(Table::Meta, EPOCH, epoch.to_be_bytes());
+}
+
+/// Restores from backups, over the store's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// How many; at least 1.
+    pub times: u64,
+    /// When the last one was, milliseconds since the epoch.
+    pub at_ms: i64,
+}
+
+/// The restores; `None`: there was none.
+///
+/// # Errors
+///
+/// [`StoreError`].
+pub fn restored(store: &dyn Store) -> Result<Option<Restored>, StoreError> {
+    let Some(value) = store.value(Table::Meta, RESTORED)? else {
+        return Ok(None);
+    };
+    let parts = value.split_first_chunk::<8>().and_then(|(times, at)| {
+        Some(Restored {
+            times: u64::from_be_bytes(*times),
+            at_ms: i64::from_be_bytes(at.try_into().ok()?),
+        })
+    });
+    let damaged = || StoreError::Failed("the store's \"restored\" is not a number and a time".into());
+    parts.map(Some).ok_or_else(damaged)
+}
+
+/// Notes a restore.
+pub(crate) fn note_restored(batch: &mut Batch, restored: Restored) {
+    let value = [restored.times.to_be_bytes(), restored.at_ms.to_be_bytes()].concat();
+    batch.put(Table::Meta, RESTORED, value);
 }
 
 fn number(store: &dyn Store, key: &[u8]) -> Result<u64, StoreError> {

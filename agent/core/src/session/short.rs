@@ -1,6 +1,7 @@
 //! Source ids of 8 bits: by which numbers collectors of header version 1 know this agent.
 //!
-//! The controller allots them, for one octet is too few to draw from. What it says replaces what it said before. Kept as
+//! The controller allots them, for one octet is too few to draw from. What it says replaces what it said before. An agent that
+//! has a controller uses no number that it was not given: what it has for such a collector waits until then ([`NoShortId`]). Kept as
 //! text, a line `NAME NUMBER` a collector, so that an agent that starts without its controller goes on as it was known.
 
 use std::collections::BTreeMap;
@@ -15,16 +16,38 @@ use flowtilla_proto::wire::session as wire;
 pub const SHORT_IDS_MAX: usize = 32;
 
 /// Who says by which number a collector knows this agent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ShortIds {
-    /// Nobody: it follows from the source id, and another agent may have the same.
-    #[default]
+    /// Nobody, for there is no controller: it follows from the source id, and another agent may have the same.
     Own,
-    /// The controller; `None`: it has none left.
+    /// The controller; a collector's is `None`: it has none left; is absent: it has not said.
     Given(BTreeMap<CollectorName, Option<NonZeroU8>>),
 }
 
+/// Why a collector of header version 1 gets nothing from this agent. `Display`: a sentence for its status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoShortId {
+    /// The controller was not heard yet, or has yet to hear what this agent has in force.
+    #[error(
+        "the controller has not said yet by which source id of 8 bits it is to know this agent: records wait on this host; see that \
+         the agent reaches its controller"
+    )]
+    NotTold,
+    /// All are other agents'.
+    #[error(
+        "the controller has no source id of 8 bits for this agent: header version 1 tells 255 agents a collector apart; give some of \
+         them another collector, or, if it reads it, header version 2"
+    )]
+    NoneLeft,
+}
+
 impl ShortIds {
+    /// Of an agent whose controller has said nothing yet.
+    #[must_use]
+    pub fn untold() -> Self {
+        Self::Given(BTreeMap::new())
+    }
+
     /// What a controller said. Of collectors beyond [`SHORT_IDS_MAX`], and of those whose names are none, nothing is kept.
     #[must_use]
     pub fn parse(sent: &wire::ShortSourceIds) -> Self {
@@ -35,15 +58,20 @@ impl ShortIds {
         Self::Given(known.take(SHORT_IDS_MAX).collect())
     }
 
-    /// The number for a collector; `None`: none was allotted.
-    #[must_use]
-    pub fn of(&self, collector: &CollectorName, source_id: SourceId) -> Option<NonZeroU8> {
+    /// The number for a collector.
+    ///
+    /// # Errors
+    /// [`NoShortId`].
+    pub fn of(&self, collector: &CollectorName, source_id: SourceId) -> Result<NonZeroU8, NoShortId> {
         match self {
             Self::Own => {
-                let folded = u8::try_from(source_id.number() % 255).ok()?;
-                NonZeroU8::new(folded + 1)
+                let folded = u8::try_from(source_id.number() % 255).expect("below 255");
+                Ok(NonZeroU8::MIN.saturating_add(folded))
             }
-            Self::Given(ids) => ids.get(collector).copied().flatten(),
+            Self::Given(ids) => match ids.get(collector) {
+                None => Err(NoShortId::NotTold),
+                Some(id) => id.ok_or(NoShortId::NoneLeft),
+            },
         }
     }
 
@@ -92,9 +120,12 @@ mod tests {
         let own = ShortIds::Own.of(&name("a"), source).expect("always one");
         assert_eq!(u32::from(own.get()), 0x1234_5600 % 255 + 1);
         let given = ShortIds::parse(&sent(&[("a", 7), ("b", 0), ("c", 256), ("No name", 3)]));
-        assert_eq!(given.of(&name("a"), source), NonZeroU8::new(7));
-        for none in ["b", "c", "d"] {
-            assert_eq!(given.of(&name(none), source), None, "{none}");
+        assert_eq!(given.of(&name("a"), source).map(NonZeroU8::get), Ok(7));
+        for none in ["b", "c"] {
+            assert_eq!(given.of(&name(none), source), Err(NoShortId::NoneLeft), "{none}");
+        }
+        for ids in [given, ShortIds::untold()] {
+            assert_eq!(ids.of(&name("d"), source), Err(NoShortId::NotTold));
         }
     }
 

@@ -15,6 +15,16 @@ pub(crate) struct Memory {
     pub(crate) commits: AtomicU64,
 }
 
+impl Memory {
+    /// Another store with the same rows.
+    pub(crate) fn copy(&self) -> Self {
+        Self {
+            rows: Mutex::new(self.rows.lock().expect("rows").clone()),
+            ..Self::default()
+        }
+    }
+}
+
 impl Store for Memory {
     fn value(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(self
