@@ -104,8 +104,8 @@ static __always_inline bool task_in_scope(void)
 	return in_scope(BPF_CORE_READ(task, cgroups, dfl_cgrp), BPF_CORE_READ(task, nsproxy, net_ns, ns.inum));
 }
 
-/* The id of the cgroup in `left_out` that is `cg` or above it; 0: it is not left out. Not static, so that the verifier looks at
- * it once and not at each call: such a function takes and returns numbers only. */
+/* The id of the cgroup in `left_out` that is `cg` or above it; 0: it is not left out. Not static, so that the verifier looks
+ * at it once and not at each call: such a function takes and returns numbers only. */
 __noinline __u64 left_out_above(__u64 cg, __u32 depths)
 {
 	struct cgroup *at = (void *)cg;

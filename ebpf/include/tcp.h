@@ -270,8 +270,8 @@ static __always_inline int on_connect(struct sock *sk, __u64 now)
 	return 0;
 }
 
-/* Softirq, or on loopback the peer's process: never an owner from here. A child is left out where its listener was made, unless
- * that is known to have been handed on, or its acceptor turns out to be outside (accepted_outside). */
+/* Softirq, or on loopback the peer's process: never an owner from here. A child is left out where its listener was made,
+ * unless that is known to have been handed on, or its acceptor turns out to be outside (accepted_outside). */
 static __always_inline int on_established(struct sock *sk, __u64 now, bool passive)
 {
 	__u64 cookie = bpf_get_socket_cookie(sk);
@@ -368,8 +368,8 @@ int BPF_PROG(tcp_destroy, struct sock *sk)
 	return 0;
 }
 
-/* Was this connection left out because of where its listener was made, and does a process outside accept it? Then it is told, from
- * its beginning, and so are those after it. One that has ended already stays left out. */
+/* Was this connection left out because of where its listener was made, and does a process outside accept it? Then it is
+ * told, from its beginning, and so are those after it. One that has ended already stays left out. */
 static __noinline int accepted_outside(struct bpf_sock_addr *ctx, __u64 cookie)
 {
 	/* As a number, by way of memory: the verifier lets nobody look for the cgroup in what it knows to be a socket. */
