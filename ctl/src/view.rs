@@ -35,9 +35,7 @@ use flowtilla_proto::wire::fleet::{
     Agent, AgentState, Change, DrainState, GateFailure, Operator, Revision, Rollout, RolloutState, Root,
     StatusResponse, Token,
 };
-use flowtilla_proto::wire::session::{
-    Aside, CollectorHealth, CollectorState, Drop, Health, KernelLeftOut, Section,
-};
+use flowtilla_proto::wire::session::{Aside, CollectorHealth, CollectorState, Drop, Health, Section};
 
 use crate::document::render::Plain;
 use crate::output::{rfc3339, span, word};
@@ -368,7 +366,7 @@ fn aside(aside: Aside) -> Plain {
 }
 
 /// What the kernel of an agent's host left out by itself.
-pub(crate) fn kernel_left_out(left_out: KernelLeftOut) -> Plain {
+pub(crate) fn kernel_left_out(left_out: flowtilla_proto::wire::session::KernelLeftOut) -> Plain {
     Fields::default()
         .number("connections", left_out.connections)
         .number("packets", left_out.packets)
