@@ -228,7 +228,7 @@ fn a_socket_is_made_inside_and_connects_outside(
     outside: &Path,
     watch: &mut Watch,
 ) -> Result<()> {
-    let before = watch.sum_now()?;
+    let before = watch.last_sum;
     let port = scene.connect_outside(outside)?;
     let told = watch.told("a connection of a socket that was made inside", |record| {
         is_between(record, port, scene.echo_port()) && record.reason == EndReason::EndOfFlow
@@ -248,7 +248,7 @@ fn a_connection_is_handed_on(
     watch: &mut Watch,
     rules: &Wanted,
 ) -> Result<()> {
-    let before = watch.sum_now()?;
+    let before = watch.last_sum;
     let (steady, port) = scene.steady()?;
     watch.until("the connection, left out", |status| {
         status.left_out.sum.connections == before.connections + 1
@@ -286,7 +286,7 @@ fn sockets_are_handed_on_without_a_word(
     watch: &mut Watch,
     rules: &Wanted,
 ) -> Result<Helper> {
-    let before = watch.sum_now()?;
+    let before = watch.last_sum;
     let (server, to) = scene.serve("nameless")?;
     let mut sender = scene.sender()?;
     wait::until_true(TOLD_WITHIN, "datagrams that are left out", || {
@@ -335,6 +335,8 @@ struct Watch {
     status: watch::Receiver<AgentStatus>,
     records: Receiver<Arc<FlowRecord>>,
     seen: Vec<Arc<FlowRecord>>,
+    /// As [`Self::sum_now`] found it last; nothing has happened since.
+    last_sum: LeftOutSum,
 }
 
 impl Watch {
@@ -346,6 +348,7 @@ impl Watch {
             agent,
             records,
             seen: Vec::new(),
+            last_sum: LeftOutSum::default(),
         })
     }
 
@@ -370,7 +373,8 @@ impl Watch {
                 .block_on(async { tokio::time::timeout(TOLD_WITHIN, self.status.changed()).await });
             told.context("the next status")??;
         }
-        Ok(self.sum())
+        self.last_sum = self.sum();
+        Ok(self.last_sum)
     }
 
     fn told(&mut self, what: &str, holds: impl Fn(&FlowRecord) -> bool) -> Result<Arc<FlowRecord>> {
