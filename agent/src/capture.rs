@@ -22,7 +22,6 @@ use flowtilla_agent_core::observe::{self, Cookie, NameObservation, Observation};
 use flowtilla_agent_core::policy::CapturePlan;
 
 pub use attach::OBJECT;
-pub use outside::LeftOutSum;
 pub use scope::{ScopeError, ScopeSet};
 
 use crate::clock;

@@ -500,7 +500,7 @@ impl Meter {
             .outside
             .turn(self.filter.as_ref(), &mut self.naming, capture, now);
         // Sockets that were left out until now are to be found, and the UDP sockets of what is left out from here on.
-        self.state.walk_wanted |= changed.is_some();
+        self.state.walk_wanted |= changed.is_some() || self.outside.wants_search(now);
         // Policies change seldom; containers come and go all the time.
         if changed == Some(Rules::Changed) {
             self.state.next_file_walk = now;
@@ -568,15 +568,15 @@ impl Meter {
         );
         let waiting = self.state.waiting.len();
         let record_law = self.state.left_out.law(&self.table, self.state.records, waiting);
+        let left_out = self.outside.status(self.capture.as_ref());
         if let Some(spooling) = &self.spooling {
-            spooling.keep_ledger(&law, &drops, &record_law);
+            spooling.keep_ledger(&law, &drops, &record_law, &left_out.sum);
         }
         let (flows, records, coverage) = (self.table.flows() as u64, self.state.records, self.state.coverage);
         let unnamed = waiting as u64;
         let peers = self.peers.sums();
         self.count_unnamed();
         let unnamed_containers = self.state.unnamed_containers;
-        let left_out = self.outside.status(self.capture.as_ref());
         let containers = self.naming.container_counts();
         self.status.send_modify(|status| {
             status.peers = peers;

@@ -6,9 +6,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flowtilla_agent_core::enrich::container::ContainerCounts;
-use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw, RecordLaw};
+use flowtilla_agent_core::loss::{CollectorLaw, Drops, KernelLaw, LeftOutSum, RecordLaw};
 
-use crate::capture::LeftOutSum;
 use crate::spool::SpoolStatus;
 
 /// One kernel program and whether this kernel runs it.

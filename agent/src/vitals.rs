@@ -61,6 +61,14 @@ pub(crate) fn health(
         programs: count(programs),
         programs_refused: count(programs_refused),
         capturing: attached.is_some(),
+        kernel_left_out: Some(wire::KernelLeftOut {
+            connections: status.left_out.sum.connections,
+            packets: status.left_out.sum.packets,
+            octets: status.left_out.sum.octets,
+            cgroups: status.left_out.cgroups,
+            beyond: status.left_out.beyond,
+        }),
+        unnamed_container_decisions: status.unnamed_containers,
     }
 }
 
@@ -181,6 +189,9 @@ mod tests {
             ..AgentStatus::default()
         };
         status.drops.add(DropPoint::PeerMapFull, 2);
+        status.left_out.cgroups = 4;
+        status.left_out.sum.octets = 60;
+        status.unnamed_containers = 8;
         let program = |refused: Option<&str>| ProgramStatus {
             name: "tcp_state",
             hook: "tp_btf/inet_sock_set_state",
@@ -199,6 +210,15 @@ mod tests {
         assert_eq!(
             (told.drops[0].point.as_str(), told.drops[0].count),
             ("PeerMapFull", 2)
+        );
+        let left_out = told.kernel_left_out.expect("what the kernel left out");
+        assert_eq!(
+            (
+                left_out.cgroups,
+                left_out.octets,
+                told.unnamed_container_decisions
+            ),
+            (4, 60, 8)
         );
         let collector = &told.collectors[0];
         assert_eq!(

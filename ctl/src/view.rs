@@ -12,6 +12,7 @@
 //!             effective {programs [], refused [{program, reason, without}], collectors []}
 //!             health {uptimeMs, capturing, observedOctets, observedPackets, records, flows, drops {place: number},
 //!               filtered, sampledOut {records, octets, packets}, coverage {ends, withProcess, withNames},
+//!               kernelLeftOut {connections, packets, octets, cgroups, beyond}: in no law; unnamedContainerDecisions,
 //!               cost {cpuNs, residentOctets, programsNs, mapOctets}, spoolOctets, overLimits [],
 //!               collectors [{name, state, reason, made, taken, waiting, evicted, dropped {place: number}, lagMs}],
 //!               peers [{peer, spokenRecords, spokenOctets, heldRecords, heldOctets}]}
@@ -342,6 +343,8 @@ fn health(health: &Health) -> Plain {
         .part("drops", Some(drops(&health.drops)))
         .part("filtered", health.filtered.map(aside))
         .part("sampledOut", health.sampled_out.map(aside))
+        .part("kernelLeftOut", health.kernel_left_out.map(kernel_left_out))
+        .number("unnamedContainerDecisions", health.unnamed_container_decisions)
         .part("coverage", coverage)
         .part("cost", cost)
         .part("spoolOctets", health.spool_octets.map(Plain::Number))
@@ -359,6 +362,17 @@ fn aside(aside: Aside) -> Plain {
         .number("records", aside.records)
         .number("octets", aside.octets)
         .number("packets", aside.packets)
+        .done()
+}
+
+/// What the kernel of an agent's host left out by itself.
+pub(crate) fn kernel_left_out(left_out: flowtilla_proto::wire::session::KernelLeftOut) -> Plain {
+    Fields::default()
+        .number("connections", left_out.connections)
+        .number("packets", left_out.packets)
+        .number("octets", left_out.octets)
+        .number("cgroups", left_out.cgroups)
+        .number("beyond", left_out.beyond)
         .done()
 }
 

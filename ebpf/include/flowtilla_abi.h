@@ -104,11 +104,17 @@ struct udp_counters {
 	__u8 pad[7];
 };
 
+enum udp_left_out {
+	UDP_TOLD = 0,
+	UDP_LEFT_OUT = 1,     /* its cgroup came into left_out after the socket was made */
+	UDP_HANDED_ON = 2,    /* made in a cgroup of left_out and held by a process outside: told for its life */
+};
+
 struct udp_entry {
 	__u32 lock;           /* bpf_spin_lock in the kernel; reads as 0 */
 	__u8 spilled;         /* 1: other peers of this socket are in udp_peers */
 	__u8 backfilled;
-	__u8 left_out;        /* 1: its cgroup came into left_out after the socket was made */
+	__u8 left_out;        /* enum udp_left_out */
 	__u8 pad;
 	__u64 created_ns;
 	struct owner owner;

@@ -80,6 +80,17 @@ struct {
  * programs run; the only variable of .data. */
 volatile __u32 left_out_depths SEC(".data") = 0;
 
+struct port_key { __u32 netns; __u16 port, pad; };
+
+/* Where sockets listen that were made in a cgroup of `left_out` and that a process outside has: what they accept is told.
+ * Writers: tcp_state, accept, the walk. Reader: tcp_state, about connections that it would leave out. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct port_key);
+	__type(value, __u8);
+} handed_on SEC(".maps");
+
 /* One counter a reason to give up. Writers: all. Reader: the agent. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -90,6 +90,26 @@ int BPF_PROG(name_cgroup_gone, struct cgroup *cg, const char *path)
 	return 0;
 }
 
+static const struct listener_value no_listener;
+
+/* Whoever was the first to listen: what it accepts is the holder's, until an acceptor is known. */
+static __noinline int listener_handed_on(const struct tuple *t, struct task_struct *task, __u64 cookie)
+{
+	struct listener_key k;
+	listen_key(&k, t);
+	struct listener_value *v = bpf_map_lookup_elem(&listeners, &k);
+	if (!v) {
+		bpf_map_update_elem(&listeners, &k, &no_listener, BPF_NOEXIST);
+		v = bpf_map_lookup_elem(&listeners, &k);
+	}
+	if (v) {
+		v->cookie = cookie;
+		owner_of(&v->owner, task, OWNER_BACKFILLED);
+	}
+	set_handed_on(t);
+	return 0;
+}
+
 static __always_inline void backfill_tcp(struct sock *sk, struct task_struct *task, __u64 cookie, __u64 now)
 {
 	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
@@ -97,10 +117,15 @@ static __always_inline void backfill_tcp(struct sock *sk, struct task_struct *ta
 		/* nobody asked for the peer's address: the holder is better than the listener */
 		if (e->owner.kind == OWNER_NONE || (e->owner.kind == OWNER_INHERITED && e->role == ROLE_PASSIVE))
 			owner_of(&e->owner, task, OWNER_BACKFILLED);
+		if (e->role == ROLE_LISTENER && sock_left_out(sk) && !task_left_out(task))
+			listener_handed_on(&e->tuple, task, cookie);
 		return;
 	}
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	if (state == TCP_CLOSE || !sock_in_scope(sk) || sock_left_out(sk))
+	if (state == TCP_CLOSE || !sock_in_scope(sk))
+		return;
+	struct left_out_sum *sum = sock_left_out(sk);
+	if (sum && task_left_out(task))
 		return;
 	struct tcp_entry old;
 	begin(&old, sk, now, state == TCP_LISTEN ? ROLE_LISTENER : ROLE_UNKNOWN);
@@ -110,17 +135,24 @@ static __always_inline void backfill_tcp(struct sock *sk, struct task_struct *ta
 	/* the baseline: what the socket did before the agent is never counted, what it does from here on is */
 	read_counters(&old.counters, sk, state);
 	old.counters.flags &= ~TCPF_TIMEWAIT;
-	if (state == TCP_LISTEN)
+	if (state == TCP_LISTEN) {
 		tell_listener(&old, cookie);
-	enter(&old, cookie, now);
+		if (sum)
+			set_handed_on(&old.tuple);
+	}
+	bool entered = enter(&old, cookie, now);
+	/* what was left out until a process outside had it: the baseline */
+	if (sum && entered && state != TCP_LISTEN)
+		count_moved(sum, &old.counters, ip_header(sk));
 	tell_tcp(EVENT_TCP_SNAP, cookie, now, &old);
 }
 
 static __always_inline void backfill_udp(struct sock *sk, struct task_struct *task, __u64 cookie, __u64 now)
 {
 	struct udp_slot *s = bpf_map_lookup_elem(&udp_sockets, &cookie);
+	bool made_inside = sock_left_out(sk), inside = made_inside && task_left_out(task);
 	if (!s) {
-		if (!sock_in_scope(sk) || sock_left_out(sk))
+		if (!sock_in_scope(sk) || inside)
 			return;
 		bpf_map_update_elem(&udp_sockets, &cookie, &no_slot, BPF_NOEXIST);
 		s = bpf_map_lookup_elem(&udp_sockets, &cookie);
@@ -130,7 +162,10 @@ static __always_inline void backfill_udp(struct sock *sk, struct task_struct *ta
 		s->backfilled = 1;
 	}
 	/* it was there before its cgroup was left out: counted no further, and over for the agent after its idle timeout */
-	s->left_out = sock_left_out(sk) != 0;
+	if (made_inside && !inside)
+		s->left_out = UDP_HANDED_ON;
+	else if (s->left_out != UDP_HANDED_ON)
+		s->left_out = inside ? UDP_LEFT_OUT : UDP_TOLD;
 	if (!s->tuple.netns)
 		s->tuple.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 	if (s->owner.kind == OWNER_NONE)

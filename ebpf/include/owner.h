@@ -104,34 +104,39 @@ static __always_inline bool task_in_scope(void)
 	return in_scope(BPF_CORE_READ(task, cgroups, dfl_cgrp), BPF_CORE_READ(task, nsproxy, net_ns, ns.inum));
 }
 
-/* The sum of the cgroup in `left_out` that is `cg` or above it; 0: it is not left out. */
-static __noinline struct left_out_sum *left_out_at(struct cgroup *cg, __u32 depths)
+/* The id of the cgroup in `left_out` that is `cg` or above it; 0: it is not left out. Not static, so that the verifier looks
+ * at it once and not at each call: such a function takes and returns numbers only. */
+__noinline __u64 left_out_above(__u64 cg, __u32 depths)
 {
-	__u32 level = BPF_CORE_READ(cg, level);
-	for (__u32 depth = 0; depth < LEFT_OUT_DEPTHS && depth <= level; depth++) {
-		if (!(depths >> depth & 1))
+	struct cgroup *at = (void *)cg;
+	__u32 level = BPF_CORE_READ(at, level);
+	for (__u32 depth = 0; depth < LEFT_OUT_DEPTHS && depth <= level && depths; depth++, depths >>= 1) {
+		if (!(depths & 1))
 			continue;
-		__u64 id = bpf_core_field_exists(cg->ancestors) ? ancestor(cg, depth) : ancestor_id(cg, depth);
-		struct left_out_sum *sum = bpf_map_lookup_elem(&left_out, &id);
-		if (sum)
-			return sum;
+		__u64 id = bpf_core_field_exists(at->ancestors) ? ancestor(at, depth) : ancestor_id(at, depth);
+		if (bpf_map_lookup_elem(&left_out, &id))
+			return id;
 	}
 	return 0;
 }
 
+/* The sum of the cgroup in `left_out` that the socket was made in or below; 0: it was made outside. */
 static __always_inline struct left_out_sum *sock_left_out(struct sock *sk)
 {
 	__u32 depths = left_out_depths;
-	return depths ? left_out_at(cgroup_of_sock(sk), depths) : 0;
+	__u64 id = depths ? left_out_above((__u64)cgroup_of_sock(sk), depths) : 0;
+	return id ? bpf_map_lookup_elem(&left_out, &id) : 0;
 }
 
-static __always_inline struct left_out_sum *task_left_out(void)
+static __always_inline bool task_left_out(struct task_struct *task)
 {
 	__u32 depths = left_out_depths;
-	if (!depths)
-		return 0;
-	struct task_struct *task = (void *)bpf_get_current_task();
-	return left_out_at(BPF_CORE_READ(task, cgroups, dfl_cgrp), depths);
+	return depths && left_out_above((__u64)BPF_CORE_READ(task, cgroups, dfl_cgrp), depths);
+}
+
+static __always_inline bool current_left_out(void)
+{
+	return left_out_depths && task_left_out((void *)bpf_get_current_task());
 }
 
 static __always_inline void count_left_out(struct left_out_sum *sum, __u64 connections, __u64 packets, __u64 octets)

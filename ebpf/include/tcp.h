@@ -125,11 +125,15 @@ static __always_inline void begin(struct tcp_entry *e, struct sock *sk, __u64 no
 	e->role = role;
 }
 
-static __always_inline void enter(const struct tcp_entry *e, __u64 cookie, __u64 now)
+/* false: there is no room */
+static __always_inline bool enter(const struct tcp_entry *e, __u64 cookie, __u64 now)
 {
-	if (bpf_map_update_elem(&tcp_sockets, &cookie, e, BPF_ANY))
-		return drop(DROP_SOCKETS_FULL, 1);
+	if (bpf_map_update_elem(&tcp_sockets, &cookie, e, BPF_ANY)) {
+		drop(DROP_SOCKETS_FULL, 1);
+		return false;
+	}
 	tell_opened(cookie, now);
+	return true;
 }
 
 static __always_inline void listen_key(struct listener_key *k, const struct tuple *t)
@@ -172,10 +176,24 @@ static __always_inline void tell_listener(const struct tcp_entry *e, __u64 cooki
 	bpf_map_update_elem(&listeners, &k, &v, BPF_ANY);
 }
 
+static __always_inline bool is_handed_on(const struct tuple *t)
+{
+	struct port_key k = { .netns = t->netns, .port = t->local_port };
+	return bpf_map_lookup_elem(&handed_on, &k);
+}
+
+/* For good, or until 1,024 others were: what accepts there is told too much rather than too little. */
+static __always_inline void set_handed_on(const struct tuple *t)
+{
+	struct port_key k = { .netns = t->netns, .port = t->local_port };
+	__u8 yes = 1;
+	bpf_map_update_elem(&handed_on, &k, &yes, BPF_ANY);
+}
+
 /* IPv4 in IPv6 is IPv4 on the wire. */
 static __always_inline __u32 ip_header(struct sock *sk)
 {
-	if (sk->__sk_common.skc_family != AF_INET6)
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) != AF_INET6)
 		return 20;
 	__u32 to[4] = {};
 	bpf_probe_read_kernel(to, sizeof(to), &sk->__sk_common.skc_v6_daddr);
@@ -190,36 +208,47 @@ static __noinline int left_out_begins(struct sock *sk, struct left_out_sum *sum,
 	return 0;
 }
 
-/* It ends: what it moved, reckoned as the agent does for others (agent/core/src/flow/counters.rs). */
-static __noinline int left_out_ends(struct sock *sk, int left)
+/* What it moved, reckoned as the agent does for others (agent/core/src/flow/counters.rs). */
+static __always_inline void count_moved(struct left_out_sum *sum, const struct tcp_counters *c, __u32 ip)
 {
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp || left == TCP_LISTEN || left == TCP_SYN_RECV || !sock_in_scope(sk))
-		return 0;
-	struct left_out_sum *sum = sock_left_out(sk);
-	if (!sum)
-		return 0;
-	bool done = sk->__sk_common.skc_flags >> SOCK_DONE_BIT & 1;
-	__u32 tw = left == TCP_FIN_WAIT2 && !done, ip = ip_header(sk), hl = tp->tcp_header_len;
+	__u32 done = c->flags & TCPF_DONE ? 1 : 0, tw = c->flags & TCPF_TIMEWAIT ? 1 : 0, hl = c->header_octets;
 	__u32 syn = hl > 20 ? 8 : 12;
-	__u64 out = tp->segs_out + tw, in = tp->segs_in + tw;
-	__u64 octets = tp->bytes_sent + tp->bytes_received - done + out * (ip + hl);
-	if (left == TCP_SYN_SENT)
+	__u64 out = c->segs_out + tw, in = c->segs_in + tw;
+	__u64 octets = c->bytes_sent + c->bytes_received - done + out * (ip + hl);
+	if (c->state == TCP_SYN_SENT)
 		octets += out * syn + in * (ip + 20);
 	else
 		octets += in * (ip + hl) + 2 * syn;
 	count_left_out(sum, 0, out + in, octets);
+}
+
+/* It ends. */
+static __noinline int left_out_ends(struct sock *sk, struct left_out_sum *sum, int left)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	__u32 ip = ip_header(sk);
+	struct tcp_counters c;
+	load_counters(&c, sk, tp, left);
+	count_moved(sum, &c, ip);
 	return 0;
 }
 
+/* Left out is a socket that was made in such a cgroup and that a process in one uses: sockets are handed on. */
 static __always_inline int on_listen(struct sock *sk, __u64 now)
 {
-	if (!sock_in_scope(sk) || sock_left_out(sk))
+	if (!sock_in_scope(sk))
 		return 0;
 	__u64 cookie = bpf_get_socket_cookie(sk);
+	bool made_inside = sock_left_out(sk);
+	if (made_inside && current_left_out())
+		return 0;
 	struct tcp_entry e;
 	begin(&e, sk, now, ROLE_LISTENER);
 	load_tuple(&e.tuple, sk);
+	if (made_inside)
+		set_handed_on(&e.tuple);
 	owner_of_trusted(&e.owner, bpf_get_current_task_btf(), OWNER_EXACT);
 	e.counters.state = TCP_LISTEN;
 	tell_listener(&e, cookie);
@@ -232,7 +261,7 @@ static __always_inline int on_connect(struct sock *sk, __u64 now)
 	if (!sock_in_scope(sk))
 		return 0;
 	struct left_out_sum *sum = sock_left_out(sk);
-	if (sum)
+	if (sum && current_left_out())
 		return left_out_begins(sk, sum, false);
 	struct tcp_entry e;
 	begin(&e, sk, now, ROLE_ACTIVE);
@@ -241,7 +270,8 @@ static __always_inline int on_connect(struct sock *sk, __u64 now)
 	return 0;
 }
 
-/* Softirq, or on loopback the peer's process: never an owner from here. */
+/* Softirq, or on loopback the peer's process: never an owner from here. A child is left out where its listener was made,
+ * unless that is known to have been handed on, or its acceptor turns out to be outside (accepted_outside). */
 static __always_inline int on_established(struct sock *sk, __u64 now, bool passive)
 {
 	__u64 cookie = bpf_get_socket_cookie(sk);
@@ -249,11 +279,11 @@ static __always_inline int on_established(struct sock *sk, __u64 now, bool passi
 		if (!sock_in_scope(sk))
 			return 0;
 		struct left_out_sum *sum = sock_left_out(sk);
-		if (sum)
-			return left_out_begins(sk, sum, true);
 		struct tcp_entry e;
 		begin(&e, sk, now, ROLE_PASSIVE);
 		load_tuple(&e.tuple, sk);
+		if (sum && !is_handed_on(&e.tuple))
+			return left_out_begins(sk, sum, true);
 		inherit(&e);
 		e.established_ns = now;
 		enter(&e, cookie, now);
@@ -271,8 +301,12 @@ static __always_inline int on_close(struct sock *sk, int left, __u64 now)
 {
 	__u64 cookie = bpf_get_socket_cookie(sk);
 	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
-	if (!e)
-		return left_out_depths ? left_out_ends(sk, left) : 0;
+	if (!e) {
+		if (!left_out_depths || left == TCP_LISTEN || left == TCP_SYN_RECV || !sock_in_scope(sk))
+			return 0;
+		struct left_out_sum *sum = sock_left_out(sk);
+		return sum ? left_out_ends(sk, sum, left) : 0;
+	}
 	if (e->phase != PHASE_OPEN)
 		return 0;
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
@@ -334,11 +368,36 @@ int BPF_PROG(tcp_destroy, struct sock *sk)
 	return 0;
 }
 
+/* Was this connection left out because of where its listener was made, and does a process outside accept it? Then it is
+ * told, from its beginning, and so are those after it. One that has ended already stays left out. */
+static __noinline int accepted_outside(struct bpf_sock_addr *ctx, __u64 cookie)
+{
+	/* As a number, by way of memory: the verifier lets nobody look for the cgroup in what it knows to be a socket. */
+	struct sock *known = (void *)ctx->sk, *sk = 0;
+	bpf_probe_read_kernel(&sk, sizeof(sk), &known);
+	if (ctx->protocol != IPPROTO_TCP || !sk || current_left_out() || !sock_in_scope(sk))
+		return 0;
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state == TCP_CLOSE || state == TCP_SYN_SENT || !sock_left_out(sk))
+		return 0;
+	__u64 now = bpf_ktime_get_boot_ns();
+	struct tcp_entry e;
+	begin(&e, sk, now, ROLE_PASSIVE);
+	e.established_ns = now;
+	read_tuple(&e.tuple, sk);
+	owner_is_current(&e.owner);
+	set_handed_on(&e.tuple);
+	enter(&e, cookie, now);
+	return 0;
+}
+
 /* Fires in accept when the application asks for the peer's address, in the acceptor's context. */
 static __always_inline int accepted(struct bpf_sock_addr *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
+	if (!e && left_out_depths)
+		accepted_outside(ctx, cookie);
 	if (e && e->role == ROLE_PASSIVE && (e->owner.kind == OWNER_INHERITED || e->owner.kind == OWNER_NONE))
 		owner_is_current(&e->owner);
 	return 1;

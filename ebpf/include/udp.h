@@ -74,30 +74,52 @@ static __noinline int meter_peer(__u64 cookie, const struct udp_slot *s, const s
 	return 0;
 }
 
-/* Whether the socket of a datagram is left out; the datagram is counted then. */
-static __noinline int left_out_datagram(struct __sk_buff *skb, __u32 packets, __u64 octets)
+/* sock_left_out of a datagram's socket: the kernel itself looks up from the socket to its cgroup's ancestors. */
+static __always_inline struct left_out_sum *skb_left_out(struct __sk_buff *skb)
 {
+	__u32 depths = left_out_depths;
+	for (__u32 depth = 0; depth < LEFT_OUT_DEPTHS && depths; depth++, depths >>= 1) {
+		if (!(depths & 1))
+			continue;
+		__u64 id = bpf_skb_ancestor_cgroup_id(skb, depth);
+		if (!id)
+			return 0; /* deeper than it is */
+		struct left_out_sum *sum = bpf_map_lookup_elem(&left_out, &id);
+		if (sum)
+			return sum;
+	}
+	return 0;
+}
+
+static __always_inline bool skb_in_scope(struct __sk_buff *skb)
+{
+	if (!scope_cgroups && !scope_netnses)
+		return true;
 	/* As a number, by way of memory: the verifier lets nobody look for the cgroup in what it knows to be a socket. */
 	struct sock *known = (void *)skb->sk, *sk = 0;
 	bpf_probe_read_kernel(&sk, sizeof(sk), &known);
-	if (!sk || !sock_in_scope(sk))
+	return sk && sock_in_scope(sk);
+}
+
+/* Whether the socket of a datagram is left out; the datagram is counted then. */
+static __noinline int left_out_datagram(struct __sk_buff *skb)
+{
+	struct left_out_sum *sum = skb_left_out(skb);
+	if (!sum || !skb_in_scope(skb))
 		return 0;
-	struct left_out_sum *sum = sock_left_out(sk);
-	if (!sum)
-		return 0;
-	count_left_out(sum, 0, packets, octets);
+	__u32 packets = 1, headers = 48;
+	if (skb->gso_segs > 1) {
+		void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+		packets = skb->gso_segs;
+		if (skb->protocol == bpf_htons(0x0800) && data + 1 <= end)
+			headers = (*(__u8 *)data & 15) * 4 + 8;
+	}
+	count_left_out(sum, 0, packets, (__u64)skb->len + (packets - 1) * headers);
 	return 1;
 }
 
-static __always_inline void meter(struct __sk_buff *skb, __u64 cookie, const struct datagram *d)
+static __always_inline void meter(struct udp_slot *s, __u64 cookie, const struct datagram *d)
 {
-	struct udp_slot *s = bpf_map_lookup_elem(&udp_sockets, &cookie);
-	if (!s || s->left_out) {
-		if (left_out_depths && left_out_datagram(skb, d->packets, d->octets))
-			return;
-		if (s)
-			s->left_out = 0;
-	}
 	if (!s) {
 		/* a socket of the kernel itself (VXLAN, WireGuard, NFS): no create hook saw it */
 		if (scope_cgroups || scope_netnses)
@@ -142,6 +164,16 @@ static __always_inline bool is_udp(struct __sk_buff *skb)
 
 static __always_inline int datagram(struct __sk_buff *skb, bool in)
 {
+	__u64 cookie = bpf_get_socket_cookie(skb);
+	if (!cookie)
+		return 1;
+	struct udp_slot *s = bpf_map_lookup_elem(&udp_sockets, &cookie);
+	if (!s || s->left_out == UDP_LEFT_OUT) {
+		if (left_out_depths && left_out_datagram(skb))
+			return 1;
+		if (s)
+			s->left_out = UDP_TOLD;
+	}
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct datagram d;
 	const struct ports *ports;
@@ -182,9 +214,7 @@ static __always_inline int datagram(struct __sk_buff *skb, bool in)
 	d.octets = (__u64)skb->len + (d.packets - 1) * (ip + 8);
 	d.payload = d.octets - d.packets * (ip + 8);
 	d.now = bpf_ktime_get_coarse_ns();
-	__u64 cookie = bpf_get_socket_cookie(skb);
-	if (cookie)
-		meter(skb, cookie, &d);
+	meter(s, cookie, &d);
 	return 1;
 unreadable:
 	drop(DROP_UDP_PARSE, 1);
@@ -202,7 +232,7 @@ int udp_in(struct __sk_buff *skb) { return is_udp(skb) ? received(skb) : 1; }
 SEC("cgroup/sock_create")
 int udp_create(struct bpf_sock *ctx)
 {
-	if (ctx->protocol != IPPROTO_UDP || !task_in_scope() || task_left_out())
+	if (ctx->protocol != IPPROTO_UDP || !task_in_scope() || current_left_out())
 		return 1;
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	if (bpf_map_update_elem(&udp_sockets, &cookie, &no_slot, BPF_NOEXIST)) {

@@ -47,6 +47,12 @@ impl Cgroup {
         &self.outer
     }
 
+    /// The cgroup itself.
+    #[must_use]
+    pub fn inner(&self) -> &Path {
+        &self.inner
+    }
+
     /// Has a command run in it.
     ///
     /// # Errors
@@ -74,4 +80,23 @@ impl Drop for Cgroup {
             }
         }
     }
+}
+
+/// The folder of the cgroup that this process is in. Source: `/proc/self/cgroup`, the line of hierarchy 0.
+///
+/// # Errors
+/// When that cannot be read.
+pub fn own(root: &Path) -> Result<PathBuf> {
+    let lines = std::fs::read_to_string("/proc/self/cgroup")?;
+    let own = lines.lines().find_map(|line| line.strip_prefix("0::/"));
+    Ok(root.join(own.context("this process is in no cgroup2")?))
+}
+
+/// Puts a process that runs into the cgroup of this folder.
+///
+/// # Errors
+/// When either is gone.
+pub fn put(folder: &Path, pid: u32) -> Result<()> {
+    let procs = folder.join("cgroup.procs");
+    std::fs::write(&procs, pid.to_string()).with_context(|| format!("put {pid} into {}", procs.display()))
 }

@@ -1,11 +1,12 @@
-//! Laws 1 and 3 over all runs that used one directory, as they are kept beside the records.
+//! Laws 1 and 3 over all runs that used one directory, and what the kernel left out, as they are kept beside the records.
 //!
 //! In: what was kept, and how this run stands. Out: their sum. Law 2 over all runs is in the collectors' cursors. A ledger
-//! of an agent that knew no law 3 is read as one that left nothing out.
+//! of an agent that knew no law 3 is read as one that left nothing out; what the kernel left out is written down only once
+//! there is some, so that an agent which does not know of it reads the ledgers of those that left out nothing.
 
 use serde::{Deserialize, Serialize};
 
-use crate::loss::{Drops, KernelLaw, RecordLaw};
+use crate::loss::{Drops, KernelLaw, LeftOutSum, RecordLaw};
 
 /// Law 1, the losses before the table and law 3, over several runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ pub struct Ledger {
     /// Law 3 over all of them; what killed runs had on its way is taken out.
     #[serde(default)]
     pub record_law: RecordLaw,
+    /// What the kernel side left out by itself.
+    #[serde(default, skip_serializing_if = "LeftOutSum::is_nothing")]
+    pub kernel_left_out: LeftOutSum,
 }
 
 impl Ledger {
@@ -45,7 +49,13 @@ impl Ledger {
 
     /// What this run adds to what it began with.
     #[must_use]
-    pub fn with(mut self, law: &KernelLaw, drops: &Drops, records: &RecordLaw) -> Self {
+    pub fn with(
+        mut self,
+        law: &KernelLaw,
+        drops: &Drops,
+        records: &RecordLaw,
+        left_out: &LeftOutSum,
+    ) -> Self {
         let sum = &mut self.kernel_law;
         for (all, run) in [
             (&mut sum.observed_octets, law.observed_octets),
@@ -70,6 +80,7 @@ impl Ledger {
         }
         sum.filtered.plus(&records.filtered);
         sum.sampled_out.plus(&records.sampled_out);
+        self.kernel_left_out.plus(left_out);
         self
     }
 }
@@ -92,11 +103,13 @@ mod tests {
     fn the_law_holds_over_runs_that_ended_in_order_and_runs_that_were_killed() {
         let mut drops = Drops::default();
         drops.add(DropPoint::NameRingFull, 3);
-        let records = RecordLaw::default();
-        let first = Ledger::default().begin(true).with(&law(100, 0), &drops, &records);
-        let second = first.begin(true).with(&law(50, 7), &drops, &records);
+        let with = |ledger: Ledger, law, drops| {
+            ledger.with(&law, drops, &RecordLaw::default(), &LeftOutSum::default())
+        };
+        let first = with(Ledger::default().begin(true), law(100, 0), &drops);
+        let second = with(first.begin(true), law(50, 7), &drops);
         assert!(second.kernel_law.holds());
-        let third = second.begin(false).with(&law(20, 1), &Drops::default(), &records);
+        let third = with(second.begin(false), law(20, 1), &Drops::default());
         assert!(third.kernel_law.holds(), "{third:?}");
         assert_eq!((third.runs, third.killed, third.unreported_octets), (3, 1, 7));
         assert_eq!(
@@ -121,12 +134,22 @@ mod tests {
             },
             sampled_out: Aside::default(),
         };
-        let with = |ledger: Ledger, law| ledger.with(&KernelLaw::default(), &Drops::default(), &law);
+        let kernel = LeftOutSum {
+            connections: 1,
+            packets: 10,
+            octets: 600,
+        };
+        let with = |ledger: Ledger, law| ledger.with(&KernelLaw::default(), &Drops::default(), &law, &kernel);
         let first = with(Ledger::default().begin(true), run(5, 0, 7));
         let killed = with(first.begin(true), run(3, 4, 1));
         assert_eq!(killed.record_law.missing(), 0);
         let last = with(killed.begin(false), run(10, 0, 2));
         assert_eq!(last.record_law, run(18, 0, 10));
+        let kernel = last.kernel_left_out;
+        assert_eq!(
+            (kernel.connections, kernel.packets, kernel.octets),
+            (3, 30, 1_800)
+        );
     }
 
     #[test]
@@ -137,7 +160,13 @@ mod tests {
         let ledger: Ledger = serde_json::from_str(kept).expect("an older ledger");
         assert_eq!((ledger.runs, ledger.kernel_law.reported_octets), (2, 9));
         assert_eq!(ledger.record_law, RecordLaw::default());
+        assert!(ledger.kernel_left_out.is_nothing());
         let text = serde_json::to_string(&ledger).expect("it is written");
+        assert!(!text.contains("kernelLeftOut"), "{text}");
+        let mut told = ledger;
+        told.kernel_left_out.octets = 5;
+        let kept = serde_json::to_string(&told).expect("it is written");
+        assert_eq!(serde_json::from_str::<Ledger>(&kept).expect("it is read"), told);
         let back: Ledger = serde_json::from_str(&text).expect("a ledger of this version");
         assert_eq!(back, ledger);
     }

@@ -209,6 +209,34 @@ impl Aside {
     }
 }
 
+/// What the kernel side left out by itself, as each socket saw it: what two sockets of this host sent each other is there
+/// twice. In no law: the laws begin at what the kernel shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LeftOutSum {
+    /// TCP connections that began.
+    pub connections: u64,
+    /// Packets of TCP connections that ended, and datagrams.
+    pub packets: u64,
+    /// Their IP octets.
+    pub octets: u64,
+}
+
+impl LeftOutSum {
+    /// Takes in another sum.
+    pub fn plus(&mut self, other: &Self) {
+        self.connections = self.connections.saturating_add(other.connections);
+        self.packets = self.packets.saturating_add(other.packets);
+        self.octets = self.octets.saturating_add(other.octets);
+    }
+
+    /// Whether nothing was left out.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Law 3: what became of the records that the table made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -2,41 +2,11 @@
 //!
 //! In: ids of cgroups, and at which depths they lie. Out: the sums of what was left out. Decides nothing.
 
-use std::ops::AddAssign;
-
 use aya::maps::Array;
 use flowtilla_abi as abi;
+use flowtilla_agent_core::loss::LeftOutSum;
 
 use super::{Capture, CaptureError, attach, batch};
-
-/// What was left out in the kernel, as each socket saw it: what two sockets of this host sent each other is there twice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LeftOutSum {
-    /// TCP connections that began.
-    pub connections: u64,
-    /// Packets of TCP connections that ended, and datagrams.
-    pub packets: u64,
-    /// Their IP octets.
-    pub octets: u64,
-}
-
-impl AddAssign for LeftOutSum {
-    fn add_assign(&mut self, other: Self) {
-        self.connections += other.connections;
-        self.packets += other.packets;
-        self.octets += other.octets;
-    }
-}
-
-impl From<&abi::LeftOutSum> for LeftOutSum {
-    fn from(sum: &abi::LeftOutSum) -> Self {
-        Self {
-            connections: sum.connections,
-            packets: sum.packets,
-            octets: sum.octets,
-        }
-    }
-}
 
 impl Capture {
     /// Leaves a cgroup out, with all below it, once its depth is among [`Self::set_left_out_depths`].
@@ -64,7 +34,7 @@ impl Capture {
     pub fn take_back(&mut self, cgroup: u64) -> Result<LeftOutSum, CaptureError> {
         let map = attach::map_fd(&self.ebpf, MAP)?;
         let taken = batch::take(map, &cgroup, "leaving a cgroup out no longer")?;
-        Ok(taken.as_ref().map(LeftOutSum::from).unwrap_or_default())
+        Ok(taken.as_ref().map(sum).unwrap_or_default())
     }
 
     /// Looks for left out cgroups at these depths below the root, bit by bit; 0: nowhere.
@@ -88,10 +58,16 @@ impl Capture {
     pub fn left_out(&self) -> Result<LeftOutSum, CaptureError> {
         let mut all = LeftOutSum::default();
         let map = attach::map_fd(&self.ebpf, MAP)?;
-        batch::each(map, 0, |_: &u64, sum: &abi::LeftOutSum| {
-            all += LeftOutSum::from(sum)
-        })?;
+        batch::each(map, 0, |_: &u64, one: &abi::LeftOutSum| all.plus(&sum(one)))?;
         Ok(all)
+    }
+}
+
+fn sum(told: &abi::LeftOutSum) -> LeftOutSum {
+    LeftOutSum {
+        connections: told.connections,
+        packets: told.packets,
+        octets: told.octets,
     }
 }
 

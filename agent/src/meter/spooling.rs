@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flowtilla_agent_core::flow::checkpoint::Checkpoint;
 use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::ledger::Ledger;
-use flowtilla_agent_core::loss::{Drops, KernelLaw, RecordLaw};
+use flowtilla_agent_core::loss::{Drops, KernelLaw, LeftOutSum, RecordLaw};
 use flowtilla_agent_core::spool::value::{Builder, Pushed};
 
 use crate::spool::Spool;
@@ -71,9 +71,15 @@ impl Spooling {
         self.spool.want_checkpoint();
     }
 
-    /// Keeps how laws 1 and 3 stand over all runs.
-    pub(super) fn keep_ledger(&self, law: &KernelLaw, drops: &Drops, records: &RecordLaw) {
-        match serde_json::to_vec(&self.ledger.with(law, drops, records)) {
+    /// Keeps how laws 1 and 3 stand over all runs, and what the kernel left out.
+    pub(super) fn keep_ledger(
+        &self,
+        law: &KernelLaw,
+        drops: &Drops,
+        records: &RecordLaw,
+        left_out: &LeftOutSum,
+    ) {
+        match serde_json::to_vec(&self.ledger.with(law, drops, records, left_out)) {
             Ok(octets) => self.spool.keep_ledger(octets.into()),
             Err(error) => tracing::error!(%error, "the ledger cannot be written down"),
         }

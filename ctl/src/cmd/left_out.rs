@@ -1,6 +1,6 @@
-//! What a policy left out, in words: law 3 and the sums, for `up` and for `loss`.
+//! What a policy left out, in words: law 3, the sums, and what the kernel left out by itself, for `up` and for `loss`.
 
-use flowtilla_agent_core::loss::{Aside, RecordLaw};
+use flowtilla_agent_core::loss::{Aside, LeftOutSum, RecordLaw};
 
 use crate::output::grouped;
 
@@ -31,6 +31,16 @@ pub(crate) fn lines(law: &RecordLaw) -> Vec<String> {
             .map(|(reason, aside)| line(reason, aside)),
     );
     lines
+}
+
+/// What the kernel left out.
+pub(crate) fn kernel(sum: &LeftOutSum) -> String {
+    format!(
+        "{} connections, {} packets with {} IP octets",
+        grouped(sum.connections),
+        grouped(sum.packets),
+        grouped(sum.octets),
+    )
 }
 
 fn line(reason: &str, aside: &Aside) -> String {

@@ -22,7 +22,9 @@
 //! unsynced       first, last: given a number, and never on the disk; null: none
 //! kernel         laws 1 and 3 over all runs: runs, killed, kernelLaw {observed, reported, held, joined: Octets and Packets
 //!                each}, unreportedOctets: what killed runs had seen and not reported, drops {place: number},
-//!                recordLaw {records, made, waiting, filtered and sampledOut: {records, octets, packets}}; null: not known
+//!                recordLaw {records, made, waiting, filtered and sampledOut: {records, octets, packets}},
+//!                kernelLeftOut {connections, packets, octets}: left out in the kernel, in no law; absent: nothing;
+//!                null: not known
 //! damaged        files that cannot be read: "mark", "lost", "ledger", "cursors/NAME.json"
 //! nothingLost    the exit code is 0
 //! ```
@@ -269,6 +271,10 @@ fn kernel_law(ledger: &Ledger) -> Vec<String> {
         ));
     }
     lines.extend(left_out::lines(&ledger.record_law));
+    if !ledger.kernel_left_out.is_nothing() {
+        lines.push("left out in the kernel, by the policy:".to_owned());
+        lines.push(format!("  {}", left_out::kernel(&ledger.kernel_left_out)));
+    }
     lines.extend(
         ledger
             .drops

@@ -159,7 +159,7 @@ shared! {
         spilled: u8,
         /// 1: older than the agent.
         backfilled: u8,
-        /// 1: its cgroup was left out after the socket was made.
+        /// 1: its cgroup was left out after the socket was made; 2: a process outside has it, so it is told for its life.
         left_out: u8,
         /// Zero.
         pad: u8,

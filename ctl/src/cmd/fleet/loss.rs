@@ -6,6 +6,7 @@
 //! agents       id, state, lastSeen
 //!              collectors  the shape in [`crate::view`], with missing: made less the rest, lost: records it never gets
 //!              drops {place: number}: before the records
+//!              kernelLeftOut  the shape in [`crate::view`]: left out on purpose, in no sum
 //!              untoldOctets  of flows that others left to it and that it did not tell
 //! nothingLost  the exit code is 0
 //! ```
@@ -13,12 +14,14 @@
 use std::collections::BTreeMap;
 
 use crate::clock;
+use flowtilla_agent_core::loss::LeftOutSum;
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{Agent, AgentState, AgentsRequest};
-use flowtilla_proto::wire::session::{CollectorHealth, Drop};
+use flowtilla_proto::wire::session::{CollectorHealth, Drop, KernelLeftOut};
 
 use super::{Output, json, print, table};
 use crate::client::{Client, Reach};
+use crate::cmd::left_out;
 use crate::document::render::Plain;
 use crate::exit::Exit;
 use crate::output::{grouped, harmless, rfc3339, word};
@@ -120,6 +123,9 @@ pub(crate) fn text(agents: &[Agent], now: WallTime) -> String {
                 grouped(drop.count)
             ));
         }
+        if let Some(left_out) = &health.kernel_left_out {
+            gaps.extend(in_the_kernel(left_out).map(|told| format!("{id}: {told}\n")));
+        }
         for collector in &health.collectors {
             let name = word(&collector.name);
             rows.push(vec![
@@ -171,6 +177,19 @@ pub(crate) fn text(agents: &[Agent], now: WallTime) -> String {
         false => "something is lost, or not known\n",
     };
     text
+}
+
+/// What was left out where no record tells of it.
+fn in_the_kernel(told: &KernelLeftOut) -> Option<String> {
+    let sum = LeftOutSum {
+        connections: told.connections,
+        packets: told.packets,
+        octets: told.octets,
+    };
+    (told.cgroups > 0 || !sum.is_nothing()).then(|| {
+        let (cgroups, sum) = (grouped(told.cgroups), left_out::kernel(&sum));
+        format!("left out in the kernel, on purpose, {cgroups} cgroups at that moment: {sum}")
+    })
 }
 
 /// What one agent spoke for a flow, and the other held back: the difference, when both tell.
@@ -231,6 +250,8 @@ pub(crate) fn told(agents: &[Agent]) -> Plain {
         fields.push(("collectors".to_owned(), Plain::List(collectors.collect())));
         let drops = health.drops.iter().map(|drop| number(&drop.point, drop.count));
         fields.push(("drops".to_owned(), Plain::Map(drops.collect())));
+        let left_out = health.kernel_left_out.map(view::kernel_left_out);
+        fields.extend(left_out.map(|told| ("kernelLeftOut".to_owned(), told)));
         Plain::Map(fields)
     };
     Plain::Map(vec![

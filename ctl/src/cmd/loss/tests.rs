@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use flowtilla_agent_core::loss::LeftOutSum;
+
 use super::*;
 use crate::cmd::buffer::samples;
 use crate::cmd::up::samples::assert_pinned;
@@ -115,6 +117,33 @@ fn what_a_crash_took_is_told() {
     assert_eq!(
         json["unsynced"],
         serde_json::json!({"first": 61, "last": 70, "cause": "spoolDamaged"})
+    );
+}
+
+#[test]
+fn what_the_kernel_left_out_is_told_and_is_no_loss() {
+    let state = samples::spool();
+    let mut ledger = Ledger::default().begin(true);
+    ledger.kernel_left_out = LeftOutSum {
+        connections: 1_000,
+        packets: 12_000,
+        octets: 3_000_000,
+    };
+    let kept = serde_json::to_vec(&ledger).expect("it is written");
+    let sum = crc32(&kept).to_le_bytes();
+    let stored = [&b"FTLG"[..], &sum, &kept].concat();
+    fs::write(state.path().join("spool/ledger"), stored).expect("it can be written");
+    let (nothing, text, json) = told(state.path());
+    assert!(nothing, "{text}");
+    assert!(
+        text.contains(
+            "\nleft out in the kernel, by the policy:\n  1,000 connections, 12,000 packets with 3,000,000 IP octets\n"
+        ),
+        "{text}"
+    );
+    assert_eq!(
+        json["kernel"]["kernelLeftOut"],
+        serde_json::json!({"connections": 1_000, "packets": 12_000, "octets": 3_000_000})
     );
 }
 

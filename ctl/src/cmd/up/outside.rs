@@ -1,21 +1,18 @@
 //! What the kernel left out by itself, in words.
 
-use flowtilla_agent::capture::LeftOutSum;
 use flowtilla_agent::status::AgentStatus;
 
+use crate::cmd::left_out::kernel;
 use crate::output::grouped;
 
 /// What the kernel left out by itself, and flows whose container had no name when a rule asked for it; nothing when there
 /// was nothing of either.
 pub(crate) fn told(status: &AgentStatus) -> Vec<String> {
     let (outside, mut lines) = (&status.left_out, Vec::new());
-    if outside.cgroups > 0 || outside.sum != LeftOutSum::default() {
+    if outside.cgroups > 0 || !outside.sum.is_nothing() {
+        let (cgroups, sum) = (grouped(outside.cgroups), kernel(&outside.sum));
         lines.push(format!(
-            "left out in the kernel, {} cgroups at this moment: {} connections, {} packets with {} IP octets",
-            grouped(outside.cgroups),
-            grouped(outside.sum.connections),
-            grouped(outside.sum.packets),
-            grouped(outside.sum.octets),
+            "left out in the kernel, {cgroups} cgroups at this moment: {sum}"
         ));
     }
     if outside.beyond > 0 {
@@ -35,6 +32,8 @@ pub(crate) fn told(status: &AgentStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use flowtilla_agent_core::loss::LeftOutSum;
+
     use super::*;
 
     #[test]

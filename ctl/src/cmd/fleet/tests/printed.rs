@@ -108,9 +108,17 @@ fn agents() -> Vec<Agent> {
     );
     let mut fresh = agent("db-1-777777", AgentState::New, 0, None);
     (fresh.last_seen_ms, fresh.policy, fresh.labels) = (0, String::new(), [].into());
+    let mut leaves_out = health(streaming);
+    leaves_out.kernel_left_out = Some(told::KernelLeftOut {
+        connections: 1_000,
+        packets: 12_000,
+        octets: 3_000_000,
+        cgroups: 2,
+        beyond: 0,
+    });
     vec![
         fresh,
-        agent("web-1-abcdef", AgentState::Connected, 3, Some(health(streaming))),
+        agent("web-1-abcdef", AgentState::Connected, 3, Some(leaves_out)),
         behind,
         refusing,
         long,
