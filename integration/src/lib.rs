@@ -16,6 +16,7 @@ pub mod fleet;
 pub mod hosts;
 pub mod need;
 pub mod netns;
+pub mod notices;
 pub mod ntopng;
 pub mod otlp;
 pub mod package;
