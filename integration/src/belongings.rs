@@ -6,6 +6,7 @@
 //! touched that does not carry such a name: a process counts by the folder among a runtime's arguments, by its root file system
 //! or by its cgroup.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,8 @@ const SHIMS: [&str; 2] = [
 ];
 /// Files there in which the address of a shim's socket is, up to containerd 1.7 and since.
 const ADDRESSES: [&str; 2] = ["address", "bootstrap.json"];
+/// Digits of a container's id.
+const ID_DIGITS: usize = 64;
 /// Folder of these sockets; nothing moves it.
 const SOCKETS: &str = "/run/containerd/s/";
 
@@ -86,12 +89,12 @@ impl Drop for Belongings {
 /// When something cannot be cleared.
 pub fn sweep() -> Result<usize> {
     let mut names = Vec::new();
-    for folder in hierarchies().into_iter().chain([PathBuf::from(FOLDER)]) {
-        for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if maker(&name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-                names.push(name);
-            }
+    let folders = hierarchies().into_iter().chain([PathBuf::from(FOLDER)]);
+    // A cgroup of others may go meanwhile.
+    for entry in folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten()) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if maker(&name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            names.push(name);
         }
     }
     names.sort();
@@ -112,26 +115,28 @@ pub fn left(name: &str) -> Result<Vec<String>> {
     let mut left: Vec<_> = processes.into_iter().map(|process| process.what).collect();
     let mounts = disk::mounted_below(&folder)?;
     left.extend(mounts.iter().map(|mount| format!("mount {mount}")));
-    let places = cgroups(name).into_iter().chain([folder]);
+    let places = at(name).into_iter().chain([folder]);
     left.extend(places.filter(|it| it.exists()).map(|it| it.display().to_string()));
     Ok(left)
 }
 
 fn clear(name: &str) -> Result<()> {
     // Each look ends what has come since the last: a runtime may have been starting something.
+    let mut emptied: BTreeSet<PathBuf> = at(name).into_iter().collect();
     wait::until_true(PATIENCE, "the end of what a runtime has started", || {
         let Ok(processes) = processes(name) else {
             return false;
         };
         for process in &processes {
             let _ = pidfd_send_signal(&process.handle, Signal::KILL); // It may have ended by itself.
+            emptied.extend(process.cgroups.iter().flat_map(|path| at(path)));
         }
         processes.is_empty()
     })?;
     let folder = Path::new(FOLDER).join(name);
     disk::unmount_below(&folder)?;
     forget_shims(&folder)?;
-    for cgroup in cgroups(name) {
+    for cgroup in emptied {
         let what = format!("{} without processes", cgroup.display());
         wait::until_true(PATIENCE, &what, || cgroup::remove(&cgroup).is_ok())?;
     }
@@ -153,6 +158,8 @@ fn maker(name: &str) -> Option<u32> {
 struct Process {
     handle: OwnedFd,
     what: String,
+    /// That of its container, in each hierarchy, where it has one to itself.
+    cgroups: BTreeSet<String>,
 }
 
 /// Processes that carry the name, this one left out.
@@ -177,9 +184,17 @@ fn processes(name: &str) -> Result<Vec<Process>> {
             let octets = fs::read(entry.path().join(file)).unwrap_or_default();
             String::from_utf8_lossy(&octets).into_owned()
         };
-        if carries(name, &read("cmdline"), &read("mountinfo"), &read("cgroup")) {
-            let what = format!("process {} ({})", pid.as_raw_nonzero(), read("comm").trim());
-            found.push(Process { handle, what });
+        let (mounts, cgroups) = (read("mountinfo"), read("cgroup"));
+        if carries(name, &read("cmdline"), &mounts, &cgroups) {
+            let is_contained = mounts.lines().any(|line| is_root(line, name));
+            let of_container = cgroups
+                .lines()
+                .filter_map(|line| of_container(line).filter(|_| is_contained));
+            found.push(Process {
+                handle,
+                what: format!("process {} ({})", pid.as_raw_nonzero(), read("comm").trim()),
+                cgroups: of_container.map(str::to_owned).collect(),
+            });
         }
     }
     Ok(found)
@@ -192,9 +207,21 @@ fn carries(name: &str, arguments: &str, mounts: &str, cgroups: &str) -> bool {
     let program = Path::new(words.next().unwrap_or_default()).file_name();
     let is_told = program.is_some_and(|it| PROGRAMS.iter().any(|known| it == *known))
         && words.any(|word| word.contains(&inside));
-    let has_root = |line: &str| line.split(' ').nth(4) == Some("/") && line.contains(&inside);
     let is_in = |line: &str| format!("{line}/").contains(&inside);
-    is_told || mounts.lines().any(has_root) || cgroups.lines().any(is_in)
+    is_told || mounts.lines().any(|line| is_root(line, name)) || cgroups.lines().any(is_in)
+}
+
+/// Whether a line of mounts is that of a root file system in the folder with this name.
+fn is_root(line: &str, name: &str) -> bool {
+    line.split(' ').nth(4) == Some("/") && line.contains(&format!("/{name}/"))
+}
+
+/// The path in a line of cgroups, when it is that of one container: Docker's and podman's end with its id.
+fn of_container(line: &str) -> Option<&str> {
+    let path = line.splitn(3, ':').nth(2)?;
+    let (_, last) = path.rsplit_once('/')?;
+    let id = last.strip_prefix("libpod-").unwrap_or(last);
+    (id.len() == ID_DIGITS && id.bytes().all(|digit| digit.is_ascii_hexdigit())).then_some(path)
 }
 
 /// Roots of the hierarchies of cgroups, where there are several; the one.
@@ -205,8 +232,11 @@ fn hierarchies() -> Vec<PathBuf> {
     folders.chain([root.clone()]).collect()
 }
 
-fn cgroups(name: &str) -> Vec<PathBuf> {
-    let all = hierarchies().into_iter().map(|root| root.join(name));
+/// Where a path is in the hierarchies that have it.
+fn at(path: &str) -> Vec<PathBuf> {
+    let all = hierarchies()
+        .into_iter()
+        .map(|root| root.join(path.trim_start_matches('/')));
     all.filter(|path| path.is_dir()).collect()
 }
 
@@ -279,6 +309,22 @@ mod tests {
         ] {
             let found = carries(NAME, arguments, mounts, cgroups);
             assert_eq!(found, counts, "{arguments:?} {mounts} {cgroups}");
+        }
+    }
+
+    #[test]
+    fn cgroups_of_one_container_end_with_its_id() {
+        let id = "6a20625b0e5cc9f44cd6c8071784f5c56b3d46cba5f087d58e47978b9c3cc765";
+        for path in [format!("/docker/{id}"), format!("/libpod_parent/libpod-{id}")] {
+            assert_eq!(of_container(&format!("4:pids:{path}")), Some(&*path));
+        }
+        for other in [
+            "0::/".to_owned(),
+            "0::/docker".to_owned(),
+            format!("0::/docker/{id}/init"),
+            format!("0::/x-{id}"),
+        ] {
+            assert_eq!(of_container(&other), None, "{other}");
         }
     }
 
