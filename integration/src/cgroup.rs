@@ -6,6 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+/// Where all hierarchies are.
+pub const ROOT: &str = "/sys/fs/cgroup";
+
 /// Where cgroup2 is mounted. Source: `/proc/self/mountinfo`, field after ` - `.
 ///
 /// # Errors
@@ -17,6 +20,22 @@ pub fn root() -> Result<Option<PathBuf>> {
         .find(|line| line.contains(" - cgroup2 "))
         .and_then(|line| line.split(' ').nth(4))
         .map(PathBuf::from))
+}
+
+/// Removes a cgroup and those below it, where it is.
+///
+/// # Errors
+/// When there are processes in one.
+pub fn remove(folder: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path())?;
+        }
+    }
+    std::fs::remove_dir(folder).with_context(|| format!("remove {}", folder.display()))
 }
 
 /// A cgroup of ours and the folder around it; removed when dropped.

@@ -182,17 +182,23 @@ impl Drop for Mounted {
     }
 }
 
+/// Where something is mounted below `folder`, in the order of mounting.
+///
+/// # Errors
+/// When the mounts cannot be read.
+pub fn mounted_below(folder: &Path) -> Result<Vec<String>> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let ours = points.filter(|point| Path::new(point).starts_with(folder));
+    Ok(ours.map(str::to_owned).collect())
+}
+
 /// Unmounts what is mounted below `folder`, the innermost first: what a runtime of containers left.
 ///
 /// # Errors
 /// When the mounts cannot be read, or one cannot be undone.
 pub fn unmount_below(folder: &Path) -> Result<()> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    let ours: Vec<&str> = points
-        .filter(|point| Path::new(point).starts_with(folder))
-        .collect();
-    for point in ours.into_iter().rev() {
+    for point in mounted_below(folder)?.iter().rev() {
         run(Command::new("umount").args(["-l", point]))?;
     }
     Ok(())

@@ -5,6 +5,7 @@
 //! as the product. Nothing here touches a network that it did not make, nor ends a process that it did not start.
 //! Leaves no trace: what a crashed run left is swept by the next.
 
+pub mod belongings;
 pub mod bpf;
 pub mod cable;
 pub mod cgroup;
@@ -16,6 +17,7 @@ pub mod fleet;
 pub mod hosts;
 pub mod need;
 pub mod netns;
+pub mod notices;
 pub mod ntopng;
 pub mod otlp;
 pub mod package;
@@ -29,4 +31,5 @@ pub mod swarm;
 pub mod traffic;
 pub mod wait;
 pub mod wire;
+pub mod workers;
 pub mod world;

@@ -1,7 +1,8 @@
 //! Debian packages: what is laid out for them, and their making.
 //!
 //! What a package holds stands in `[package.metadata.deb]` of its crate; [`lay_out`] puts what is built where that looks for it
-//! ([`Laid`]), pages of the manual and completions included, which the programs' own definitions of their flags make. The writer
+//! ([`Laid`]), pages of the manual and completions included, which the programs' own definitions of their flags make, and notices of
+//! what they are made of ([`notices`]). The writer
 //! is cargo-deb, called as a library in a process of its own ([`write`]): it takes the folder from `CARGO_TARGET_DIR`.
 //! Builds nothing: `release.rs` of the test command does, and tests take what they have.
 
@@ -17,6 +18,7 @@ use cargo_deb::{CargoDeb, OutputPath};
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 
+use crate::notices::{self, Part, Sources};
 use crate::process::run;
 
 /// Names of the packages, of their crates and of their programs.
@@ -71,15 +73,27 @@ pub struct Order {
     native: bool,
 }
 
-/// Lays out what goes into packages in `folder`: the programs of `built`, pages of the manual, completions.
+/// Programs that a package holds.
+#[must_use]
+pub fn programs(package: &str) -> &'static [&'static str] {
+    match package {
+        "flowtilla-agent" => &["flowtilla-agent"],
+        "flowtilla-controller" => &["flowtilla-controller"],
+        // For `deploy`.
+        _ => &["agentctl", "flowtilla-agent"],
+    }
+}
+
+/// Lays out what goes into packages in `folder`: the programs of `built`, pages of the manual, completions, notices of what the
+/// programs are made of; `added`: what their linker has put into them.
 ///
 /// # Errors
-/// When a program is not built or does not run here, or the disk refuses.
-pub fn lay_out(built: &Path, folder: &Path) -> Result<Laid> {
+/// When a program is not built or does not run here, a crate has no notice, or the disk refuses.
+pub fn lay_out(built: &Path, folder: &Path, added: &[Part]) -> Result<Laid> {
     // Where cargo-deb looks for what a release build made.
     let root = folder.join("release");
-    let (man, completions) = (root.join("man"), root.join("completions"));
-    for folder in [&man, &completions] {
+    let [man, completions, notices] = ["man", "completions", "notices"].map(|name| root.join(name));
+    for folder in [&man, &completions, &notices] {
         fs::create_dir_all(folder)?;
     }
     for name in PACKAGES {
@@ -117,13 +131,32 @@ pub fn lay_out(built: &Path, folder: &Path) -> Result<Laid> {
         command.build();
         write_pages(&command, &man)?;
     }
-    for entry in fs::read_dir(&man)? {
+    write_notices(&notices, added)?;
+    for folder in [&man, &notices] {
+        compress(folder)?;
+    }
+    Ok(Laid(folder.to_owned()))
+}
+
+fn write_notices(folder: &Path, added: &[Part]) -> Result<()> {
+    let (sources, library) = (Sources::of(&PACKAGES)?, notices::rust_library()?);
+    for package in PACKAGES {
+        let mut parts = sources.parts(programs(package))?;
+        parts.extend(added.iter().cloned());
+        fs::write(folder.join(package), notices::render(package, &parts, &library))?;
+    }
+    Ok(())
+}
+
+/// Each file of a folder.
+fn compress(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.extension().is_none_or(|extension| extension != "gz") {
             run(Command::new("gzip").args(["-9nf", "--"]).arg(path))?;
         }
     }
-    Ok(Laid(folder.to_owned()))
+    Ok(())
 }
 
 /// A daemon's page, and one for each of its commands.
@@ -147,6 +180,12 @@ fn file_name(shell: Shell, name: &str) -> String {
 }
 
 impl Laid {
+    /// Notices of what the programs of a package are made of, compressed.
+    #[must_use]
+    pub fn notices(&self, package: &str) -> PathBuf {
+        self.0.join("release/notices").join(format!("{package}.gz"))
+    }
+
     /// Makes one of [`PACKAGES`] in `out` and returns its path. `maker`: the program `integration`.
     ///
     /// # Errors

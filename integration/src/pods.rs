@@ -1,7 +1,7 @@
 //! Real pods on the left host: a containerd with its CRI and a bridge between pods, and what a kubelet asks of it.
 //!
 //! No kubelet is there: [`Cri`] gives pods the names, labels and cgroups that one gives. Everything of a runtime goes when it
-//! is dropped: pods, mounts, cgroups.
+//! is dropped, pods, mounts, cgroups; what a killed run left, with the next one ([`Belongings`]).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
-use crate::disk;
+use crate::belongings::Belongings;
 use crate::need::{self, Need};
 use crate::process::{Process, run};
 use crate::wait::{self, PATIENCE};
@@ -62,9 +62,8 @@ pub struct Containerd<'a> {
     /// Folder of its programs; `None`: those on the PATH.
     programs: Option<PathBuf>,
     daemon: Option<Process>,
-    directory: tempfile::TempDir,
-    /// Folder of all its cgroups, below the root of each hierarchy.
-    cgroups: String,
+    /// Declared last: cleared when the daemon has ended.
+    belongings: Belongings,
 }
 
 impl<'a> Containerd<'a> {
@@ -73,16 +72,11 @@ impl<'a> Containerd<'a> {
     /// # Errors
     /// When it does not come up, with its last words.
     pub fn start(world: &'a World, package: Option<&Path>) -> Result<Self> {
-        // Not below TMPDIR: overlay file systems do not lie on each other.
-        let directory = tempfile::Builder::new()
-            .prefix("flowtilla-test-")
-            .tempdir_in("/var/tmp")?;
         let mut runtime = Self {
             world,
             programs: package.map(|root| root.join("usr/bin")),
             daemon: None,
-            cgroups: format!("flowtilla-test-pods-{}", std::process::id()),
-            directory,
+            belongings: Belongings::make()?,
         };
         runtime.join_networks()?;
         runtime.write_configuration()?;
@@ -103,8 +97,9 @@ impl<'a> Containerd<'a> {
     /// When there is no cgroup2.
     pub fn scope(&self) -> Result<String> {
         let root = crate::cgroup::root()?.context("cgroup2 is mounted")?;
-        fs::create_dir_all(root.join(&self.cgroups))?;
-        Ok(format!("cgroup=/{}", self.cgroups))
+        let name = self.name();
+        fs::create_dir_all(root.join(&name))?;
+        Ok(format!("cgroup=/{name}"))
     }
 
     /// A connection to it.
@@ -119,8 +114,14 @@ impl<'a> Containerd<'a> {
         Ok(Cri {
             runtime,
             channel,
-            cgroups: self.cgroups.clone(),
+            cgroups: self.name(),
         })
+    }
+
+    /// Name that everything of it carries: its folder, and that of all its cgroups below the root of each hierarchy.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.belongings.name()
     }
 
     /// Ends the daemon, and starts it anew; its pods live on.
@@ -128,12 +129,20 @@ impl<'a> Containerd<'a> {
     /// # Errors
     /// When it does not end, or does not come up.
     pub fn restart(&mut self) -> Result<()> {
-        self.stop_daemon()?;
+        self.stop_daemon(Signal::SIGTERM)?;
         self.start_daemon()
     }
 
+    /// Kills the daemon; its pods live on.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.stop_daemon(Signal::SIGKILL)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.belongings.path(name)
     }
 
     fn program(&self, name: &str) -> PathBuf {
@@ -182,6 +191,12 @@ disable = true
 sandbox_image = "{IMAGE}"
 # Without CAP_SYS_RESOURCE the score of the sandbox cannot be lowered.
 restrict_oom_score_adj = true
+# Below our folder, not in /run.
+netns_mounts_under_state_dir = true
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+Root = "{runc}"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{PLUGINS}"
 conf_dir = "{cni}"
@@ -190,6 +205,7 @@ conf_dir = "{cni}"
                 state = path("state"),
                 socket = path("containerd.sock"),
                 opt = path("opt"),
+                runc = path("runc"),
                 cni = plugins.display(),
             ),
         )?;
@@ -218,9 +234,9 @@ conf_dir = "{cni}"
         Ok(())
     }
 
-    fn stop_daemon(&mut self) -> Result<()> {
+    fn stop_daemon(&mut self, signal: Signal) -> Result<()> {
         if let Some(mut daemon) = self.daemon.take() {
-            daemon.signal(Signal::SIGTERM)?;
+            daemon.signal(signal)?;
             daemon.wait_end(PATIENCE)?;
         }
         Ok(())
@@ -274,27 +290,21 @@ conf_dir = "{cni}"
         Ok(())
     }
 
-    fn clear(&mut self) -> Result<()> {
+    /// As a kubelet would; what is left after that, killed pods included, is cleared by force.
+    fn end(&mut self) -> Result<()> {
         if self.daemon.is_some() {
             let pods = self.cri()?;
             for pod in pods.pods()? {
                 pods.remove_pod(&pod)?;
             }
         }
-        self.stop_daemon()?;
-        disk::unmount_below(self.directory.path())?;
-        let root = Path::new("/sys/fs/cgroup");
-        let hierarchies = fs::read_dir(root)?.flatten().map(|entry| entry.path());
-        for hierarchy in hierarchies.chain([root.to_owned()]) {
-            remove_cgroups(&hierarchy.join(&self.cgroups))?;
-        }
-        Ok(())
+        self.stop_daemon(Signal::SIGTERM)
     }
 }
 
 impl Drop for Containerd<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.clear() {
+        if let Err(error) = self.end() {
             eprintln!("containerd: {error:#}");
         }
     }
@@ -315,19 +325,6 @@ fn architecture() -> &'static str {
         "aarch64" => "arm64",
         other => other,
     }
-}
-
-/// Removes a cgroup and what is below it, where it is.
-fn remove_cgroups(folder: &Path) -> Result<()> {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return Ok(());
-    };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroups(&entry.path())?;
-        }
-    }
-    fs::remove_dir(folder).with_context(|| format!("remove {}", folder.display()))
 }
 
 /// A pod as it is wanted.

@@ -10,6 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use integration::need::on_path;
+use integration::notices::Part;
 use integration::package::{self, Linked, PACKAGES};
 use integration::process::{built_folder, run};
 
@@ -57,8 +58,8 @@ pub(crate) fn make(options: &Options) -> Result<()> {
             "{program} is missing: apt-get install {package}"
         );
     }
-    let built = match options.native {
-        true => build_native(&target)?,
+    let (built, added) = match options.native {
+        true => (build_native(&target)?, Vec::new()),
         false => build_for_any(&target)?,
     };
     for name in PACKAGES {
@@ -69,7 +70,7 @@ pub(crate) fn make(options: &Options) -> Result<()> {
             "{name} asks for glibc 2.{needs}, and is for hosts with 2.{GLIBC}: see what `objdump -T` lists of that version"
         );
     }
-    let laid = package::lay_out(&built, &target.join("package-laid"))?;
+    let laid = package::lay_out(&built, &target.join("package-laid"), &added)?;
     let linked = match options.native {
         true => Linked::Native,
         false => Linked::ForAny,
@@ -83,6 +84,9 @@ pub(crate) fn make(options: &Options) -> Result<()> {
     let program = out.join("flowtilla-agent");
     fs::copy(built.join("flowtilla-agent"), &program)?;
     println!("{}: for agentctl deploy --agent-binary", program.display());
+    let notices = out.join("flowtilla-agent.third-party-notices.gz");
+    fs::copy(laid.notices("flowtilla-agent"), &notices)?;
+    println!("{}: goes with it to others", notices.display());
     check(&made)
 }
 
@@ -92,9 +96,10 @@ fn build_native(target: &Path) -> Result<PathBuf> {
     Ok(target.join("release"))
 }
 
-/// By zig's.
-fn build_for_any(target: &Path) -> Result<PathBuf> {
+/// By zig's; and what that puts into programs.
+fn build_for_any(target: &Path) -> Result<(PathBuf, Vec<Part>)> {
     let tools = tools(&target.join("package-tools"))?;
+    let added = added_by_zig(&tools)?;
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut command = cargo(&[
         "zigbuild",
@@ -106,7 +111,25 @@ fn build_for_any(target: &Path) -> Result<PathBuf> {
     let all = std::iter::once(tools).chain(std::env::split_paths(&path));
     command.env("PATH", std::env::join_paths(all)?);
     build(&mut command)?;
-    Ok(target.join(triple).join("release"))
+    Ok((target.join(triple).join("release"), added))
+}
+
+/// Its own runtime, and LLVM's unwinder in place of the one that a system has as a shared library.
+fn added_by_zig(programs: &Path) -> Result<Vec<Part>> {
+    let library = programs.with_file_name("lib");
+    let folders = fs::read_dir(&library).with_context(|| format!("read {}", library.display()))?;
+    let home = folders
+        .filter_map(|entry| Some(entry.ok()?.path().join("site-packages/ziglang")))
+        .find(|folder| folder.is_dir())
+        .with_context(|| format!("no ziglang below {}", library.display()))?;
+    Ok(vec![
+        Part::read("zig's compiler-rt", "MIT", &[home.join("LICENSE")])?,
+        Part::read(
+            "LLVM's libunwind",
+            "Apache-2.0 WITH LLVM-exception",
+            &[home.join("lib/libunwind/LICENSE.TXT")],
+        )?,
+    ])
 }
 
 fn build(command: &mut Command) -> Result<()> {

@@ -189,15 +189,27 @@ fn run_through_sudo(command: &mut Command, soak: bool) {
     if soak {
         runner.push_str(&format!(" {}=1", soak::VARIABLE));
     }
-    for name in [
+    let value = |name: &str| std::env::var(name).unwrap_or_default();
+    // Tests of packages ask cargo, which root's home does not have.
+    let of_home = |name: &str, folder: &str| match (value(name), value("HOME")) {
+        (value, home) if value.is_empty() && !home.is_empty() => format!("{home}/{folder}"),
+        (value, _) => value,
+    };
+    let mut passed = vec![
+        ("CARGO_HOME", of_home("CARGO_HOME", ".cargo")),
+        ("RUSTUP_HOME", of_home("RUSTUP_HOME", ".rustup")),
+    ];
+    let as_they_are = [
         "PATH",
         "NTOPNG",
         "NTOPNG52",
         "RUST_BACKTRACE",
         "RUST_LIB_BACKTRACE",
+        "CARGO",
         "CARGO_MANIFEST_DIR",
-    ] {
-        let value = std::env::var(name).unwrap_or_default();
+    ];
+    passed.extend(as_they_are.map(|name| (name, value(name))));
+    for (name, value) in passed {
         // Cargo splits the runner at blanks.
         if !value.is_empty() && !value.contains(char::is_whitespace) {
             runner.push_str(&format!(" {name}={value}"));

@@ -10,6 +10,7 @@ use std::sync::Once;
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::belongings;
 use crate::netns::{self, NetNs};
 
 /// Interface of each host.
@@ -89,7 +90,7 @@ impl World {
         static SWEPT: Once = Once::new();
         let alone = Alone::wait()?;
         let mut swept = Ok(0);
-        SWEPT.call_once(|| swept = netns::sweep());
+        SWEPT.call_once(|| swept = belongings::sweep().and_then(|_| netns::sweep()));
         swept.context("sweep what a killed run left")?;
         let world = Self {
             left: NetNs::create("left")?,

@@ -66,7 +66,37 @@ fn the_buffer_is_seen_checked_and_sent_by_hand() -> Result<()> {
         .lines()
         .count();
 
-    // Sent.
+    // Sent, as TLV and as nested JSON.
+    let flat = send(state, replayed, &[])?;
+    ensure!(
+        flat.len() == replayed
+            && flat
+                .iter()
+                .all(|told| told["flow"]["other"]["timestamp"].is_null()),
+        "{flat:#?}"
+    );
+    let nested = send(state, replayed, &["--encoding", "nestedJson"])?;
+    for told in &nested {
+        ensure!(
+            told["flow"]["other"]["timestamp"].is_string()
+                && told["sourceId"].as_u64().is_some_and(|id| id < 256),
+            "{told:#}"
+        );
+    }
+    let with_process = |told: &&Value| told["flow"]["other"]["LOCAL_PROCESS"].is_string();
+    ensure!(
+        nested.iter().filter(with_process).count() >= CONNECTIONS.parse()?,
+        "{nested:#?}"
+    );
+    ensure!(
+        shape(folder.path())? == before,
+        "a replay leaves the spool as it is"
+    );
+    Ok(())
+}
+
+/// Sends so many records to a tap, which may make more of them; the flows that it tells.
+fn send(state: &str, records: usize, flags: &[&str]) -> Result<Vec<Value>> {
     let endpoint = {
         let free = TcpListener::bind("127.0.0.1:0")?;
         format!("tcp://{}", free.local_addr()?)
@@ -74,7 +104,7 @@ fn the_buffer_is_seen_checked_and_sent_by_hand() -> Result<()> {
     let mut command = product::command()?;
     command.args(["tap", "-o", "json", &endpoint]);
     let mut tap = Process::start(command)?;
-    let sent = run(&[
+    let words = [
         "buffer",
         "replay",
         state,
@@ -82,25 +112,20 @@ fn the_buffer_is_seen_checked_and_sent_by_hand() -> Result<()> {
         &endpoint,
         "--loopback",
         "asIs",
-    ])?;
+    ];
+    let sent = run(&[&words, flags].concat())?;
     let words = String::from_utf8_lossy(&sent.stderr).into_owned();
     ensure!(sent.status.success(), "{words}");
     ensure!(
-        words.contains(&format!("{replayed} records taken by {endpoint}")),
+        words.contains(&format!("{records} records taken by {endpoint}")),
         "{words}"
     );
     let lines = tap.out().clone();
-    wait::until_true(PATIENCE, "all records at the tap", || {
-        let flows = lines.all();
-        flows.iter().filter(|line| line.contains("\"flow\":")).count() == replayed
-    })?;
+    let flows = || lines.all().into_iter().filter(|line| line.contains("\"flow\":"));
+    wait::until_true(PATIENCE, "all records at the tap", || flows().count() >= records)?;
     tap.signal(Signal::SIGINT)?;
     tap.wait_end(Duration::from_secs(10))?;
-    ensure!(
-        shape(folder.path())? == before,
-        "a replay leaves the spool as it is"
-    );
-    Ok(())
+    flows().map(|line| Ok(serde_json::from_str(&line)?)).collect()
 }
 
 fn run(words: &[&str]) -> Result<Output> {

@@ -10,21 +10,22 @@ mod shown;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
-use integration::disk;
+use anyhow::{Context, Result, ensure};
+use integration::belongings::Belongings;
 use integration::need::{self, Need};
 use integration::process::{Process, run};
 use integration::product::Agent;
 use integration::scene::TOLD_WITHIN;
 use integration::soak;
 use integration::wait::{self, PATIENCE};
+use integration::workers;
 use integration::world::{RIGHT_V4, World};
 use nix::sys::signal::Signal;
 
@@ -81,7 +82,7 @@ fn brief_containers(kind: Kind, runtime_word: &str) -> Result<()> {
     serve(&world, count)?;
     let socket = runtime.socket().display().to_string();
     // One that nobody serves is no obstacle to the other.
-    let nowhere = runtime.directory.path().join("nobody.sock").display().to_string();
+    let nowhere = runtime.path("nobody.sock").display().to_string();
     let flags = ["--container-socket", &nowhere, "--container-socket", &socket];
     let agent = Agent::watching(&world.left, &flags)?;
     let mut wanted = BTreeMap::new();
@@ -171,20 +172,17 @@ struct Runtime<'a> {
     kind: Kind,
     world: &'a World,
     daemon: Option<Process>,
-    directory: tempfile::TempDir,
+    /// Declared last: cleared when the daemon has ended.
+    belongings: Belongings,
 }
 
 impl<'a> Runtime<'a> {
     fn start(kind: Kind, world: &'a World) -> Result<Self> {
-        // Not below TMPDIR: overlay file systems do not lie on each other.
-        let directory = tempfile::Builder::new()
-            .prefix("flowtilla-test-")
-            .tempdir_in("/var/tmp")?;
         let mut runtime = Self {
             kind,
             world,
             daemon: None,
-            directory,
+            belongings: Belongings::make()?,
         };
         std::fs::write(
             runtime.path("containers.conf"),
@@ -196,7 +194,7 @@ impl<'a> Runtime<'a> {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.belongings.path(name)
     }
 
     fn socket(&self) -> PathBuf {
@@ -376,31 +374,19 @@ impl<'a> Runtime<'a> {
     }
 
     /// The same of several at a time, under names that come again; id and name by port.
-    fn connect_each(&self, which: std::ops::Range<usize>) -> Result<BTreeMap<usize, (String, String)>> {
-        let next = AtomicUsize::new(which.start);
+    fn connect_each(&self, which: Range<usize>) -> Result<BTreeMap<usize, (String, String)>> {
         let names = [const { Mutex::new(()) }; NAMES];
-        let run = Mutex::new(BTreeMap::new());
-        let work = || -> Result<()> {
-            loop {
-                let n = next.fetch_add(1, Ordering::Relaxed);
-                if n >= which.end {
-                    return Ok(());
-                }
+        let run = workers::share(AT_ONCE, which, |numbers| {
+            let connect = |n: usize| {
                 let name = format!("web-{}", n % NAMES);
                 // Two containers have no name in common while they live.
                 let _mine = names[n % NAMES].lock().unwrap_or_else(PoisonError::into_inner);
                 let id = self.connect_once(&name, PORT + n)?;
-                let mut run = run.lock().unwrap_or_else(PoisonError::into_inner);
-                run.insert(PORT + n, (id, name));
-            }
-        };
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
-            workers
-                .into_iter()
-                .try_for_each(|worker| worker.join().map_err(|_| anyhow!("a thread panicked"))?)
+                Ok((PORT + n, (id, name)))
+            };
+            numbers.map(connect).collect()
         })?;
-        Ok(run.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Ok(run.into_iter().collect())
     }
 
     fn stop_daemon(&mut self) -> Result<()> {
@@ -420,9 +406,6 @@ impl<'a> Runtime<'a> {
 impl Drop for Runtime<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.stop_daemon() {
-            eprintln!("{:?}: {error:#}", self.kind);
-        }
-        if let Err(error) = disk::unmount_below(self.directory.path()) {
             eprintln!("{:?}: {error:#}", self.kind);
         }
     }

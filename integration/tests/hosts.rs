@@ -17,6 +17,7 @@ use integration::fleet::{Controller, binary};
 use integration::hosts::{self, Site};
 use integration::need;
 use integration::wait::{self, PATIENCE, Stopwatch};
+use serde_json::Value;
 use tempfile::TempDir;
 
 #[path = "hosts/broken_off.rs"]
@@ -100,6 +101,7 @@ fn one_command_makes_bare_hosts_a_fleet() -> Result<()> {
         )?;
     }
     scene.expect_hardened(0, "flowtilla-agent")?;
+    scene.expect_sound(0)?;
 
     let before = scene.services()?;
     let again = scene.deploy(&["--wait=120s"])?;
@@ -370,9 +372,9 @@ impl Scene {
     }
 
     /// The agent of a host, the newest of several.
-    fn agent(&self, n: u8) -> Result<serde_json::Value> {
+    fn agent(&self, n: u8) -> Result<Value> {
         let name = format!("h{n}");
-        let of = |agent: &serde_json::Value| agent["host"] == *name && agent["state"] != "revoked";
+        let of = |agent: &Value| agent["host"] == *name && agent["state"] != "revoked";
         let found = self.controller.agents()?.into_iter().find(of);
         found.with_context(|| format!("no agent of {name}"))
     }
@@ -410,6 +412,33 @@ impl Scene {
         let exposure = number.with_context(|| said.clone())?;
         println!("{}", said.trim());
         ensure!(exposure <= EXPOSURE_MAX, "{said}");
+        Ok(())
+    }
+
+    /// What the agent's own program says there: to root that all is well, to anybody else what to do.
+    fn expect_sound(&self, n: u8) -> Result<()> {
+        let told: Value = serde_json::from_str(&self.site.ssh(n, "flowtilla-agent doctor -o json")?)?;
+        ensure!(told["captures"] == true, "{told:#}");
+        for (check, part) in [
+            ("programs", " attached in "),
+            ("service", "flowtilla-agent runs (/etc/systemd/system/"),
+            ("identity", "/agent/h0-"),
+            ("controller", " is spiffe://"),
+            ("collectors", "main at tcp://"),
+        ] {
+            let found = finding(&told, check)?;
+            let what = found["what"].as_str().unwrap_or_default();
+            ensure!(found["verdict"] == "ok" && what.contains(part), "{found}");
+        }
+        let line = "runuser -u nobody -- flowtilla-agent doctor -o json; test $? = 1";
+        let told: Value = serde_json::from_str(&self.site.ssh(n, line)?)?;
+        for check in ["capabilities", "identity"] {
+            let remedy = finding(&told, check)?["remedy"].as_str();
+            ensure!(
+                remedy.is_some_and(|text| text.starts_with("run this as root")),
+                "{told:#}"
+            );
+        }
         Ok(())
     }
 
@@ -464,6 +493,12 @@ impl Scene {
 struct Service {
     state: String,
     identity: String,
+}
+
+fn finding<'a>(told: &'a Value, check: &str) -> Result<&'a Value> {
+    let findings = told["findings"].as_array().context("findings")?;
+    let found = findings.iter().find(|finding| finding["check"] == check);
+    found.with_context(|| format!("no finding of {check}: {told:#}"))
 }
 
 /// Sees that it ended with this code, and said all of this.

@@ -358,7 +358,8 @@ impl Scene {
              bash -n /usr/share/bash-completion/completions/$name; \
              grep -q \"^#compdef $name\" /usr/share/zsh/vendor-completions/_$name; \
              grep -q \"complete -c $name\" /usr/share/fish/vendor_completions.d/$name.fish; \
-             test -s /usr/share/doc/$name/copyright -a -s /usr/share/doc/$name/changelog.Debian.gz; done; \
+             test -s /usr/share/doc/$name/copyright -a -s /usr/share/doc/$name/changelog.Debian.gz; \
+             zcat /usr/share/doc/$name/third-party-notices.gz | grep -q '^ring [0-9.]*: Apache-2.0 AND ISC .*[0-9]'; done; \
              test -f /etc/flowtilla/agent.env; getent passwd flowtilla flowtilla-controller; \
              cmp /usr/bin/flowtilla-agent /usr/lib/flowtilla/flowtilla-agent",
         )
@@ -496,7 +497,7 @@ fn make() -> Result<Packages> {
     let built = built_folder();
     let folder = built.parent().context("the target folder")?.join("test-packages");
     let maker = binary("integration")?;
-    let laid = package::lay_out(&built, &folder)?;
+    let laid = package::lay_out(&built, &folder, &[])?;
     let out = folder.join("out");
     let make = |name, revision| laid.make(&maker, name, &out, revision, Linked::NativeForTest);
     Ok(Packages {

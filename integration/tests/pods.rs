@@ -6,21 +6,24 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use integration::cgroup::{self, Cgroup};
 use integration::need::{self, Need};
 use integration::pods::{CONTAINER, Containerd, Cri, NAMESPACE, Pod, Running, lacks_plugins};
+use integration::process::Process;
 use integration::product::Agent;
 use integration::product::record::{self, Container, Record};
 use integration::scene::TOLD_WITHIN;
 use integration::wait::{self, PATIENCE, Stopwatch};
-use integration::world::{RIGHT_V4, World};
-use integration::{debian, pods, soak};
+use integration::world::{Alone, RIGHT_V4, World};
+use integration::{belongings, debian, netns, pods, soak, workers};
+use nix::sys::signal::Signal;
 
 /// Pods of the full count.
 const PODS: usize = 200;
@@ -35,6 +38,10 @@ const AT_ONCE: usize = 3;
 const NAMES: usize = 8;
 /// Pods that each worker leaves before it removes the first: a kubelet removes what ended after some seconds.
 const LEFT_FOR_LATER: usize = 3;
+/// Two builds of a world and a runtime, and tests beside that have the machine's one world before.
+const VICTIM_READY_WITHIN: Duration = Duration::from_secs(600);
+/// Has the test of killed runs be the run that is killed, and how its one line begins.
+const VICTIM: &str = "FLOWTILLA_TEST_VICTIM";
 
 #[test]
 fn brief_pods_of_containerd_1_6_go_by_their_names() -> Result<()> {
@@ -57,7 +64,7 @@ fn pods_older_than_an_agent_that_sees_its_own_cgroup_only_go_by_their_names() ->
         return Ok(());
     };
     let world = World::build()?;
-    let runtime = Containerd::start(&world, package.as_deref())?;
+    let mut runtime = Containerd::start(&world, package.as_deref())?;
     let at = SocketAddr::from((RIGHT_V4.parse::<Ipv4Addr>()?, u16::try_from(PORT)?));
     let listener = world.right.enter(|| Ok(TcpListener::bind(at)?))?;
     let pod = Pod {
@@ -90,7 +97,73 @@ fn pods_older_than_an_agent_that_sees_its_own_cgroup_only_go_by_their_names() ->
         }),
     };
     ensure!(found[&PORT] == wanted, "{found:?}");
-    agent.interrupt()?.check_laws()
+    agent.interrupt()?.check_laws()?;
+
+    // A runtime that died keeps nobody from clearing what it has.
+    let name = runtime.name();
+    runtime.kill()?;
+    ensure!(
+        shims(&name)? > 0,
+        "a pod lives on: {:?}",
+        belongings::left(&name)?
+    );
+    drop(runtime);
+    let left = belongings::left(&name)?;
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_run_leaves_the_next_one_sweeps_away() -> Result<()> {
+    let Some(package) = runtime_of(None)? else {
+        return Ok(());
+    };
+    if std::env::var_os(VICTIM).is_some() {
+        return wait_to_be_killed(package.as_deref());
+    }
+    let mut command = Command::new(std::env::current_exe()?);
+    let this = "what_a_killed_run_leaves_the_next_one_sweeps_away";
+    command.args(["--exact", this, "--nocapture"]).env(VICTIM, "1");
+    let mut victim = Process::start(command)?;
+    let out = victim.out().clone();
+    // Others may have the machine's one world before it.
+    let name = victim.wait_for_line(out, VICTIM_READY_WITHIN, "a pod that runs", |line| {
+        let (_, name) = line.split_once(VICTIM)?;
+        Some(name.trim().to_owned())
+    })?;
+    ensure!(shims(&name)? > 0, "{:?}", belongings::left(&name)?);
+    victim.signal(Signal::SIGKILL)?;
+    victim.wait_end(PATIENCE)?;
+
+    let _alone = Alone::wait()?;
+    belongings::sweep()?;
+    netns::sweep()?;
+    let left = belongings::left(&name)?;
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+/// Runs a pod, says so, and waits for ever.
+fn wait_to_be_killed(package: Option<&Path>) -> Result<()> {
+    let world = World::build()?;
+    let runtime = Containerd::start(&world, package)?;
+    let pod = Pod {
+        name: "web-0".to_owned(),
+        uid: "00000000-0000-4000-8000-000000000000".to_owned(),
+        on_host: false,
+        script: "exec sleep 1000000".to_owned(),
+    };
+    runtime.cri()?.run_pod(&pod)?;
+    println!("{VICTIM} {}", runtime.name());
+    // Whoever started it holds the other end.
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// How many shims a runtime has.
+fn shims(name: &str) -> Result<usize> {
+    let all = belongings::left(name)?;
+    Ok(all.iter().filter(|it| it.contains("(containerd-shim")).count())
 }
 
 /// Package of a containerd, or the system's own; `None`: skipped.
@@ -227,19 +300,11 @@ fn containers_by_port(agent: &Agent, count: usize) -> Result<BTreeMap<usize, Con
 type Wanted = BTreeMap<usize, (Pod, Running)>;
 
 /// Runs pods, several at a time, under names that come again; what ran, by port.
-fn run_each(runtime: &Containerd<'_>, served: &Served, which: std::ops::Range<usize>) -> Result<Wanted> {
-    let next = AtomicUsize::new(which.start);
-    let run = Mutex::new(Wanted::new());
-    let work = || -> Result<()> {
+fn run_each(runtime: &Containerd<'_>, served: &Served, which: Range<usize>) -> Result<Wanted> {
+    let run = workers::share(AT_ONCE, which, |numbers| {
         let cri = runtime.cri()?;
-        let mut left = VecDeque::new();
-        loop {
-            let n = next.fetch_add(1, Ordering::Relaxed);
-            if n >= which.end {
-                return left
-                    .iter()
-                    .try_for_each(|sandbox: &String| cri.remove_pod(sandbox));
-            }
+        let (mut run, mut left) = (Vec::new(), VecDeque::new());
+        for n in numbers {
             let (pod, running) = run_one(&cri, n)?;
             served.wait(PORT + n)?;
             left.push_back(running.sandbox.clone());
@@ -248,17 +313,12 @@ fn run_each(runtime: &Containerd<'_>, served: &Served, which: std::ops::Range<us
             {
                 cri.remove_pod(&first)?;
             }
-            let mut run = run.lock().unwrap_or_else(PoisonError::into_inner);
-            run.insert(PORT + n, (pod, running));
+            run.push((PORT + n, (pod, running)));
         }
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
-        workers
-            .into_iter()
-            .try_for_each(|worker| worker.join().map_err(|_| anyhow!("a thread panicked"))?)
+        left.iter().try_for_each(|sandbox| cri.remove_pod(sandbox))?;
+        Ok(run)
     })?;
-    Ok(run.into_inner().unwrap_or_else(PoisonError::into_inner))
+    Ok(run.into_iter().collect())
 }
 
 /// Starts the `n`th pod, every other one in the host's network.

@@ -3,7 +3,8 @@
 //! Printed they have the forms of `agentctl up`: a line each, or one JSON object each. With `--ntopng` they go through the
 //! product's own exporter, with its acknowledgements and its pace, under a source id of their own; the cursors of the
 //! spool do not move. ntopng counts what comes as new traffic at the time it comes, under another probe: replay to one
-//! that has not had the records, or have hosts counted twice. Its loss count of the agent is not touched.
+//! that has not had the records, or have hosts counted twice. Its loss count of the agent is not touched; but as nested
+//! JSON the source id is one of 255, which nobody allots, and an agent may have the same.
 //!
 //! The spool is read as it is at the start: what an agent appends meanwhile is left out. What cannot be read on the way
 //! is told on stderr, and the exit code is 1; what the agent knows to be lost is told only.
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::progress::Progress;
 use super::{Directory, damage_line, told};
 use crate::cmd::spooled::{self, CollectorState, CollectorStatus, Event, Replay, Walker, Wanted, wall_now};
-use crate::cmd::up::args::{Loopback, parse_number, read_key};
+use crate::cmd::up::args::{Encoding, Loopback, parse_number, read_key};
 use crate::cmd::up::{json, lines};
 use crate::exit::{Exit, UsageError, say};
 use crate::output::{grouped, harmless, range};
@@ -52,6 +53,9 @@ pub(crate) struct ReplayArgs {
     /// ntopng's public CURVE key, or @ and a file that holds it.
     #[arg(long, value_name = "KEY|@FILE")]
     pub(crate) curve_key: Option<String>,
+    /// How flow records are written: nestedJson is for ntopng 5.2, which shows pods by it [default: tlv].
+    #[arg(long, value_enum)]
+    pub(crate) encoding: Option<Encoding>,
     /// What ntopng sees of a loopback address [default: hostAddress, of the host that replays].
     #[arg(long, value_enum)]
     pub(crate) loopback: Option<Loopback>,
@@ -70,7 +74,7 @@ pub(crate) struct ReplayArgs {
     /// Records that ended at this time or earlier.
     #[arg(long, value_name = "TIME", value_parser = When::parse)]
     pub(crate) until: Option<When>,
-    /// Most records a second [default: without a bound; 20000 with --ntopng].
+    /// Most records a second [default: without a bound; 20000 with --ntopng, 8000 of nestedJson].
     #[arg(long, value_name = "N", value_parser = parse_number)]
     pub(crate) rate: Option<u64>,
 }
@@ -133,6 +137,7 @@ impl ReplayArgs {
         let Some(endpoint) = &self.ntopng else {
             let given = [
                 ("--curve-key", self.curve_key.is_some()),
+                ("--encoding", self.encoding.is_some()),
                 ("--loopback", self.loopback.is_some()),
                 ("--record-ids", self.record_ids),
             ];
@@ -156,6 +161,7 @@ impl ReplayArgs {
             // Told above when it is out of range.
             records_per_second: self.rate.filter(|rate| RECORDS_PER_SECOND.contains(rate)),
             record_ids: Some(self.record_ids),
+            encoding: Encoding::sent(self.encoding).into(),
             ..wire::Collector::default()
         };
         Collector::try_from(sent).map(Some).map_err(|mistakes| {

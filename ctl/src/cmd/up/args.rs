@@ -172,6 +172,17 @@ pub(crate) enum Encoding {
     NestedJson,
 }
 
+impl Encoding {
+    /// As a collector has it.
+    pub(crate) fn sent(flag: Option<Self>) -> wire::Encoding {
+        match flag {
+            None => wire::Encoding::Unspecified,
+            Some(Self::Tlv) => wire::Encoding::Tlv,
+            Some(Self::NestedJson) => wire::Encoding::NestedJson,
+        }
+    }
+}
+
 /// What the flags ask for: objects for the controller, and what is the agent's own.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
@@ -249,11 +260,7 @@ impl UpArgs {
 
     /// A collector for each `--ntopng`, with its key or none.
     fn collectors(&self, keys: Vec<Option<String>>) -> impl Iterator<Item = wire::Collector> {
-        let encoding = match self.encoding {
-            None => wire::Encoding::Unspecified,
-            Some(Encoding::Tlv) => wire::Encoding::Tlv,
-            Some(Encoding::NestedJson) => wire::Encoding::NestedJson,
-        };
+        let encoding = Encoding::sent(self.encoding);
         self.ntopng
             .iter()
             .zip(keys)

@@ -1,6 +1,7 @@
 //! What flags mean, and how wrong ones are refused.
 
 use clap::Parser;
+use flowtilla_proto::collector::{self, HeaderVersion};
 
 use super::*;
 
@@ -46,6 +47,21 @@ fn flags_make_what_is_wanted() {
 }
 
 #[test]
+fn an_encoding_brings_its_header_and_its_pace() {
+    let one = |words: &[&str]| {
+        let words = [&["--ntopng=tcp://h:1"], words].concat();
+        let (_, collector) = args(&words).wanted(NOW).expect("it is sound");
+        let collector = collector.expect("there is one");
+        (collector.encoding, collector.header, collector.records_per_second)
+    };
+    assert_eq!(one(&[]), (collector::Encoding::Tlv, HeaderVersion::V2, 20_000));
+    assert_eq!(one(&["--encoding=tlv"]), one(&[]));
+    let nested = |rate| (collector::Encoding::NestedJson, HeaderVersion::V1, rate);
+    assert_eq!(one(&["--encoding=nestedJson"]), nested(8_000));
+    assert_eq!(one(&["--encoding=nestedJson", "--rate=9"]), nested(9));
+}
+
+#[test]
 fn each_wrong_flag_is_one_sentence_with_its_remedy() {
     for (words, sentence) in [
         (
@@ -64,6 +80,10 @@ fn each_wrong_flag_is_one_sentence_with_its_remedy() {
         (
             &["--curve-key", KEY],
             "--curve-key: there is no collector it is for; write --ntopng too",
+        ),
+        (
+            &["--encoding=nestedJson"],
+            "--encoding: there is no collector it is for; write --ntopng too",
         ),
         (
             &["--loopback=omit"],
