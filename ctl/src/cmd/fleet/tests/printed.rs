@@ -382,6 +382,14 @@ fn what_changes_for_whom_is_pinned() {
                 policy_before: if n == 0 { String::new() } else { "web".to_owned() },
                 policy_after: "web".to_owned(),
                 connected: n % 2 == 0,
+                refusal: (n == 20).then(|| told::Nack {
+                    section: told::Section::NotOffered.into(),
+                    path: "capture.exclude[0].podLabels".to_owned(),
+                    reason: "not offered: version 0.0.9 does not know capture.exclude[0].podLabels of policy web; \
+                             upgrade the agent, or take it out of policy web"
+                        .to_owned(),
+                    ..told::Nack::default()
+                }),
             })
             .collect(),
         rollout: 3,
