@@ -22,6 +22,7 @@
 //! rollout     id, revision, policy, state, wave, waves, began, ended, soakUntil, waitsFor, acked, nacked, pending, offline,
 //!             failures [{gate, agents [], value, baseline, bound, message}]
 //! status      version, trustDomain, started, revision, epoch, agents, connected, converged, nacked, behind, tied,
+//!             notOffered: of those nacked, agents that do not know what they are to have
 //!             roots [{id, notAfter, signs}], rollout, caller, callerNotAfter
 //! ```
 //!
@@ -496,6 +497,7 @@ pub(crate) fn status(status: &StatusResponse) -> Plain {
         .number("tied", status.tied)
         .given("conflicts", status.conflicts)
         .given("draining", status.draining)
+        .given("notOffered", status.not_offered)
         .part("roots", Some(roots(&status.roots)))
         .part("rollout", status.rollout.as_ref().map(rollout))
         .text("caller", &status.caller)

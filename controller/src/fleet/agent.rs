@@ -202,9 +202,8 @@ impl Agent {
 
     /// Whether it has in force what it is to have, and reads it as it is meant.
     pub(super) fn converged(&self) -> bool {
-        let misread = |nack: &wire::Nack| nack.section() == wire::Section::NotOffered;
         let wanted = self.wanted.as_ref();
-        wanted.is_some_and(|wanted| self.held == Some(wanted.mark)) && !self.refusal().is_some_and(misread)
+        wanted.is_some_and(|wanted| self.held == Some(wanted.mark)) && !self.is_withheld()
     }
 
     /// Its refusal of what it is to have.

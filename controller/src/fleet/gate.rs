@@ -36,6 +36,12 @@ impl Agent {
         content.needs.iter().filter(|need| !self.knows(need.feature))
     }
 
+    /// Whether what it is to have is refused in its place.
+    pub(super) fn is_withheld(&self) -> bool {
+        let refusal = self.refusal();
+        refusal.is_some_and(|nack| nack.section() == Section::NotOffered)
+    }
+
     /// Whether what it is to have says that it is drained. One that does not know it would go on capturing, while others do not
     /// count on it any more.
     pub(super) fn drains(&self) -> bool {

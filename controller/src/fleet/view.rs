@@ -33,6 +33,8 @@ pub struct Standing {
     pub converged: u32,
     /// Agents that refused what they are to have, or do not know it.
     pub nacked: u32,
+    /// Of those, agents that do not know it, and were not offered it.
+    pub not_offered: u32,
     /// Agents, connected or not, that have not what they are to have.
     pub behind: u32,
     /// Agents that several policies of one priority choose.
@@ -129,7 +131,8 @@ impl Fleet {
         let live = || self.agents.values().filter(|agent| !agent.revoked);
         let connected = || live().filter(|agent| agent.line.is_some());
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let refuses = |agent: &&Agent| agent.refusal().is_some() || agent.refuses_to_drain();
+        let unknown = |agent: &&Agent| agent.is_withheld() || agent.refuses_to_drain();
+        let refuses = |agent: &&Agent| agent.refusal().is_some() || unknown(agent);
         let mut by_state = BTreeMap::<AgentState, u32>::new();
         for agent in self.agents.values() {
             *by_state.entry(agent_state(agent)).or_default() += 1;
@@ -146,6 +149,7 @@ impl Fleet {
             connected: number(connected().count()),
             converged: number(connected().filter(|agent| agent.converged()).count()),
             nacked: number(live().filter(refuses).count()),
+            not_offered: number(live().filter(unknown).count()),
             behind: number(live().filter(|agent| !agent.converged()).count()),
             tied: number(self.tied()),
             draining: number(live().filter(|agent| agent.drain).count()),

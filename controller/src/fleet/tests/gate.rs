@@ -250,9 +250,10 @@ fn an_older_agent_that_comes_later_is_told_apart_until_it_comes_as_another_versi
             (Section::NotOffered, "capture.exclude[0].podLabels")
         );
         assert_eq!(told.held, None);
+        let standing = scene.fleet.standing();
         assert_eq!(
-            (scene.fleet.standing().nacked, scene.fleet.standing().behind),
-            (1, 1)
+            (standing.nacked, standing.not_offered, standing.behind),
+            (1, 1, 1)
         );
         if !restarted {
             scene.restart();

@@ -300,7 +300,7 @@ pub(crate) fn told(answer: &ApplyResponse, dry_run: bool) -> String {
     };
     let agents = match refusing.len() {
         0 => agents,
-        n => format!("{agents}, {n} of them not as they are"),
+        n => format!("{agents}; not offered to {n}"),
     };
     if answer.rollback_to > 0 {
         text += &format!("back to the objects of revision {}\n", answer.rollback_to);
