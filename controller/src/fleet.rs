@@ -8,6 +8,7 @@
 //! Invariants:
 //! - What an agent is to have is always the whole assignment of one policy of one revision, named by (epoch, version).
 //! - An agent is never offered a place in that order at or below one that it said to hold, unless it is that very content.
+//! - An agent is offered nothing that it would misread ([`gate`]).
 //! - At most one offer is open on a stream, the newest; an answer with another nonce changes nothing.
 //! - A revision is never changed; going back makes another one.
 //! - A source id belongs to one agent for ever; one of 8 bits to one agent of an endpoint at a time.
@@ -44,10 +45,12 @@ mod agent;
 mod change;
 pub mod content;
 mod drain;
+mod gate;
 pub mod heard;
 mod load;
 pub mod mailbox;
 mod members;
+pub mod needs;
 pub mod offers;
 mod questions;
 mod rollouts;
@@ -301,7 +304,7 @@ impl Fleet {
         self.settle(id, now);
         // Before an offer is said again.
         self.name_shortly(id);
-        self.reconcile(id);
+        self.reconcile(id, now);
         self.tell_rollouts(id, now);
         self.members.handle_open(session);
         self.members.touch();
@@ -628,7 +631,7 @@ impl Fleet {
         self.holdings_late.insert(bucket(id.as_str()));
         self.members.touch();
         self.name_shortly(id);
-        self.reconcile(id);
+        self.reconcile(id, now);
         self.tell_rollouts(id, now);
     }
 
@@ -637,7 +640,7 @@ impl Fleet {
         let Some(agent) = self.agents.get(id).filter(|agent| !agent.revoked) else {
             return;
         };
-        let drain = agent.drain;
+        let drain = agent.drains();
         let Some(next) = of_targets(&self.objects, &self.targets, id, agent) else {
             return;
         };
@@ -661,7 +664,7 @@ impl Fleet {
             next = self.drained(kept, drain);
         }
         if self.agents.get(id).is_some_and(|agent| !agent.is_to_have(&next)) {
-            self.issue(id, next);
+            self.issue(id, next, now);
         }
     }
 
@@ -681,7 +684,7 @@ impl Fleet {
     }
 
     /// Makes a content what an agent is to have, under a version of its own, and offers it.
-    fn issue(&mut self, id: &MemberName, content: Arc<Content>) {
+    fn issue(&mut self, id: &MemberName, content: Arc<Content>, now: Now) {
         let Some(agent) = self.agents.get_mut(id) else {
             return;
         };
@@ -719,11 +722,11 @@ impl Fleet {
         }
         self.holdings.insert(bucket(id.as_str()));
         self.name_shortly(id);
-        self.offer(id);
+        self.offer(id, now);
     }
 
     /// Brings what an agent says to hold together with what it is to have.
-    fn reconcile(&mut self, id: &MemberName) {
+    fn reconcile(&mut self, id: &MemberName, now: Now) {
         let Some(agent) = self.agents.get(id) else {
             return;
         };
@@ -734,14 +737,17 @@ impl Fleet {
         let beyond = |held: Mark| held != wanted.mark && held.place() >= wanted.mark.place();
         if agent.held.is_some_and(beyond) {
             let content = Arc::clone(&wanted.content);
-            self.issue(id, content);
+            self.issue(id, content, now);
         } else {
-            self.offer(id);
+            self.offer(id, now);
         }
     }
 
-    /// Offers what an agent is to have, unless it has it, was offered it, or has refused it on this stream.
-    fn offer(&mut self, id: &MemberName) {
+    /// Offers what an agent is to have, unless it has it, was offered it, has refused it on this stream, or would misread it.
+    fn offer(&mut self, id: &MemberName, now: Now) {
+        if self.withhold(id, now) {
+            return;
+        }
         let Some(agent) = self.agents.get_mut(id) else {
             return;
         };

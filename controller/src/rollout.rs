@@ -430,7 +430,7 @@ impl Rollout {
                 }
             }
             // It refused while others had stopped the rollout: it is at fault too.
-            (Content::Change, Part::TakingBack) => {
+            (Content::Change, Part::TakingBack) if member.reason != noted => {
                 self.set(agent, |member| member.reason = noted);
                 gates::add_agent(&mut self.head.failures, Gate::Nack, agent);
                 self.changed.head = true;

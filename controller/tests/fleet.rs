@@ -40,10 +40,17 @@ impl Line {
         Ok(Self { out, told })
     }
 
+    /// As an agent of a version before there were features.
     async fn join(channel: Channel) -> Self {
+        Self::join_with(channel, Vec::new(), None).await
+    }
+
+    async fn join_with(channel: Channel, features: Vec<i32>, held: Option<say::Held>) -> Self {
         let mut line = Self::open(channel).await.expect("opened");
         let hello = say::Hello {
             source_id: 7,
+            features,
+            held,
             ..say::Hello::default()
         };
         line.say(from_agent::Body::Hello(hello)).await;
@@ -67,22 +74,31 @@ impl Line {
 
     /// The next offer, acked; the policy in it.
     async fn adopt(&mut self) -> Option<wire::Policy> {
-        let offer = match self.next().await {
-            Body::Offer(offer) => offer,
-            other => panic!("{other:?}"),
+        self.adopt_and_hold().await.0
+    }
+
+    async fn adopt_and_hold(&mut self) -> (Option<wire::Policy>, say::Held) {
+        let offer = loop {
+            match self.next().await {
+                Body::Offer(offer) => break offer,
+                // On a machine that is slow enough, lists come meanwhile.
+                Body::Members(_) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        let held = say::Held {
+            epoch: offer.epoch,
+            version: offer.version,
+            digest: offer.digest.clone(),
         };
         self.say(from_agent::Body::Ack(say::Ack {
             nonce: offer.nonce,
-            held: Some(say::Held {
-                epoch: offer.epoch,
-                version: offer.version,
-                digest: offer.digest.clone(),
-            }),
+            held: Some(held.clone()),
             effective: None,
         }))
         .await;
         let assignment = say::Assignment::decode(&offer.content[..]).expect("an assignment");
-        assignment.policy
+        (assignment.policy, held)
     }
 }
 
@@ -153,6 +169,104 @@ async fn a_deployed_policy_is_acked_over_mutual_tls_and_the_rollout_ends() {
     let status = fleet.status(StatusRequest {}).await.expect("status").into_inner();
     assert_eq!((status.connected, status.converged, status.revision), (1, 1, 1));
     assert_eq!(status.caller, "spiffe://fleet.example/operator/admin");
+    scene.controller.stop().await.expect("stopped");
+}
+
+/// How a rollout ended.
+async fn end_of(fleet: &mut FleetClient<Channel>, rollout: u64) -> wire::fleet::Rollout {
+    let watch = WatchRequest { rollout };
+    let mut events = fleet.watch(watch).await.expect("watched").into_inner();
+    let end = async {
+        let mut last = None;
+        while let Some(event) = events.message().await.expect("an event") {
+            last = event.rollout;
+        }
+        last.expect("a rollout")
+    };
+    tokio::time::timeout(PATIENCE, end).await.expect("in time")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_without_features_gets_no_rule_that_it_would_widen_and_keeps_what_it_has() {
+    let scene = Scene::start().await;
+    let (_, mut fleet) = operator(&scene).await;
+    let agent = scene.member().await;
+    let mut line = Line::join(scene.channel_of(&agent).await.expect("a channel")).await;
+    assert_eq!(line.adopt().await, None);
+    let apply = |objects, dry_run| ApplyRequest {
+        objects,
+        dry_run,
+        ..ApplyRequest::default()
+    };
+    let first = fleet
+        .apply(apply(objects(), false))
+        .await
+        .expect("applied")
+        .into_inner();
+    let plain = line.adopt().await.expect("a policy");
+    assert_eq!(
+        end_of(&mut fleet, first.rollout).await.state(),
+        RolloutState::Done
+    );
+
+    let mut narrower = objects();
+    let Some(object::Kind::Policy(policy)) = &mut narrower[1].kind else {
+        panic!("the second is a policy");
+    };
+    policy.capture = Some(wire::Capture {
+        exclude: vec![wire::FlowRule {
+            ports: vec!["443".into()],
+            pod_labels: vec!["app=web".into()],
+            ..wire::FlowRule::default()
+        }],
+        ..wire::Capture::default()
+    });
+    let dry = fleet
+        .apply(apply(narrower.clone(), true))
+        .await
+        .expect("told")
+        .into_inner();
+    let refusal = dry.agents[0].refusal.clone().expect("it is told beforehand");
+    assert_eq!(
+        (refusal.section(), refusal.path.as_str()),
+        (say::Section::NotOffered, "capture.exclude[0].podLabels")
+    );
+    let applied = fleet
+        .apply(apply(narrower.clone(), false))
+        .await
+        .expect("applied")
+        .into_inner();
+    // What it is offered next is what it had: nobody offered it the other one before.
+    let (policy, held) = line.adopt_and_hold().await;
+    assert_eq!(policy, Some(plain));
+    let end = end_of(&mut fleet, applied.rollout).await;
+    assert_eq!(end.state(), RolloutState::RolledBack);
+    assert_eq!(end.failures[0].gate, "nack");
+    assert!(
+        end.failures[0]
+            .message
+            .contains("capture.exclude[0].podLabels of policy p"),
+        "{}",
+        end.failures[0].message
+    );
+
+    // The same identity, of a version that knows it.
+    drop(line);
+    let known = vec![say::Feature::RulePodLabels.into()];
+    let channel = scene.channel_of(&agent).await.expect("a channel");
+    let mut line = Line::join_with(channel, known, Some(held)).await;
+    let applied = fleet
+        .apply(apply(narrower, false))
+        .await
+        .expect("applied")
+        .into_inner();
+    assert_eq!(applied.agents[0].refusal, None);
+    let policy = line.adopt().await.expect("a policy");
+    assert_eq!(policy.capture.expect("there").exclude[0].pod_labels, ["app=web"]);
+    assert_eq!(
+        end_of(&mut fleet, applied.rollout).await.state(),
+        RolloutState::Done
+    );
     scene.controller.stop().await.expect("stopped");
 }
 

@@ -8,7 +8,8 @@
 //!             revisionHeld, revisionWanted, converged: it has what it is to have
 //!             tied []: policies of one priority that all choose it; it keeps the one of them that it has
 //!             untoldOctets: of flows that others left to it and that it did not tell
-//!             refusal {section, path, reason}: of what it is to have
+//!             refusal {section, path, reason}: of what it is to have; section "notOffered": the controller's, since it does not
+//!               know the field at path
 //!             effective {programs [], refused [{program, reason, without}], collectors []}
 //!             health {uptimeMs, capturing, observedOctets, observedPackets, records, flows, drops {place: number},
 //!               filtered, sampledOut {records, octets, packets}, coverage {ends, withProcess, withNames},
@@ -22,6 +23,7 @@
 //! rollout     id, revision, policy, state, wave, waves, began, ended, soakUntil, waitsFor, acked, nacked, pending, offline,
 //!             failures [{gate, agents [], value, baseline, bound, message}]
 //! status      version, trustDomain, started, revision, epoch, agents, connected, converged, nacked, behind, tied,
+//!             notOffered: of those nacked, agents that do not know what they are to have
 //!             roots [{id, notAfter, signs}], rollout, caller, callerNotAfter
 //! ```
 //!
@@ -35,7 +37,7 @@ use flowtilla_proto::wire::fleet::{
     Agent, AgentState, Change, DrainState, GateFailure, Operator, Revision, Rollout, RolloutState, Root,
     StatusResponse, Token,
 };
-use flowtilla_proto::wire::session::{Aside, CollectorHealth, CollectorState, Drop, Health, Section};
+use flowtilla_proto::wire::session::{Aside, CollectorHealth, CollectorState, Drop, Health, Nack, Section};
 
 use crate::document::render::Plain;
 use crate::output::{rfc3339, span, word};
@@ -134,7 +136,7 @@ pub(crate) fn condition(agent: &Agent) -> String {
         return agent.conflict.clone();
     }
     if let Some(nack) = &agent.nack {
-        return format!("refused: {}", nack.reason);
+        return refusal(nack, "refused");
     }
     if !agent.tied.is_empty() {
         return format!("tied: {} have one priority", agent.tied.join(", "));
@@ -179,7 +181,16 @@ fn drain_state(state: DrainState) -> &'static str {
 
 /// Whether it has what it is to have.
 pub(crate) fn converged(agent: &Agent) -> bool {
-    agent.held.is_some() && agent.held == agent.wanted
+    let withheld = |nack: &Nack| nack.section() == Section::NotOffered && nack.path != "drain";
+    agent.held.is_some() && agent.held == agent.wanted && !agent.nack.as_ref().is_some_and(withheld)
+}
+
+/// Why an agent has not what it is to have: its own words behind `word`, or the controller's.
+pub(crate) fn refusal(nack: &Nack, word: &str) -> String {
+    match nack.section() {
+        Section::NotOffered => nack.reason.clone(),
+        _ => format!("{word}: {}", nack.reason),
+    }
 }
 
 /// Word of a state.
@@ -500,6 +511,7 @@ pub(crate) fn status(status: &StatusResponse) -> Plain {
         .number("tied", status.tied)
         .given("conflicts", status.conflicts)
         .given("draining", status.draining)
+        .given("notOffered", status.not_offered)
         .part("roots", Some(roots(&status.roots)))
         .part("rollout", status.rollout.as_ref().map(rollout))
         .text("caller", &status.caller)
@@ -529,6 +541,7 @@ fn section(section: Section) -> &'static str {
         Section::Buffer => "buffer",
         Section::Limits => "limits",
         Section::Persist => "persist",
+        Section::NotOffered => "notOffered",
     }
 }
 

@@ -17,6 +17,7 @@ use crate::backoff::Backoff;
 use crate::time::KernelTime;
 
 pub use self::assignment::{Assignment, Fault, Section};
+pub use self::features::FEATURES;
 pub use self::judge::{Digest, Held, Refusal, Verdict, Version, judge};
 pub use self::message::{
     CONTENT_OCTETS_MAX, EndReason, Incoming, Offer, Outgoing, ROOTS_MAX, Violation, Welcome,
@@ -25,6 +26,7 @@ pub use self::renewal::{Renewal, Validity};
 pub use self::short::{NoShortId, SHORT_IDS_MAX, ShortIds};
 
 mod assignment;
+mod features;
 mod judge;
 mod message;
 mod renewal;

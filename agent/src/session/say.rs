@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use flowtilla_agent_core::flow::record::BootId;
-use flowtilla_agent_core::session::{Held, Outgoing};
+use flowtilla_agent_core::session::{FEATURES, Held, Outgoing};
 use flowtilla_agent_core::top::wire::Question as TopQuestion;
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::wire::session::{self as wire, from_agent::Body};
@@ -101,6 +101,7 @@ impl Speaker {
             boot_id: self.facts.boot.0.to_vec(),
             scope: self.facts.scope.clone(),
             instance: self.facts.instance.to_be_bytes().to_vec(),
+            features: FEATURES.map(Into::into).to_vec(),
         }
     }
 

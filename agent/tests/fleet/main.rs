@@ -15,7 +15,7 @@ use flowtilla_agent::held::HeldStore;
 use flowtilla_agent::identity::{self, Asker, Credentials, SettleError, Token, WallClock};
 use flowtilla_agent::session::{Facts, Governed, News, Parts, Ready, Vitals};
 use flowtilla_agent_core::flow::record::BootId;
-use flowtilla_agent_core::session::{Assignment, Fault, Section, ShortIds};
+use flowtilla_agent_core::session::{Assignment, FEATURES, Fault, Section, ShortIds};
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::token::{JoinToken, TokenId};
 use flowtilla_proto::wire::enrol::Reason;
@@ -198,6 +198,7 @@ async fn an_agent_enrols_is_offered_a_policy_applies_it_and_acks() {
     let (mut session, hello) = controller.welcomed().await;
     assert_eq!(session.svid.id.to_string(), "spiffe://test/agent/a");
     assert_eq!((hello.held, hello.source_id, hello.labels), (None, 5, labels()));
+    assert_eq!(hello.features, FEATURES.map(i32::from));
     assert_eq!(
         (hello.addresses, hello.boot_id),
         (vec![vec![192, 0, 2, 1]], vec![3; 16])

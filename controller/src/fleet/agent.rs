@@ -240,9 +240,15 @@ impl Agent {
     pub(super) fn drain_state(&self) -> DrainState {
         match self.drain {
             false => DrainState::Unspecified,
-            true if self.converged() && self.idle_beats >= IDLE_BEATS => DrainState::Drained,
+            true if self.is_told_to_rest() && self.idle_beats >= IDLE_BEATS => DrainState::Drained,
             true => DrainState::Draining,
         }
+    }
+
+    /// Whether it has in force that it captures nothing.
+    fn is_told_to_rest(&self) -> bool {
+        let rests = |content: &Content| content.drain || content.policy.is_none();
+        self.converged() && self.wanted.as_ref().is_some_and(|wanted| rests(&wanted.content))
     }
 
     /// Whether what it is to have asks the same as this.
@@ -251,10 +257,10 @@ impl Agent {
         wanted.is_some_and(|wanted| wanted.content.sameness == content.sameness)
     }
 
-    /// Whether it has in force what it is to have.
+    /// Whether it has in force what it is to have, and reads it as it is meant.
     pub(super) fn converged(&self) -> bool {
         let wanted = self.wanted.as_ref();
-        wanted.is_some_and(|wanted| self.held == Some(wanted.mark))
+        wanted.is_some_and(|wanted| self.held == Some(wanted.mark)) && !self.is_withheld()
     }
 
     /// Its refusal of what it is to have.

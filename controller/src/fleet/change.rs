@@ -327,7 +327,7 @@ impl Fleet {
             let Some(next) = of_targets(after, &new, id, agent) else {
                 continue;
             };
-            let next = match next.drained(agent.drain) {
+            let next = match next.drained(agent.drains()) {
                 Some(other) => contents.keep(other),
                 None => next,
             };
@@ -345,6 +345,7 @@ impl Fleet {
                     .unwrap_or_default(),
                 policy_after: next.policy.clone().unwrap_or_default(),
                 connected: agent.line.is_some(),
+                refusal: agent.line.as_ref().and_then(|_| agent.refusal_of(&next)),
             });
         }
         (changes, groups)

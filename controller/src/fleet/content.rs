@@ -9,6 +9,8 @@ use flowtilla_proto::wire::session::Assignment;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+use super::needs::{Need, needs};
+
 /// SHA-256.
 pub type Hash = [u8; 32];
 
@@ -33,6 +35,8 @@ pub struct Content {
     pub partial: bool,
     /// Its agents capture nothing, whatever the policy says, and send what waits.
     pub drain: bool,
+    /// What an agent must understand to be offered it.
+    pub needs: Vec<Need>,
 }
 
 /// A collector of header version 1.
@@ -82,6 +86,7 @@ impl Content {
             short: assignment.collectors.iter().filter_map(short).collect(),
             partial: policy.is_some_and(partial),
             drain: assignment.drain,
+            needs: needs(assignment),
         }
     }
 

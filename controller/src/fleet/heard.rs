@@ -42,7 +42,8 @@ const INSTANCE_OCTETS_MAX: usize = 16;
 /// What an agent says first, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hello {
-    /// As it was said, for people; long texts cut, `addresses`, `labels` and `held` taken out.
+    /// As it was said, for people; long texts cut, `addresses`, `labels` and `held` taken out. `features`: those that this
+    /// version knows, each once.
     pub said: wire::Hello,
     /// Addresses of the host that others reach it at.
     pub addresses: Vec<IpAddr>,
@@ -181,6 +182,11 @@ impl Hello {
             .take()
             .map(|held| mark("hello.held", &held))
             .transpose()?;
+        said.features
+            .retain(|number| wire::Feature::try_from(*number).is_ok());
+        said.features.sort_unstable();
+        said.features.dedup();
+        said.features.shrink_to_fit();
         for text in [
             &mut said.version,
             &mut said.host_name,
@@ -229,6 +235,9 @@ impl Heard {
             Some(Body::Nack(mut sent)) => {
                 if let Some(held) = &sent.held {
                     mark("nack.held", held)?;
+                }
+                if sent.section() == wire::Section::NotOffered {
+                    sent.set_section(wire::Section::Unspecified); // The controller's word.
                 }
                 cut(&mut sent.path, TEXT_OCTETS_MAX);
                 sentence(&mut sent.reason);

@@ -134,7 +134,8 @@ impl Fleet {
             let (Some(line), Some(content)) = (&agent.line, &agent.in_force) else {
                 continue;
             };
-            if content.drain {
+            let misread = agent.misreads(content).next().is_some();
+            if content.drain && !misread {
                 continue; // It sees nothing: its peers tell what they have with it.
             }
             let own = |address: &&IpAddr| self.members.owner(**address) == Some(id);
@@ -142,7 +143,7 @@ impl Fleet {
             let member = wire::Member {
                 agent: id.to_string(),
                 addresses,
-                partial: content.partial || agent.silent,
+                partial: content.partial || misread || agent.silent,
                 stream: self.members.run.wrapping_add(line.session.0),
                 since: 0,
             };

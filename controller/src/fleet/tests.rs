@@ -9,6 +9,7 @@ use super::*;
 use crate::policy::KIND_POLICY;
 
 mod drain;
+mod gate;
 mod history;
 mod mailbox;
 mod members;
@@ -47,8 +48,15 @@ pub(crate) fn hello_wire(source_id: u32) -> say::Hello {
         host_name: "host".into(),
         source_id,
         boot_id: vec![7; 16],
+        features: features(),
         ..say::Hello::default()
     }
+}
+
+/// All that an agent of this version says that it understands.
+pub(crate) fn features() -> Vec<i32> {
+    let known = |number: &i32| say::Feature::try_from(*number).is_ok();
+    (1..=i32::from(u8::MAX)).filter(known).collect()
 }
 
 pub(crate) fn from_agent(body: say::from_agent::Body) -> say::FromAgent {

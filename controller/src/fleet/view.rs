@@ -31,8 +31,10 @@ pub struct Standing {
     pub connected: u32,
     /// Of those connected, with what they are to have in force.
     pub converged: u32,
-    /// Agents that refused what they are to have.
+    /// Agents that refused what they are to have, or do not know it.
     pub nacked: u32,
+    /// Of those, agents that do not know it, and were not offered it.
+    pub not_offered: u32,
     /// Agents, connected or not, that have not what they are to have.
     pub behind: u32,
     /// Agents that several policies of one priority choose.
@@ -112,7 +114,7 @@ impl Fleet {
             policy: wanted
                 .and_then(|wanted| wanted.content.policy.clone())
                 .unwrap_or_default(),
-            nack: agent.refusal().cloned(),
+            nack: agent.refusal().cloned().or_else(|| agent.refusal_to_drain(id)),
             source_id: self.sources.of(id).map_or(0, |id| id.number()),
             revision_held: agent.in_force.as_ref().map_or(0, |content| content.revision),
             revision_wanted: wanted.map_or(0, |wanted| wanted.content.revision),
@@ -130,6 +132,8 @@ impl Fleet {
         let live = || self.agents.values().filter(|agent| !agent.revoked);
         let connected = || live().filter(|agent| agent.line.is_some());
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let unknown = |agent: &&Agent| agent.is_withheld() || agent.refuses_to_drain();
+        let refuses = |agent: &&Agent| agent.refusal().is_some() || unknown(agent);
         let mut by_state = BTreeMap::<AgentState, u32>::new();
         for agent in self.agents.values() {
             *by_state.entry(agent_state(agent)).or_default() += 1;
@@ -145,7 +149,8 @@ impl Fleet {
             agents: number(live().count()),
             connected: number(connected().count()),
             converged: number(connected().filter(|agent| agent.converged()).count()),
-            nacked: number(live().filter(|agent| agent.refusal().is_some()).count()),
+            nacked: number(live().filter(refuses).count()),
+            not_offered: number(live().filter(unknown).count()),
             behind: number(live().filter(|agent| !agent.converged()).count()),
             tied: number(self.tied()),
             draining: number(live().filter(|agent| agent.drain).count()),

@@ -414,6 +414,7 @@ impl Fleet for Service {
             tied: standing.tied,
             conflicts: standing.conflicts,
             draining: standing.draining,
+            not_offered: standing.not_offered,
             roots: roots.iter().map(root).collect(),
             rollout: standing.rollout,
             caller: caller.to_string(),

@@ -212,6 +212,70 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_this_version_does_not_know_is_refused_at_its_place_and_is_no_default() {
+        const LATER: i32 = 77;
+        let collector = objects::Collector {
+            name: "one".into(),
+            endpoint: "tcp://192.0.2.1:5556".into(),
+            ..objects::Collector::default()
+        };
+        let export = |mode, loopback| objects::Policy {
+            export: Some(objects::Export {
+                mode,
+                loopback,
+                ..objects::Export::default()
+            }),
+            ..objects::Policy::default()
+        };
+        let enrich = objects::Policy {
+            enrich: Some(objects::Enrich {
+                command_line: LATER,
+                ..objects::Enrich::default()
+            }),
+            ..objects::Policy::default()
+        };
+        let scope = objects::Policy {
+            capture: Some(objects::Capture {
+                // As a part of the host of a kind that only a later version has.
+                scopes: vec![objects::Scope { part: None }],
+                ..objects::Capture::default()
+            }),
+            ..objects::Policy::default()
+        };
+        let of_collector = |change: fn(&mut objects::Collector)| {
+            let mut collector = collector.clone();
+            change(&mut collector);
+            content(Some(objects::Policy::default()), vec![collector])
+        };
+        let of_policy = |policy| content(Some(policy), Vec::new());
+        assert!(Assignment::parse(&of_collector(|_| {})).is_ok());
+        for (content, section, path) in [
+            (
+                of_collector(|it| it.encoding = LATER),
+                Section::Export,
+                "collectors[0].encoding",
+            ),
+            (
+                of_collector(|it| it.header_version = LATER),
+                Section::Export,
+                "collectors[0].headerVersion",
+            ),
+            (
+                of_collector(|it| it.on_collector_restart = LATER),
+                Section::Export,
+                "collectors[0].onCollectorRestart",
+            ),
+            (of_policy(export(LATER, 0)), Section::Export, "export.mode"),
+            (of_policy(export(0, LATER)), Section::Export, "export.loopback"),
+            (of_policy(enrich), Section::Enrich, "enrich.commandLine"),
+            (of_policy(scope), Section::Capture, "capture.scopes[0]"),
+        ] {
+            let fault = Assignment::parse(&content).expect_err("it is of a later version");
+            assert_eq!((fault.section, fault.path.as_str()), (section, path), "{fault:?}");
+        }
+    }
+
+    #[test]
     fn octets_that_are_no_assignment_are_the_offers_fault() {
         for octets in [&[0xff_u8][..], &[0x0a, 0x7f], &[0x0a, 0x02, 0x08]] {
             let fault = Assignment::parse(octets).expect_err("no assignment");

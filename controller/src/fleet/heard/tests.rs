@@ -59,6 +59,37 @@ fn what_is_beyond_a_bound_is_refused_or_cut() {
 }
 
 #[test]
+fn features_of_a_later_version_are_ignored_and_each_is_kept_once() {
+    let (drain, labels) = (
+        i32::from(wire::Feature::Drain),
+        i32::from(wire::Feature::RulePodLabels),
+    );
+    let mut features = vec![i32::MAX, drain, -1, labels, drain];
+    features.extend(1_000..20_000);
+    let hello = parse(wire::Hello { features, ..good() }).expect("a hello");
+    assert_eq!(hello.said.features, [labels, drain]);
+}
+
+#[test]
+fn an_agent_does_not_speak_for_the_controller() {
+    let nack = |section: wire::Section| {
+        let nack = wire::Nack {
+            section: section.into(),
+            ..wire::Nack::default()
+        };
+        let said = wire::FromAgent {
+            body: Some(Body::Nack(nack)),
+        };
+        match Heard::parse(said) {
+            Ok(Heard::Nack(nack)) => nack.section(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(nack(wire::Section::Capture), wire::Section::Capture);
+    assert_eq!(nack(wire::Section::NotOffered), wire::Section::Unspecified);
+}
+
+#[test]
 fn a_heartbeat_of_empty_elements_takes_the_memory_of_what_is_kept() {
     use prost::Message;
 

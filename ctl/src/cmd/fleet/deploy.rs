@@ -277,7 +277,10 @@ pub(crate) fn told(answer: &ApplyResponse, dry_run: bool) -> String {
         }
         text += &changed(told);
     }
-    for agent in answer.agents.iter().take(AGENTS_SHOWN) {
+    // Those that will not get it are looked for first.
+    let (refusing, others): (Vec<_>, Vec<_>) =
+        (answer.agents.iter()).partition(|agent| agent.refusal.is_some());
+    for agent in refusing.iter().chain(&others).take(AGENTS_SHOWN) {
         text += &for_whom(agent);
     }
     let more = answer.agents.len().saturating_sub(AGENTS_SHOWN);
@@ -294,6 +297,10 @@ pub(crate) fn told(answer: &ApplyResponse, dry_run: bool) -> String {
         (0, _) => "no agent gets anything else".to_owned(),
         (n, 0) => format!("{n} agent(s) get something else"),
         (n, offline) => format!("{n} agent(s) get something else, {offline} of them when they are back"),
+    };
+    let agents = match refusing.len() {
+        0 => agents,
+        n => format!("{agents}; not offered to {n}"),
     };
     if answer.rollback_to > 0 {
         text += &format!("back to the objects of revision {}\n", answer.rollback_to);
@@ -346,5 +353,9 @@ fn for_whom(agent: &AgentChange) -> String {
         false => format!("{before} → {after}"),
     };
     let when = if agent.connected { "" } else { " (offline)" };
-    format!("agent {}: {what}{when}\n", word(&agent.agent))
+    let refusal = match &agent.refusal {
+        Some(nack) => format!("; {}", harmless(&view::refusal(nack, "refused"))),
+        None => String::new(),
+    };
+    format!("agent {}: {what}{when}{refusal}\n", word(&agent.agent))
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use flowtilla_proto::wire::fleet::{Agent, AgentState, AgentsRequest, DrainRequest, DrainState};
+use flowtilla_proto::wire::session::Section;
 use tokio::time::{Instant, sleep};
 
 use super::print;
@@ -14,6 +15,7 @@ use crate::client::{Client, Reach};
 use crate::exit::{Exit, say};
 use crate::output::{harmless, word};
 use crate::signals::Signals;
+use crate::view;
 
 /// How long `--wait` waits when it says nothing.
 ///
@@ -95,7 +97,7 @@ pub(crate) async fn drain(client: &Client, agents: &[String], undo: bool) -> any
 ///
 /// # Errors
 ///
-/// The controller is lost, or a line cannot be told.
+/// The controller is lost, a line cannot be told, or nobody who is left knows how to be drained.
 pub(crate) async fn wait(
     client: &Client,
     agents: &[String],
@@ -110,11 +112,12 @@ pub(crate) async fn wait(
             ..AgentsRequest::default()
         };
         let answer = client.ask(client.fleet().agents(request)).await?;
-        let mut left = Vec::new();
+        let (mut left, mut hopeless) = (Vec::new(), 0);
         for agent in &answer.agents {
             let line = format!("{}: {}", word(&agent.id), stands(agent));
             if agent.drain() != DrainState::Drained {
                 left.push(line.clone());
+                hopeless += usize::from(knows_no_drain(agent));
             }
             if told.get(&agent.id) != Some(&line) {
                 tell(&line)?;
@@ -124,11 +127,23 @@ pub(crate) async fn wait(
         if left.is_empty() {
             return Ok(None);
         }
+        if hopeless == left.len() {
+            anyhow::bail!("{}", left.join("; "));
+        }
         if Instant::now() >= end {
             return Ok(Some(left.join("; ")));
         }
         sleep(LOOK_EVERY).await;
     }
+}
+
+/// Whether it is there, of a version that cannot be drained: waiting does not help.
+fn knows_no_drain(agent: &Agent) -> bool {
+    let withheld = agent
+        .nack
+        .as_ref()
+        .is_some_and(|nack| nack.section() == Section::NotOffered);
+    withheld && agent.drain() == DrainState::Draining && agent.state() == AgentState::Connected
 }
 
 /// How far an agent is, in words.
@@ -140,7 +155,7 @@ pub(crate) fn stands(agent: &Agent) -> String {
         (DrainState::Draining, _) => return "is not connected; it is drained when it is back".to_owned(),
     }
     if let Some(nack) = &agent.nack {
-        return format!("refuses: {}", harmless(&nack.reason));
+        return harmless(&view::refusal(nack, "refuses"));
     }
     let Some(health) = &agent.health else {
         return "has not said how it does".to_owned();
@@ -168,7 +183,7 @@ pub(crate) fn stands(agent: &Agent) -> String {
 
 #[cfg(test)]
 mod tests {
-    use flowtilla_proto::wire::session::{CollectorHealth, Health};
+    use flowtilla_proto::wire::session::{CollectorHealth, Health, Nack};
 
     use super::*;
 
@@ -197,6 +212,16 @@ mod tests {
             ..Health::default()
         });
         assert_eq!(stands(&agent), "7 records wait for main (refused)");
+        assert!(!knows_no_drain(&agent));
+        agent.nack = Some(Nack {
+            section: Section::NotOffered.into(),
+            path: "drain".to_owned(),
+            reason: "not drained: version 0.1.0 does not know how".to_owned(),
+            ..Nack::default()
+        });
+        assert_eq!(stands(&agent), "not drained: version 0.1.0 does not know how");
+        assert!(knows_no_drain(&agent), "nobody waits for it");
+        agent.nack = None;
         agent.drain = DrainState::Drained.into();
         assert_eq!(stands(&agent), "drained");
     }

@@ -96,6 +96,15 @@ pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
             format!("{away} have not what they are to have; they get it when back"),
         ]);
     }
+    if status.not_offered > 0 {
+        rows.push([
+            "too old".to_owned(),
+            format!(
+                "{} do not know what they are to have: see agents",
+                status.not_offered
+            ),
+        ]);
+    }
     if status.tied > 0 {
         rows.push([
             "tied".to_owned(),

@@ -2,6 +2,7 @@
 
 use super::deploying::taken_back;
 use super::*;
+use crate::view;
 
 fn ms(before: Duration) -> i64 {
     let ns = NOW.0 - u64::try_from(before.as_nanos()).expect("short");
@@ -273,6 +274,28 @@ fn values_are_json_and_yaml_of_the_same() {
 }
 
 #[test]
+fn what_was_not_offered_is_told_apart_from_what_an_agent_refused() {
+    let mut agent = agents().remove(1);
+    assert!(view::converged(&agent) && view::condition(&agent) == "well");
+    let refusal = told::Nack {
+        section: told::Section::NotOffered.into(),
+        path: "collectors[0].encoding".to_owned(),
+        reason: "misread: it has this from another program".to_owned(),
+        ..told::Nack::default()
+    };
+    agent.nack = Some(refusal.clone());
+    assert_eq!(view::condition(&agent), refusal.reason);
+    assert!(!view::converged(&agent), "it holds the words, not their sense");
+    let described = List::Agents(vec![agent.clone()]).described(NOW);
+    assert!(described.contains("notOffered"), "{described}");
+    agent.nack = Some(told::Nack {
+        path: "drain".to_owned(),
+        ..refusal
+    });
+    assert!(view::converged(&agent), "its policy is not touched");
+}
+
+#[test]
 fn marks_of_direction_reach_no_terminal() {
     let value = Plain::Map(vec![(
         "host".to_owned(),
@@ -300,6 +323,7 @@ fn status_and_loss_are_pinned() {
         behind: 3,
         tied: 1,
         draining: 0,
+        not_offered: 1,
         roots: vec![Root {
             id: "0123456789abcdef".repeat(4),
             not_after_ms: ms(Duration::ZERO) + 86_400_000,
@@ -390,6 +414,14 @@ fn what_changes_for_whom_is_pinned() {
                 policy_before: if n == 0 { String::new() } else { "web".to_owned() },
                 policy_after: "web".to_owned(),
                 connected: n % 2 == 0,
+                refusal: (n == 20).then(|| told::Nack {
+                    section: told::Section::NotOffered.into(),
+                    path: "capture.exclude[0].podLabels".to_owned(),
+                    reason: "not offered: version 0.0.9 does not know capture.exclude[0].podLabels of policy web; \
+                             upgrade the agent, or take it out of policy web"
+                        .to_owned(),
+                    ..told::Nack::default()
+                }),
             })
             .collect(),
         rollout: 3,
