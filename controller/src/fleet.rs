@@ -20,7 +20,6 @@ use std::sync::Arc;
 use flowtilla_proto::labels::Labels;
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::session::{self as wire, EndReason};
-use prost::Message;
 
 use self::agent::{Agent, Line, Wanted};
 use self::content::{Content, Contents, Hash};
@@ -28,13 +27,12 @@ use self::heard::{Heard, Hello, Mark};
 use self::members::Members;
 use self::questions::Questions;
 use self::rollouts::{Due, Rollouts};
-use self::row::{HoldingsRow, META_KEY, MetaRow, bucket};
+use self::row::{MetaRow, bucket};
 use self::short::ShortIds;
 use self::source::SourceIds;
 use self::top::Tops;
 use self::turns::place;
 use crate::policy::Objects;
-use crate::store::counter::Counter;
 use crate::store::{Batch, Table};
 
 pub use self::change::{Change, ChangeRefused};
@@ -63,6 +61,7 @@ pub mod top;
 mod trials;
 mod turns;
 pub mod view;
+mod write;
 
 /// Most agents of a fleet.
 ///
@@ -463,68 +462,10 @@ impl Fleet {
         }
     }
 
-    /// The last batch is about to be taken: nothing waits for a later one.
-    pub fn handle_stop(&mut self) {
-        self.write_what_waits();
-    }
-
-    fn write_what_waits(&mut self) {
-        self.dirty.append(&mut self.late);
-        self.holdings.append(&mut self.holdings_late);
-        self.rollouts.write_what_waits();
-    }
-
     /// Something may have changed what the rollouts wait for. To be called once a turn, before [`Self::take_batch`].
     pub fn finish_turn(&mut self, now: Now) {
         if self.rollouts_wait(now) {
             self.advance_rollouts(now);
-        }
-    }
-
-    /// Rows that have changed. Nothing that [`Self::poll_speech`] gives may be said before they are on the disk.
-    pub fn take_batch(&mut self) -> Batch {
-        for id in std::mem::take(&mut self.dirty) {
-            if let Some(agent) = self.agents.get(&id) {
-                self.batch.put(Table::Agents, id.as_str(), agent.to_row());
-            }
-        }
-        self.put_holdings();
-        self.put_members();
-        if std::mem::take(&mut self.meta_dirty) {
-            self.batch.put(Table::Meta, META_KEY, self.meta.encode_to_vec());
-        }
-        let (now, kept) = (self.numbers, self.numbers_kept);
-        for (counter, last, kept) in [
-            (Counter::Version, now.version, kept.version),
-            (Counter::Revision, now.revision, kept.revision),
-            (Counter::Rollout, now.rollout, kept.rollout),
-            (Counter::SourceId, now.source, kept.source),
-        ] {
-            if last != kept {
-                counter.note(&mut self.batch, last);
-            }
-        }
-        self.numbers_kept = now;
-        std::mem::take(&mut self.batch)
-    }
-
-    fn put_holdings(&mut self) {
-        let due = std::mem::take(&mut self.holdings);
-        if due.is_empty() {
-            return;
-        }
-        let empty = |bucket| (bucket, HoldingsRow::default());
-        let mut rows: BTreeMap<u8, HoldingsRow> = due.into_iter().map(empty).collect();
-        for (id, agent) in &self.agents {
-            if let Some(row) = rows.get_mut(&bucket(id.as_str())) {
-                row.agents.push(agent.holding(id.as_str()));
-            }
-        }
-        for (bucket, row) in rows {
-            match row.agents.is_empty() {
-                true => self.batch.remove(Table::Holdings, [bucket]),
-                false => self.batch.put(Table::Holdings, [bucket], row.encode_to_vec()),
-            }
         }
     }
 

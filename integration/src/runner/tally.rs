@@ -207,7 +207,9 @@ mod tests {
         let output = "running 2 tests\ntest a ... ok\ntest b::c ... FAILED\n\nsuccesses:\n    a\n\nfailures:\n\n---- b::c stdout \
                       ----\nError: late\n\nfailures:\n    b::c\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; \
                       0 filtered out; finished in 0.00s\n";
-        output.lines().for_each(|line| drop(tally.take(line)));
+        for line in output.lines() {
+            tally.take(line);
+        }
         tally.cargo_ended(false);
         assert_eq!(tally.failed_tests(), ["b::c"]);
         let mut second = Tally::default();
