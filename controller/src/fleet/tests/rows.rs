@@ -1,5 +1,7 @@
 //! What is written when, and that what an earlier version wrote is read.
 
+use prost::Message as _;
+
 use super::memory::Memory;
 use super::row::AgentRow;
 use super::*;
