@@ -244,7 +244,7 @@ fn a_silent_stream_is_ended() {
     let (mut fleet, _) = offered();
     fleet.handle_timeout(at(SILENCE_MS));
     assert_eq!(drain(&mut fleet), []);
-    fleet.handle_timeout(at(SILENCE_MS + 2));
+    fleet.handle_timeout(at(SILENCE_MS + SWEEP_MS));
     let said = drain(&mut fleet);
     assert!(
         matches!(said[..], [(SESSION, Speech::Ended(EndReason::Slow, _))]),

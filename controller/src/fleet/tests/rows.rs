@@ -89,9 +89,9 @@ fn a_change_for_very_many_agents_is_in_few_rows() {
 }
 
 #[test]
-fn an_ack_is_written_with_the_next_tick_and_when_the_controller_stops() {
-    let ticks: fn(&mut Fleet) = |fleet| fleet.handle_timeout(at(12));
-    for write in [ticks, Fleet::handle_stop] {
+fn an_ack_is_written_with_the_next_sweep_and_when_the_controller_stops() {
+    let sweeps: fn(&mut Fleet) = |fleet| fleet.handle_timeout(at(12 + SWEEP_MS));
+    for write in [sweeps, Fleet::handle_stop] {
         let store = Memory::default();
         let mut fleet = fleet_of(&store, 1);
         let before = fleet.agents[&name("agent-1")].held;
