@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -89,11 +90,14 @@ impl Drop for Belongings {
 /// When something cannot be cleared.
 pub fn sweep() -> Result<usize> {
     let mut names = Vec::new();
+    let own = nix::unistd::geteuid().as_raw();
     let folders = hierarchies().into_iter().chain([PathBuf::from(FOLDER)]);
     // A cgroup of others may go meanwhile.
     for entry in folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten()) {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if maker(&name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+        // Anybody may make a folder of such a name.
+        let ours = entry.metadata().is_ok_and(|it| it.uid() == own);
+        if ours && maker(&name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             names.push(name);
         }
     }

@@ -38,8 +38,8 @@ const AT_ONCE: usize = 3;
 const NAMES: usize = 8;
 /// Pods that each worker leaves before it removes the first: a kubelet removes what ended after some seconds.
 const LEFT_FOR_LATER: usize = 3;
-/// Two builds of a world and a runtime, and tests beside that have the machine's one world before.
-const VICTIM_READY_WITHIN: Duration = Duration::from_secs(600);
+/// Two builds of a world and a runtime, and tests beside that have the machine's one world before: in a soak three of 200 pods.
+const VICTIM_READY_WITHIN: Duration = Duration::from_secs(3_600);
 /// Has the test of killed runs be the run that is killed, and how its one line begins.
 const VICTIM: &str = "FLOWTILLA_TEST_VICTIM";
 

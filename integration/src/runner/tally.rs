@@ -15,6 +15,8 @@ pub(crate) struct Tally {
     unsteady: Vec<String>,
     /// cargo's own closing line of each test binary.
     closing: Vec<String>,
+    /// Test binaries that have begun.
+    begun: usize,
     /// The test whose output is read.
     test: String,
     part: Part,
@@ -58,17 +60,24 @@ impl Tally {
             "successes:" => self.part = Part::Passed,
             "failures:" => self.part = Part::Failed,
             _ if line.starts_with("test result: ") => self.take_result(line),
-            _ if line.starts_with("running ") => self.part = Part::Verdicts,
+            begin if begins_binary(begin) => {
+                self.begun += 1;
+                self.part = Part::Verdicts;
+            }
             _ => self.take_within(line),
         }
         self.part != Part::Passed
     }
 
-    /// cargo test ended. When it failed although no test did, that is a failure too.
+    /// cargo test ended. When it failed although no test did, that is a failure too, and so is a binary without a result.
     pub(crate) fn cargo_ended(&mut self, success: bool) {
         if !success && self.failures.is_empty() {
             self.failed += 1;
             self.failures.push("cargo test itself".to_owned());
+        } else if !success && self.begun > self.closing.len() {
+            self.failed += 1;
+            self.failures
+                .push("a test binary that ended without a result".to_owned());
         }
         self.cargo_failed = !success;
     }
@@ -183,6 +192,12 @@ impl Tally {
     }
 }
 
+/// Whether a line is what a test binary says first: `running 3 tests`.
+fn begins_binary(line: &str) -> bool {
+    let words: Vec<&str> = line.split(' ').collect();
+    matches!(words[..], ["running", count, "test" | "tests"] if count.parse::<u64>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +245,23 @@ mod tests {
         assert!(tally.tell());
         tally.failures.push("step lints".to_owned());
         assert!(tally.failed_tests().is_empty());
+    }
+
+    #[test]
+    fn a_binary_that_dies_beside_a_failed_test_lets_nothing_run_once_more() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 2 tests",
+            "test a ... FAILED",
+            "test result: FAILED. 1 passed; 1 failed",
+            "running 7 tests",
+            "test b ... ok",
+        ] {
+            tally.take(line);
+        }
+        tally.cargo_ended(false);
+        assert!(tally.failed_tests().is_empty(), "{:?}", tally.failures);
+        assert_eq!(tally.summary(), "1 passed, 2 failed, 0 skipped");
     }
 
     #[test]
