@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::loss::{Drops, KernelLaw, LeftOutSum, RecordLaw};
 
 /// Law 1, the losses before the table and law 3, over several runs.
+///
+/// What a later version has besides is left out: a program that is taken back goes on with what it knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Ledger {
     /// Runs, this one included.
     pub runs: u64,
@@ -168,6 +170,9 @@ mod tests {
         let kept = serde_json::to_string(&told).expect("it is written");
         assert_eq!(serde_json::from_str::<Ledger>(&kept).expect("it is read"), told);
         let back: Ledger = serde_json::from_str(&text).expect("a ledger of this version");
+        assert_eq!(back, ledger);
+        let later = text.replacen('{', r#"{"ofALaterVersion":{"records":1},"#, 1);
+        let back: Ledger = serde_json::from_str(&later).expect("a ledger of a later version");
         assert_eq!(back, ledger);
     }
 }
