@@ -107,9 +107,10 @@ impl Figures {
     pub(super) fn tell_memory(&self, say: &mut dyn FnMut(&str)) {
         let agents = u64::try_from(self.agents).unwrap_or(u64::MAX).max(1);
         say(&format!(
-            "the controller holds {} MiB ({} MiB before the first stream): {:.1} KiB a stream, all in",
+            "the controller holds {} MiB ({} MiB before the first stream): {:.1} KiB a stream; {:.1} with what it holds anyway",
             self.resident >> 20,
             self.resident_before >> 20,
+            per(self.resident.saturating_sub(self.resident_before), agents),
             per(self.resident, agents)
         ));
     }
