@@ -77,7 +77,7 @@ pub(super) struct Wanted {
     pub(super) mark: Mark,
     pub(super) content: Arc<Content>,
     pub(super) traceparent: Arc<str>,
-    /// Whether it was offered, as far as is known.
+    /// Whether it was offered and may be in force, as far as is known: not when the only offer of it was refused.
     pub(super) offered: bool,
 }
 
@@ -88,6 +88,8 @@ pub(super) struct Line {
     pub(super) nonce: u64,
     /// The newest offer, until it is answered.
     pub(super) open: Option<Mark>,
+    /// Whether that was offered before: an answer to this offer is none to the former.
+    pub(super) again: bool,
     /// The content that it refused on this stream.
     pub(super) refused: Option<Mark>,
     pub(super) heard_ms: u64,
@@ -101,6 +103,7 @@ impl Line {
             session,
             nonce: 0,
             open: None,
+            again: false,
             refused: None,
             heard_ms: now_ms,
             short_told: None,

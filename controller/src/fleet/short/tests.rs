@@ -9,7 +9,9 @@ use flowtilla_proto::wire;
 use flowtilla_proto::wire::fleet::{Object, object};
 
 use super::super::heard::Heard;
-use super::super::tests::{ack, at, change, drain, hello, labels, memory::Memory, name, object, policy};
+use super::super::tests::{
+    ack, at, change, drain, hello, labels, memory::Memory, nack, name, object, offer_in, policy,
+};
 use super::super::{FORGET_EVERY_MS, Fleet, OfferOut, SessionId, Speech};
 use super::numbers::QUARANTINE_MS;
 use super::use_of;
@@ -212,6 +214,23 @@ fn an_agent_that_changes_its_collector_is_told_of_both_before_the_offer() {
     assert!(ids < offer, "{said:?}");
     let both = BTreeMap::from([("aside".to_owned(), 1), ("old".to_owned(), 1)]);
     assert_eq!(said[ids].1, Speech::ShortIds(both));
+}
+
+#[test]
+fn an_agent_that_refuses_one_deploy_after_the_other_keeps_its_number() {
+    let mut fleet = fleet(&Memory::default());
+    assert_eq!(come(&mut fleet, 1, &Labels::default()), one("old", 1));
+    for port in 6_000..6_012 {
+        fleet
+            .apply(change(vec![collector("old", port, true)], &[]), at(3))
+            .expect("applied");
+        let said = drain(&mut fleet);
+        let told = said
+            .iter()
+            .any(|(_, speech)| matches!(speech, Speech::ShortIds(_)));
+        assert!(!told, "{port}: {said:?}");
+        fleet.handle_heard(SessionId(1), nack(offer_in(&said).nonce, "no"), at(4));
+    }
 }
 
 #[test]
