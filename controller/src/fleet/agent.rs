@@ -40,6 +40,8 @@ pub(super) struct Agent {
     pub(super) seen_ms: i64,
     pub(super) revoked: bool,
     pub(super) hello: Option<Box<wire::Hello>>,
+    /// What it holds is from a controller of before there were features, and no program that tells its own has come since.
+    pub(super) ungated: bool,
     pub(super) addresses: Vec<IpAddr>,
     /// What it is to have.
     pub(super) wanted: Option<Wanted>,
@@ -122,6 +124,7 @@ impl Agent {
             seen_ms: 0,
             revoked: false,
             hello: None,
+            ungated: false,
             addresses: Vec::new(),
             wanted: None,
             held: None,
@@ -146,6 +149,7 @@ impl Agent {
         self.enrolled = labels.clone();
         self.host = hello.labels;
         self.labels = self.enrolled.over(&self.host);
+        self.ungated &= hello.said.features.is_empty();
         self.hello = Some(Box::new(hello.said));
         self.silent &= self.addresses == hello.addresses;
         self.addresses = hello.addresses;
@@ -287,6 +291,7 @@ impl Agent {
             nacked_epoch: nacked.0,
             nacked_version: nacked.1,
             drain: self.drain,
+            gated: !self.ungated,
             ..AgentRow::default()
         }
         .encode_to_vec()
@@ -342,6 +347,7 @@ impl Agent {
             seen_ms: row.seen_ms,
             revoked: row.revoked,
             hello: row.hello.map(Box::new),
+            ungated: !row.gated,
             wanted,
             held,
             in_force,
