@@ -202,11 +202,13 @@ impl Agent {
         (self.held.is_some() && self.in_force.is_none()) || self.superseded.len() >= SUPERSEDED_MAX
     }
 
-    /// What it has in force, or may put in force without a further word: not what it has refused on this stream.
+    /// What it has in force, or may put in force without a further word: not what it has refused on this stream, nor what it is not
+    /// offered because it would misread it.
     pub(super) fn may_have(&self) -> impl Iterator<Item = &Content> {
         let refused = self.line.as_ref().and_then(|line| line.refused);
         let wanted = self.wanted.as_ref();
         let wanted = wanted.filter(|wanted| refused != Some(wanted.mark));
+        let wanted = wanted.filter(|wanted| self.misreads(&wanted.content).next().is_none());
         let superseded = self.superseded.iter().map(|content| &**content);
         let wanted = wanted.map(|wanted| &*wanted.content);
         self.in_force

@@ -234,6 +234,21 @@ fn an_agent_that_refuses_one_deploy_after_the_other_keeps_its_number() {
 }
 
 #[test]
+fn an_agent_that_is_not_offered_a_collector_has_no_number_there() {
+    let mut fleet = fleet(&Memory::default());
+    most(&mut fleet, 1);
+    let (none, id) = (Labels::default(), name("agent-1"));
+    fleet.handle_enrolled(&id, &none, at(1));
+    let mut older = hello(1, None);
+    older.said.features.clear();
+    fleet
+        .handle_open(&id, &none, older, SessionId(1), at(1))
+        .expect("welcome");
+    assert_eq!(settle(&mut fleet), BTreeMap::new());
+    assert_eq!(come(&mut fleet, 2, &none), one("old", 1));
+}
+
+#[test]
 fn a_revoked_agents_number_is_out_of_use_until_nothing_else_is_free_then_the_oldest_goes_first() {
     let store = Memory::default();
     let mut fleet = fleet(&store);
