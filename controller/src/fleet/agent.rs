@@ -176,7 +176,8 @@ impl Agent {
     pub(super) fn hold(&mut self, held: Mark) {
         self.floor = self.floor.max(held.place());
         self.held = Some(held);
-        if self.converged() {
+        // Nothing older comes in force after it, however it is read.
+        if self.wanted.as_ref().is_some_and(|wanted| wanted.mark == held) {
             self.superseded.clear();
         }
     }
