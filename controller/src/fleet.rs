@@ -551,6 +551,9 @@ impl Fleet {
         };
         if let Some(line) = &mut agent.line {
             line.refused = Some(open);
+            if let (false, Some(wanted)) = (line.again, &mut agent.wanted) {
+                wanted.offered = false;
+            }
         }
         agent.nack = Some((open.place(), nack));
         self.dirty.insert(id.clone());
@@ -705,7 +708,7 @@ impl Fleet {
         }
         line.nonce += 1;
         line.open = mark;
-        wanted.offered = true;
+        line.again = std::mem::replace(&mut wanted.offered, true);
         let offer = OfferOut {
             nonce: line.nonce,
             mark: wanted.mark,

@@ -40,6 +40,8 @@ pub(super) struct Agent {
     pub(super) seen_ms: i64,
     pub(super) revoked: bool,
     pub(super) hello: Option<Box<wire::Hello>>,
+    /// What it holds is from a controller of before there were features, and no program that tells its own has come since.
+    pub(super) ungated: bool,
     pub(super) addresses: Vec<IpAddr>,
     /// What it is to have.
     pub(super) wanted: Option<Wanted>,
@@ -77,7 +79,7 @@ pub(super) struct Wanted {
     pub(super) mark: Mark,
     pub(super) content: Arc<Content>,
     pub(super) traceparent: Arc<str>,
-    /// Whether it was offered, as far as is known.
+    /// Whether it was offered and may be in force, as far as is known: not when the only offer of it was refused.
     pub(super) offered: bool,
 }
 
@@ -88,6 +90,8 @@ pub(super) struct Line {
     pub(super) nonce: u64,
     /// The newest offer, until it is answered.
     pub(super) open: Option<Mark>,
+    /// Whether that was offered before: an answer to this offer is none to the former.
+    pub(super) again: bool,
     /// The content that it refused on this stream.
     pub(super) refused: Option<Mark>,
     pub(super) heard_ms: u64,
@@ -101,6 +105,7 @@ impl Line {
             session,
             nonce: 0,
             open: None,
+            again: false,
             refused: None,
             heard_ms: now_ms,
             short_told: None,
@@ -119,6 +124,7 @@ impl Agent {
             seen_ms: 0,
             revoked: false,
             hello: None,
+            ungated: false,
             addresses: Vec::new(),
             wanted: None,
             held: None,
@@ -143,6 +149,7 @@ impl Agent {
         self.enrolled = labels.clone();
         self.host = hello.labels;
         self.labels = self.enrolled.over(&self.host);
+        self.ungated &= hello.said.features.is_empty();
         self.hello = Some(Box::new(hello.said));
         self.silent &= self.addresses == hello.addresses;
         self.addresses = hello.addresses;
@@ -169,7 +176,8 @@ impl Agent {
     pub(super) fn hold(&mut self, held: Mark) {
         self.floor = self.floor.max(held.place());
         self.held = Some(held);
-        if self.converged() {
+        // Nothing older comes in force after it, however it is read.
+        if self.wanted.as_ref().is_some_and(|wanted| wanted.mark == held) {
             self.superseded.clear();
         }
     }
@@ -195,11 +203,13 @@ impl Agent {
         (self.held.is_some() && self.in_force.is_none()) || self.superseded.len() >= SUPERSEDED_MAX
     }
 
-    /// What it has in force, or may put in force without a further word: not what it has refused on this stream.
+    /// What it has in force, or may put in force without a further word: not what it has refused on this stream, nor what it is not
+    /// offered because it would misread it.
     pub(super) fn may_have(&self) -> impl Iterator<Item = &Content> {
         let refused = self.line.as_ref().and_then(|line| line.refused);
         let wanted = self.wanted.as_ref();
         let wanted = wanted.filter(|wanted| refused != Some(wanted.mark));
+        let wanted = wanted.filter(|wanted| self.misreads(&wanted.content).next().is_none());
         let superseded = self.superseded.iter().map(|content| &**content);
         let wanted = wanted.map(|wanted| &*wanted.content);
         self.in_force
@@ -284,6 +294,7 @@ impl Agent {
             nacked_epoch: nacked.0,
             nacked_version: nacked.1,
             drain: self.drain,
+            gated: !self.ungated,
             ..AgentRow::default()
         }
         .encode_to_vec()
@@ -339,6 +350,7 @@ impl Agent {
             seen_ms: row.seen_ms,
             revoked: row.revoked,
             hello: row.hello.map(Box::new),
+            ungated: !row.gated,
             wanted,
             held,
             in_force,

@@ -2,7 +2,8 @@
 //!
 //! An agent says in its hello which [`Feature`]s it has, a content which ones it needs ([`super::needs`]). Where one is missing, the
 //! agent keeps what it has, and the refusal stands where its own nack would: operators see it, rollouts count it. A hello without
-//! features is that of a version before there were any.
+//! features is that of a version before there were any. What such an agent holds from a controller of before there were any it
+//! keeps, drained or not, and counts as understanding: nobody knows better, and an upgrade of the controller changes no agent.
 //!
 //! To be drained is no matter of a policy: who cannot be keeps its policy as it is, and says so beside it ([`Agent::drains`]).
 
@@ -25,10 +26,12 @@ const NAMED_MAX: usize = 3;
 const VERSION_CHARS_MAX: usize = 32;
 
 impl Agent {
-    /// Whether it said that it understands this.
+    /// Whether it said that it understands this, or has it from before it could say so.
     pub(super) fn knows(&self, feature: Feature) -> bool {
         let hello = self.hello.as_deref();
-        hello.is_some_and(|hello| hello.features.contains(&feature.into()))
+        let said = hello.is_some_and(|hello| hello.features.contains(&feature.into()));
+        let had = self.in_force.as_deref().filter(|_| self.ungated);
+        said || had.is_some_and(|content| content.needs.iter().any(|need| need.feature == feature))
     }
 
     /// What it would misread of a content.

@@ -102,6 +102,9 @@ pub(super) struct AgentRow {
     pub(super) nacked_version: u64,
     #[prost(bool, tag = "15")]
     pub(super) drain: bool,
+    /// Not what an earlier version wrote, which offered agents what they misread.
+    #[prost(bool, tag = "16")]
+    pub(super) gated: bool,
 }
 
 /// What the agents of one bucket are to have and have.

@@ -7,11 +7,14 @@ use std::path::Path;
 use flowtilla_proto::labels::Labels;
 use flowtilla_proto::wire;
 use flowtilla_proto::wire::fleet::{Object, object};
+use flowtilla_proto::wire::session::Feature;
 
 use super::super::heard::Heard;
-use super::super::tests::{ack, at, change, drain, hello, labels, memory::Memory, name, object, policy};
+use super::super::tests::{
+    ack, at, change, drain, hello, labels, memory::Memory, nack, name, object, offer_in, policy,
+};
 use super::super::{FORGET_EVERY_MS, Fleet, OfferOut, SessionId, Speech};
-use super::numbers::QUARANTINE_MS;
+use super::numbers::{QUARANTINE_MS, Use};
 use super::use_of;
 use crate::backup;
 use crate::clock::WallMs;
@@ -212,6 +215,81 @@ fn an_agent_that_changes_its_collector_is_told_of_both_before_the_offer() {
     assert!(ids < offer, "{said:?}");
     let both = BTreeMap::from([("aside".to_owned(), 1), ("old".to_owned(), 1)]);
     assert_eq!(said[ids].1, Speech::ShortIds(both));
+}
+
+#[test]
+fn an_agent_that_refuses_one_deploy_after_the_other_keeps_its_number() {
+    let mut fleet = fleet(&Memory::default());
+    assert_eq!(come(&mut fleet, 1, &Labels::default()), one("old", 1));
+    for port in 6_000..6_012 {
+        fleet
+            .apply(change(vec![collector("old", port, true)], &[]), at(3))
+            .expect("applied");
+        let said = drain(&mut fleet);
+        let told = said
+            .iter()
+            .any(|(_, speech)| matches!(speech, Speech::ShortIds(_)));
+        assert!(!told, "{port}: {said:?}");
+        fleet.handle_heard(SessionId(1), nack(offer_in(&said).nonce, "no"), at(4));
+    }
+}
+
+#[test]
+fn an_agent_that_is_not_offered_a_collector_has_no_number_there() {
+    let mut fleet = fleet(&Memory::default());
+    most(&mut fleet, 1);
+    let (none, id) = (Labels::default(), name("agent-1"));
+    fleet.handle_enrolled(&id, &none, at(1));
+    let mut older = hello(1, None);
+    older.said.features.clear();
+    fleet
+        .handle_open(&id, &none, older, SessionId(1), at(1))
+        .expect("welcome");
+    assert_eq!(settle(&mut fleet), BTreeMap::new());
+    assert_eq!(come(&mut fleet, 2, &none), one("old", 1));
+}
+
+#[test]
+fn what_was_offered_before_what_an_agent_holds_is_forgotten_though_it_could_not_be_offered_that_meanwhile() {
+    let mut fleet = fleet(&Memory::default());
+    let (none, id) = (Labels::default(), name("agent-1"));
+    fleet
+        .handle_open(&id, &none, hello(1, None), SessionId(1), at(1))
+        .expect("welcome");
+    let first = offers(&mut fleet).remove(&1).expect("an offer");
+    fleet.handle_heard(SessionId(1), ack(&first), at(2));
+    let rule = wire::FlowRule {
+        ports: vec!["443".into()],
+        pod_labels: vec!["app=web".into()],
+        ..wire::FlowRule::default()
+    };
+    let of_pods = wire::Policy {
+        capture: Some(wire::Capture {
+            exclude: vec![rule],
+            ..wire::Capture::default()
+        }),
+        ..policy("all", 0, &[], &["old", "new"])
+    };
+    let back = vec![collector("old", 5_556, true), object(of_pods)];
+    let mut last = None;
+    for objects in [vec![collector("old", 6_001, true)], back] {
+        fleet.apply(change(objects, &[]), at(3)).expect("applied");
+        last = offers(&mut fleet).remove(&1);
+    }
+    let last = last.expect("an offer");
+    let mut older = hello(1, Some(first.mark));
+    let unknown = i32::from(Feature::RulePodLabels);
+    older.said.features.retain(|feature| *feature != unknown);
+    fleet
+        .handle_open(&id, &none, older, SessionId(2), at(4))
+        .expect("welcome");
+    assert!(fleet.agents[&id].is_withheld());
+    let before = "tcp://192.0.2.1:6001";
+    assert_eq!(use_of(&fleet.agents, &id, before), Use::MayFeed);
+    fleet
+        .handle_open(&id, &none, hello(1, Some(last.mark)), SessionId(3), at(5))
+        .expect("welcome");
+    assert_eq!(use_of(&fleet.agents, &id, before), Use::Elsewhere);
 }
 
 #[test]

@@ -5,9 +5,10 @@ use flowtilla_proto::wire::session::{Assignment, Section};
 use prost::Message;
 
 use super::memory::Memory;
+use super::row::AgentRow;
 use super::*;
 use crate::fleet::members::{COALESCE_MS, FROZEN_MS};
-use crate::store::Store;
+use crate::store::{Batch, Store as _};
 
 /// What an agent is.
 #[derive(Clone, Copy, PartialEq)]
@@ -157,6 +158,20 @@ impl Scene {
         self.fleet.handle_stop();
         let batch = self.fleet.take_batch();
         self.store.commit(batch).expect("kept");
+        self.fleet = Fleet::load(&self.store, at(self.ms)).expect("read");
+    }
+
+    /// The controller is upgraded: what there is was kept by one of before there were features.
+    fn upgrade(&mut self) {
+        self.restart();
+        let mut older = Batch::default();
+        for (id, agent) in &self.fleet.agents {
+            let mut row = AgentRow::decode(&agent.to_row()[..]).expect("a row");
+            row.gated = false;
+            row.hello.iter_mut().for_each(|hello| hello.features.clear());
+            older.put(Table::Agents, id.as_str(), row.encode_to_vec());
+        }
+        self.store.commit(older).expect("kept");
         self.fleet = Fleet::load(&self.store, at(self.ms)).expect("read");
     }
 
@@ -441,4 +456,36 @@ fn a_drained_agent_that_comes_as_an_older_one_captures_and_is_relied_upon_by_nob
         BTreeMap::from([("a0".to_owned(), false), ("a1".to_owned(), false)])
     );
     assert_eq!(scene.told(1).drain(), DrainState::Draining);
+}
+
+#[test]
+fn what_an_older_agent_has_of_an_older_controller_it_keeps_over_the_upgrade_until_it_is_another_program() {
+    let mut scene = Scene::new(&[(0, Build::New)]);
+    scene.apply(vec![of_pods()], false);
+    scene.turn();
+    scene.ack(0);
+    scene.turn();
+    scene.drain(0, true);
+    scene.turn();
+    let held = scene.ack(0);
+    scene.turn();
+    scene.upgrade();
+    for _ in 0..2 {
+        scene.open(0, Build::Old, Some(held));
+        assert_eq!(scene.turn(), [0_u64; 0], "it has what it is to have");
+        scene.rest(0);
+        assert_eq!(
+            (scene.told(0).drain(), scene.told(0).nack),
+            (DrainState::Drained, None)
+        );
+        assert_eq!(scene.fleet.standing().converged, 1);
+        scene.restart();
+    }
+    for build in [Build::New, Build::Old] {
+        scene.open(0, build, Some(held));
+        assert_eq!(scene.turn(), [0_u64; 0]);
+        scene.close(0);
+    }
+    let nack = scene.told(0).nack.expect("said");
+    assert_eq!(nack.path, "capture.exclude[0].podLabels", "{}", nack.reason);
 }
