@@ -60,7 +60,7 @@ pub(super) struct Awaited {
 }
 
 impl Awaited {
-    fn is(&self, agent: &Agent) -> bool {
+    pub(super) fn is(&self, agent: &Agent) -> bool {
         let hello = agent.hello.as_ref();
         let instance = hello.map(|hello| &hello.instance[..]);
         let version = hello.map_or("", |hello| &hello.version);
@@ -201,10 +201,10 @@ impl Shared<'_> {
 
     /// A short action that may be done twice.
     async fn act(&self, job: &Job, words: &[&str]) -> Result<String, Trouble> {
+        // When it is the service that does not do, the script says so by itself.
+        let step = Step::Install;
         insist(job, self.patience, async || {
-            let running = self
-                .ssh
-                .run(&job.way, Step::Start, words, Payload::new(), ACTION_WITHIN);
+            let running = self.ssh.run(&job.way, step, words, Payload::new(), ACTION_WITHIN);
             running.await
         })
         .await
@@ -287,11 +287,7 @@ impl Shared<'_> {
 
     /// Waits until the controller has the agent.
     pub(super) async fn join(&self, job: &Job, agent: &str, awaited: &Awaited) -> Result<(), Trouble> {
-        let connected = async || {
-            let told = who::asked(self.client, agent).await?;
-            Ok(told.filter(|told| awaited.is(told)).map(drop))
-        };
-        match until(connected).await {
+        match self.comes(agent, awaited).await {
             Ok(()) => {
                 progress(job, format_args!("connected as {}", word(agent)));
                 Ok(())
@@ -300,6 +296,19 @@ impl Shared<'_> {
                 .with_last_words(job, "the agent is not connected", waited)
                 .await),
         }
+    }
+
+    /// Waits for that, and says nothing.
+    ///
+    /// # Errors
+    ///
+    /// It does not come: how long it was waited for.
+    pub(super) async fn comes(&self, agent: &str, awaited: &Awaited) -> Result<(), Duration> {
+        let connected = async || {
+            let told = who::asked(self.client, agent).await?;
+            Ok(told.filter(|told| awaited.is(told)).map(drop))
+        };
+        until(connected).await
     }
 
     /// After an upgrade that does not do: what was there before, with its agent connected again.

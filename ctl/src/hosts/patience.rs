@@ -1,7 +1,7 @@
 //! How long what is away is waited for: a controller that restarts, a host whose ssh broke off.
 //!
 //! In: something that is asked or done, and may be asked or done twice. Out: its answer, or its last failure once a bound is passed.
-//! What is refused is refused at once: only silence is waited for.
+//! What is refused is refused at once: only silence is waited for, and, after a break-off, whoever is at work there still.
 
 use std::time::Duration;
 
@@ -78,8 +78,8 @@ pub(super) async fn until<T>(mut ask: impl AsyncFnMut() -> Result<Option<T>, Fai
 ///
 /// # Errors
 ///
-/// What the host says, or, when it is not reached any more, how ssh broke off: then what became of it is not known
-/// ([`Trouble::broke_off`]).
+/// What the host says, which counts at every try ([`Trouble::late`] at another than the first), or, when it is not reached any more,
+/// how ssh broke off: then what became of it is not known ([`Trouble::broke_off`]).
 pub(super) async fn insist<T>(
     job: &Job,
     within: Duration,
@@ -91,10 +91,14 @@ pub(super) async fn insist<T>(
             Ok(done) => return Ok(done),
             Err(trouble) => trouble,
         };
-        // What the script says of the service is its last word; what else goes wrong from then on may be what the first try left.
-        let again = trouble.broke_off || (end.is_some() && trouble.step != Step::Start);
+        // A host that is not back, or where the first try is at work still, has not answered; whatever else is said is an answer.
+        let no_answer = trouble.step == Step::Connect || trouble.busy;
+        let again = trouble.broke_off || (end.is_some() && no_answer);
         if !again {
-            return Err(trouble);
+            return Err(match end {
+                None => trouble,
+                Some(_) => trouble.told_late(),
+            });
         }
         if Instant::now() >= *end.get_or_insert_with(|| Instant::now() + within) {
             return Err(trouble.broken_off());
@@ -174,19 +178,25 @@ mod tests {
         let trouble = |step| Trouble::new(step, "why", "remedy");
         let broke = Err::<u8, _>(trouble(Step::Connect).broken_off());
         let unreached = Err(trouble(Step::Connect));
-        let busy = Err(trouble(Step::Install));
+        let mut at_work = trouble(Step::Install);
+        at_work.busy = true;
+        let busy = Err(at_work);
         let again = vec![broke.clone(), unreached.clone(), busy.clone(), Ok(7)];
         assert_eq!(insist(&job, WITHIN, turns(again)).await, Ok(7));
         // Not reached at the first try: nothing was begun.
         let told = insist(&job, WITHIN, turns(vec![unreached.clone(), Ok(7)]))
             .await
             .expect_err("told");
-        assert!(!told.broke_off);
-        let started = vec![broke.clone(), Err(trouble(Step::Start)), Ok(7)];
-        let told = insist(&job, WITHIN, turns(started))
+        assert!(!told.broke_off && !told.late);
+        let told = insist(&job, WITHIN, turns(vec![busy.clone(), Ok(7)]))
             .await
-            .expect_err("its last word");
-        assert!(!told.broke_off && told.step == Step::Start);
+            .expect_err("somebody else is at work");
+        assert!(!told.broke_off && !told.late);
+        for step in [Step::Start, Step::Install, Step::Sudo, Step::Probe] {
+            let refused = vec![broke.clone(), Err(trouble(step)), Ok(7)];
+            let told = insist(&job, WITHIN, turns(refused)).await.expect_err("its word");
+            assert!(!told.broke_off && told.late && told.step == step, "{told}");
+        }
         let began = Instant::now();
         let told = insist(&job, WITHIN, turns(vec![broke, unreached]))
             .await

@@ -358,10 +358,16 @@ pub(crate) fn believe(found: &Found, plan: &Plan) -> Result<(), Trouble> {
         Who::Claims(..) => false,
         Who::Proven(_) | Who::Nobody => true,
     };
-    match found.who.trouble().filter(|_| !may_yet) {
-        Some(trouble) => Err(trouble),
-        None => Ok(()),
-    }
+    let Some(trouble) = found.who.trouble().filter(|_| !may_yet) else {
+        return Ok(());
+    };
+    Err(match found.who {
+        // Of a package the next program is not ours to bring.
+        Who::Claims(_, Unproven::Older) if !found.package.is_empty() => {
+            trouble.remedied("apt-get upgrade there brings one that can; then deploy again")
+        }
+        _ => trouble,
+    })
 }
 
 /// `1.2.3` as numbers.

@@ -412,7 +412,7 @@ fn of_two_deploys_the_second_waits_or_is_refused_and_a_dead_one_holds_up_nobody(
     let first = host.begin(&words(&action), &payload);
     wait("a deploy that restarts the service", || host.has(&stub("held")));
     let refused = host.run(&["keep"], b"");
-    assert_eq!(refused.status.code(), Some(3), "{}", said(&refused));
+    assert_eq!(refused.status.code(), Some(75), "{}", said(&refused));
     assert!(
         said(&refused).contains("another deploy is at work here"),
         "{}",

@@ -60,12 +60,18 @@ fail_start() {
     exit 4
 }
 
+# The same, when somebody else is at work: it may be done in a moment.
+fail_busy() {
+    printf 'flowtilla: %s\n' "$1" >&2
+    exit 75
+}
+
 [ "$(id -u)" = 0 ] || fail 'not root'
 
 # Nobody else changes anything meanwhile.
 alone() {
     exec 9>$lock
-    flock -w 20 9 || fail 'another deploy is at work here; try again when it has ended'
+    flock -w 20 9 || fail_busy 'another deploy is at work here; try again when it has ended'
 }
 
 # What may leave processes behind does not get the lock.

@@ -14,6 +14,8 @@ const SAID_MAX: usize = 200;
 const SSH_FAILED: i32 = 255;
 /// How the script ends when the service does not do.
 const START_FAILED: i32 = 4;
+/// How the script ends when another one is at work; nothing was done then. Source: `EX_TEMPFAIL` of sysexits.h.
+const BUSY: i32 = 75;
 /// How the script's own sentences begin.
 const OURS: &str = "flowtilla: ";
 
@@ -63,6 +65,10 @@ pub(crate) struct Trouble {
     remedy: String,
     /// ssh ended under what ran, or before it could tell: what became of that is not known.
     pub(crate) broke_off: bool,
+    /// Another script is at work there, maybe one of ours whose ssh broke off.
+    pub(crate) busy: bool,
+    /// It was told at another try, after ssh broke off: what the first one did may be there.
+    pub(crate) late: bool,
 }
 
 impl Trouble {
@@ -72,12 +78,26 @@ impl Trouble {
             why: why.into(),
             remedy: remedy.into(),
             broke_off: false,
+            busy: false,
+            late: false,
         }
     }
 
     /// The same, of something that may have been done, and may not.
     pub(crate) fn broken_off(mut self) -> Self {
         self.broke_off = true;
+        self
+    }
+
+    /// The same, told at another try than the first.
+    pub(crate) fn told_late(mut self) -> Self {
+        self.late = true;
+        self
+    }
+
+    /// The same, with something else to do.
+    pub(crate) fn remedied(mut self, remedy: &str) -> Self {
+        remedy.clone_into(&mut self.remedy);
         self
     }
 
@@ -213,7 +233,8 @@ pub(super) fn explain(step: Step, target: &Target, code: Option<i32>, said: &str
             None => "it was ended by a signal".to_owned(),
         },
     };
-    let trouble = Trouble::new(step, words, "mend that there, and deploy again");
+    let mut trouble = Trouble::new(step, words, "mend that there, and deploy again");
+    trouble.busy = code == Some(BUSY);
     match code {
         Some(_) => trouble,
         None => trouble.broken_off(), // ssh's own end.
@@ -314,6 +335,26 @@ mod tests {
             !of(Some(4), "flowtilla: the service does not stay up\n"),
             "the script's own word"
         );
+    }
+
+    #[test]
+    fn who_is_at_work_is_no_matter_of_the_service() {
+        let target = Target {
+            user: None,
+            host: "web-1".to_owned(),
+            port: None,
+        };
+        let of = |code, said: &str| explain(Step::Install, &target, Some(code), said);
+        let busy = of(
+            75,
+            "flowtilla: another deploy is at work here; try again when it has ended\n",
+        );
+        assert!(
+            busy.busy && !busy.broke_off && busy.step == Step::Install,
+            "{busy}"
+        );
+        let service = of(4, "flowtilla: the service does not start\n");
+        assert!(!service.busy && service.step == Step::Start, "{service}");
     }
 
     #[test]

@@ -6,9 +6,12 @@
 //!
 //! A host that cannot be reached, or whose agent was not there before, is told and holds nothing up: the next one takes its place in
 //! the wave. One whose ssh broke off while it was brought its program may have it or not: it is tried to be reached again, and when that
-//! fails it counts as one of its wave, is judged by what the controller hears of its agent, and goes back with the others or is kept
-//! once it is reached and has it. A controller that is away for a moment is waited for. Whatever happens to this process, a host has one program or the other, and says so: what an earlier call left on trial is
-//! watched first, as a wave of its own. Only at the end is anything kept.
+//! fails it goes back with the others, or is kept once it is reached and has it. It counts as one of its wave, and is judged by what the
+//! controller hears of its agent, unless that is there as it was before: then nobody runs the program, and the next host takes its
+//! place; it is not kept unwatched. Whoever has not proven who it is goes back at once instead, and is not judged.
+//!
+//! A controller that is away for a moment is waited for. Whatever happens to this process, a host has one program or the other, and
+//! says so: what an earlier call left on trial is watched first, as a wave of its own. Only at the end is anything kept.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -57,6 +60,11 @@ impl Upgrade {
         self.found.who.said().unwrap_or_default()
     }
 
+    /// Whether its agent is who it says to be: the health of any other is no matter of this host.
+    fn is_proven(&self) -> bool {
+        matches!(self.found.who, Who::Proven(_))
+    }
+
     /// Whether what it is to have runs there already, and has not proven itself.
     fn is_on_trial(&self) -> bool {
         self.plan.trial && self.plan.program.is_none()
@@ -69,6 +77,8 @@ struct Upgraded {
     wave: usize,
     /// How ssh broke off: whether it has its program is not known.
     unsure: Option<Trouble>,
+    /// Whether it is one of its wave, by what the controller hears of its agent.
+    counts: bool,
 }
 
 /// Upgrades on their way.
@@ -182,17 +192,22 @@ impl<'a> Run<'a> {
             if let Err(error) = self.measure().await {
                 return Err(format!("{name}: the controller was lost: {error:#}"));
             }
-            let began = self.upgraded.len();
-            while self.upgraded.len() < size && !self.queue.is_empty() {
-                let more = (size - self.upgraded.len()).min(self.queue.len());
+            let began = self.counted();
+            while self.counted() < size && !self.queue.is_empty() {
+                let more = (size - self.counted()).min(self.queue.len());
                 let batch = self.queue.drain(..more).collect();
                 self.bring(batch, wave).await?;
             }
-            if self.upgraded.len() > began {
+            if self.counted() > began {
                 self.watch(wave, &name).await?;
             }
         }
         Ok(())
+    }
+
+    /// How many have the program, for all that is known.
+    fn counted(&self) -> usize {
+        self.upgraded.iter().filter(|one| one.counts).count()
     }
 
     /// Brings the program to some hosts. An error: it does not do, and why.
@@ -210,20 +225,25 @@ impl<'a> Run<'a> {
                     upgrade,
                     wave,
                     unsure: None,
+                    counts: true,
                 }),
                 Err(Failed {
                     trouble,
-                    blame: Blame::Unsure,
+                    blame: Blame::Unsure { counts },
                 }) => {
                     let job = &jobs[upgrade.at];
                     progress(
                         job,
                         format_args!("not known whether it has its program: {trouble}"),
                     );
+                    if !counts {
+                        progress(job, "its agent is there as before, and is not watched");
+                    }
                     self.upgraded.push(Upgraded {
                         upgrade,
                         wave,
                         unsure: Some(trouble),
+                        counts,
                     });
                 }
                 Err(Failed { trouble, blame }) => {
@@ -244,7 +264,11 @@ impl<'a> Run<'a> {
         }
         say(format_args!(
             "upgrade: {name}, {}: watched for {} s",
-            hosts(self.upgraded.iter().filter(|one| one.wave == wave).count()),
+            hosts(
+                (self.upgraded.iter())
+                    .filter(|one| one.wave == wave && one.counts)
+                    .count()
+            ),
             self.how.soak.as_secs()
         ));
         let mut since_ms = 0;
@@ -285,7 +309,8 @@ impl<'a> Run<'a> {
             standing: standing.into(),
             before: self.before.get(upgrade.agent()).copied(),
         };
-        let changed = self.upgraded.iter().map(|one| {
+        let counted = self.upgraded.iter().filter(|one| one.counts);
+        let changed = counted.map(|one| {
             let standing = match one.wave == wave {
                 true => Standing::Changed,
                 false => Standing::ChangedBefore,
@@ -296,7 +321,7 @@ impl<'a> Run<'a> {
             .queue
             .iter()
             // Who has not proven who it is says nothing of others.
-            .filter(|upgrade| matches!(upgrade.found.who, Who::Proven(_)))
+            .filter(|upgrade| upgrade.is_proven())
             .map(|upgrade| judged(upgrade, Standing::Unspecified));
         JudgeRequest {
             agents: changed.chain(waiting).collect(),

@@ -178,7 +178,9 @@ impl Shown {
         match agent.svid_serials.contains(&facts.serial) {
             true => Ok(()),
             false => {
-                let why = "its SVID is none of the agent's newest, which the controller tells";
+                // A backup does not know what was issued after it; a renewal is.
+                let why = "its SVID is none of the agent's newest, which the controller tells; if that was restored from a backup, wait \
+                           until the agent has renewed its SVID";
                 Err(Unproven::Refuted(why.to_owned()))
             }
         }

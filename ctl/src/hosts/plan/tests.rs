@@ -222,6 +222,25 @@ fn who_does_not_prove_who_it_is_is_left_alone_unless_another_program_may_prove_i
 }
 
 #[test]
+fn an_older_agent_of_a_package_is_told_to_be_upgraded_by_apt_and_no_other_is() {
+    let agent = agent(AgentState::Connected, &[("role", "web")], &[]);
+    let refuted = Unproven::Refuted("the signature is not by the SVID's key".to_owned());
+    for (more, why, by_apt) in [
+        ("package=0.1.0-1\n", Unproven::Older, true),
+        ("package=0.1.0-1\n", refuted, false),
+        ("", Unproven::Older, false),
+    ] {
+        let mut there = found(&format!("{more}{}", complete("0.1.0")));
+        there.who = Who::Claims("web-1-a".to_owned(), why);
+        let plan = planned(&there, &program("p1"), Some(&agent));
+        let told = believe(&there, &plan).expect_err("unproven").to_string();
+        let apt = told.ends_with("; apt-get upgrade there brings one that can; then deploy again");
+        assert_eq!(apt, by_apt, "{told}");
+        assert_eq!(told.contains("agentctl revoke agent"), !by_apt, "{told}");
+    }
+}
+
+#[test]
 fn a_service_that_is_down_is_started_and_one_that_changed_is_restarted() {
     let agent = agent(AgentState::Offline, &[("role", "web")], &[]);
     for (is, becomes, service) in [

@@ -3,7 +3,7 @@
 //! In: an [`Upgrade`]. Out: nothing, when its agent is there as another process and has proven who it is; else whose doing it is that it
 //! is not. What a wave makes of that is not decided here.
 
-use flowtilla_proto::wire::fleet::AgentState;
+use flowtilla_proto::wire::fleet::{Agent, AgentState};
 
 use super::{Upgrade, Upgraded};
 use crate::hosts::one::Awaited;
@@ -13,6 +13,9 @@ use crate::hosts::trouble::{Step, Trouble};
 use crate::hosts::who::Who;
 use crate::hosts::{Job, Outcome, Shared};
 use crate::output::harmless;
+
+/// What to do on a host under which ssh broke off: the next call watches what is on trial.
+const REMEDY: &str = "deploy again";
 
 /// How an upgrade of one host failed.
 #[derive(Debug)]
@@ -29,7 +32,10 @@ pub(super) enum Blame {
     /// The host's, or nobody's: it has what it had.
     Host,
     /// ssh broke off: it may have its program.
-    Unsure,
+    Unsure {
+        /// Whether what is heard of its agent speaks for that program, or against it.
+        counts: bool,
+    },
 }
 
 /// Brings a host its program, has it prove who its agent is unless it has, and waits for the agent as another process.
@@ -56,32 +62,60 @@ pub(super) async fn upgrade_one(shared: &Shared<'_>, job: &Job, upgrade: &mut Up
             true => shared.start(job, &upgrade.plan).await,
             false => shared.install(job, &upgrade.plan, Some(Service::Restart)).await,
         };
-        started.map_err(|trouble| Failed {
-            blame: match trouble.step {
-                _ if trouble.broke_off => Blame::Unsure,
+        if let Err(trouble) = started {
+            let is_left = match trouble.broke_off {
+                // No agent vouches for it by its word.
+                true => !upgrade.is_proven(),
+                // It has refused, and may have what the first try brought; after a start the script has put that back.
+                false => trouble.late && trouble.step != Step::Start,
+            };
+            if is_left {
+                return Err(go_back(shared, job, upgrade, trouble, Blame::Host).await);
+            }
+            let blame = match trouble.step {
+                _ if trouble.broke_off => {
+                    let _ = shared.comes(upgrade.agent(), &awaited).await; // What is known then decides.
+                    let known = shared.known(upgrade.agent()).await;
+                    Blame::Unsure {
+                        counts: counts(&awaited, known.as_ref()),
+                    }
+                }
                 Step::Start => blame,
                 _ => Blame::Host,
-            },
-            trouble,
-        })?;
-    }
-    let proven = prove(shared, job, upgrade).await;
-    let (trouble, blame) = match proven {
-        Err(trouble) if trouble.broke_off => {
-            let blame = Blame::Unsure;
+            };
             return Err(Failed { trouble, blame });
         }
+    }
+    let (trouble, blame) = match prove(shared, job, upgrade).await {
+        // When ssh broke off, too: it has not proven anything.
         Err(trouble) => (trouble, Blame::Host),
         Ok(()) => match shared.join(job, upgrade.agent(), &awaited).await {
             Err(trouble) => (trouble, blame),
             Ok(()) => return Ok(()),
         },
     };
+    Err(go_back(shared, job, upgrade, trouble, blame).await)
+}
+
+/// Whether what is heard of an agent speaks for its new program, or against it. One that is gone may be so by its program; one that is
+/// there as before says nothing of it.
+fn counts(awaited: &Awaited, known: Option<&Agent>) -> bool {
+    known.is_none_or(|agent| agent.state() != AgentState::Connected || awaited.is(agent))
+}
+
+/// Has a host that failed go back, and says what came of that.
+async fn go_back(
+    shared: &Shared<'_>,
+    job: &Job,
+    upgrade: &Upgrade,
+    trouble: Trouble,
+    blame: Blame,
+) -> Failed {
     let trouble = match shared.back(job, upgrade.agent()).await {
         Ok(()) => trouble.and("the program from before is back"),
         Err(more) => trouble.and(&format!("the program from before is not back: {more}")),
     };
-    Err(Failed { trouble, blame })
+    Failed { trouble, blame }
 }
 
 /// By the program that is there now, an agent proves who it is whose former program could not.
@@ -110,6 +144,10 @@ pub(super) async fn finish(shared: &Shared<'_>, job: &Job, one: Upgraded) -> Res
     let mut upgrade = one.upgrade;
     if let Some(broke_off) = one.unsure {
         reach_again(shared, job, &mut upgrade, broke_off).await?;
+        if !one.counts {
+            let why = "ssh broke off while it was brought its program, which runs now, is on trial, and was not watched";
+            return Err(Trouble::new(Step::Join, why, REMEDY));
+        }
     }
     if let Err(trouble) = shared.keep(job).await {
         return Err(match trouble.broke_off {
@@ -151,7 +189,6 @@ async fn reach_again(
     upgrade: &mut Upgrade,
     broke_off: Trouble,
 ) -> Result<(), Trouble> {
-    const REMEDY: &str = "deploy again";
     let Ok((found, _)) = shared.look_again(job).await else {
         return Err(broke_off.and(&shared.runs(upgrade.agent()).await));
     };
@@ -176,4 +213,44 @@ async fn reach_again(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use flowtilla_proto::wire::session::Hello;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_that_is_there_as_before_says_nothing_of_its_program_and_one_that_is_new_or_gone_does() {
+        let awaited = Awaited {
+            not: Some(vec![1]),
+            version: "0.2.0".to_owned(),
+        };
+        let agent = |state: AgentState, instance: u8, version: &str| Agent {
+            id: "a".to_owned(),
+            state: state.into(),
+            hello: Some(Hello {
+                instance: vec![instance],
+                version: version.to_owned(),
+                ..Hello::default()
+            }),
+            ..Agent::default()
+        };
+        for (state, instance, version, wanted) in [
+            (AgentState::Connected, 1, "0.1.0", false),
+            // Its host has restarted, with the program from before.
+            (AgentState::Connected, 2, "0.1.0", false),
+            (AgentState::Connected, 2, "0.2.0", true),
+            (AgentState::Offline, 1, "0.1.0", true),
+        ] {
+            let known = agent(state, instance, version);
+            assert_eq!(
+                counts(&awaited, Some(&known)),
+                wanted,
+                "{state:?} {instance} {version}"
+            );
+        }
+        assert!(counts(&awaited, None), "the controller is away");
+    }
 }

@@ -117,7 +117,8 @@ fn a_host_is_its_own_agent_and_no_other() {
     let old = fleet.judge(&former.prove(&now, &former.svid), &now, &other.known("b"));
     assert_eq!(
         refuted(old),
-        "b: its SVID is none of the agent's newest, which the controller tells"
+        "b: its SVID is none of the agent's newest, which the controller tells; if that was restored from a backup, wait until the \
+         agent has renewed its SVID"
     );
 }
 
