@@ -130,6 +130,10 @@ impl Shared<'_> {
             }
         };
         self.join(job, &agent, &Awaited::default()).await?;
+        if plan.enrol.is_none() && !matches!(found.who, Who::Proven(_)) {
+            // Nothing was there that could have proven it.
+            self.prove(job, &agent).await?;
+        }
         if plan.program.is_some() {
             self.keep(job).await?;
         }
@@ -143,6 +147,18 @@ impl Shared<'_> {
                 steps: plan.steps(&self.program.version),
             },
         })
+    }
+
+    /// Has a host prove that its agent is this one.
+    async fn prove(&self, job: &Job, agent: &str) -> Result<(), Trouble> {
+        let (found, _) = self.look_again(job).await?;
+        match found.who {
+            Who::Proven(proven) if proven == agent => Ok(()),
+            who => Err(who.trouble().unwrap_or_else(|| {
+                let why = format!("it said that it was {}, and is not any more", word(agent));
+                Trouble::new(Step::Prove, why, "deploy again")
+            })),
+        }
     }
 
     /// Puts in place what the plan has, and sets the service going.

@@ -347,14 +347,16 @@ fn enrol(wanted: &Wanted<'_>, agent: Option<&Agent>) -> Option<Enrol> {
 }
 
 /// Whether the agent there may be dealt with as who it says to be. Another program may prove it yet, and only then is anything done to
-/// the agent: that a host's program is older, or is on trial and does not do, must not keep it from the next.
+/// the agent: that a host's program is older, is on trial and does not do, or is not there, must not keep it from the next.
 ///
 /// # Errors
 ///
 /// It says to be an agent and does not prove it.
 pub(crate) fn believe(found: &Found, plan: &Plan) -> Result<(), Trouble> {
     let may_yet = match &found.who {
-        Who::Claims(_, Unproven::Older | Unproven::Silent(_)) => plan.is_upgrade(),
+        Who::Claims(_, Unproven::Older | Unproven::Silent(_)) => {
+            plan.is_upgrade() || plan.program == Some(Replace::Install)
+        }
         Who::Claims(..) => false,
         Who::Proven(_) | Who::Nobody => true,
     };

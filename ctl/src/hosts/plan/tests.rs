@@ -208,8 +208,15 @@ fn who_does_not_prove_who_it_is_is_left_alone_unless_another_program_may_prove_i
         (claims(refuted()), "", "p2", false),
         (claims(refuted()), "trial=yes\n", "p1", false),
         (claims(Unproven::Controller), "", "p2", false),
+        // There is no program, only what it left.
+        (claims(silent()), "program=\n", "p1", true),
+        (claims(refuted()), "program=\n", "p1", false),
     ] {
-        let mut there = found(&format!("{more}{}", complete("0.2.0")));
+        let rest = match more {
+            "program=\n" => complete("0.2.0").replace("program=p1\n", ""),
+            _ => complete("0.2.0"),
+        };
+        let mut there = found(&format!("{more}{rest}"));
         there.who = who;
         let plan = planned(&there, &program(digest), Some(&agent));
         let told = believe(&there, &plan);
