@@ -5,6 +5,7 @@
 
 mod attach;
 mod batch;
+mod maps;
 mod outside;
 mod scope;
 mod walk;
@@ -157,7 +158,7 @@ impl Capture {
     /// [`CaptureError::Call`], [`CaptureError::Snap`].
     pub fn snap(&mut self, cookies: &[Cookie]) -> Result<(), CaptureError> {
         for piece in cookies.chunks(abi::SNAP_KEYS_MAX) {
-            batch::write_due(attach::map_fd(&self.ebpf, "due")?, piece)?;
+            batch::write_due(maps::map_fd(&self.ebpf, "due")?, piece)?;
             let Some(Ok(program)) = self.ebpf.program("tcp_snap").map(<&RawTracePoint>::try_from) else {
                 return Ok(());
             };
@@ -220,7 +221,7 @@ impl Capture {
         peer: &observe::Endpoint,
         each: impl FnOnce(Observation),
     ) -> Result<(), CaptureError> {
-        let taken = batch::take_peer(attach::map_fd(&self.ebpf, "udp_peers")?, cookie, peer)?;
+        let taken = batch::take_peer(maps::map_fd(&self.ebpf, "udp_peers")?, cookie, peer)?;
         if let Some(value) = taken {
             each(observe::udp_peer(
                 cookie.0,
@@ -235,7 +236,7 @@ impl Capture {
     /// Name events that found their ring full, since attach. Cheap: one look-up.
     #[must_use]
     pub fn names_lost(&self) -> u64 {
-        attach::counter(&self.ebpf, abi::drop_reason::NAME_RING_FULL)
+        maps::counter(&self.ebpf, abi::drop_reason::NAME_RING_FULL)
     }
 
     /// CPU time of the programs since attach; `None`: the kernel does not count it, and this does not switch that on.

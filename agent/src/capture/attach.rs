@@ -4,10 +4,9 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Iter,
     ProgramError, RawTracePoint,
@@ -17,7 +16,7 @@ use flowtilla_abi::{SCOPES_MAX, drop_reason};
 use flowtilla_agent_core::loss::{DropPoint, Drops};
 use flowtilla_agent_core::policy::CapturePlan;
 
-use super::{Capture, CaptureError, ScopeSet, walk};
+use super::{Capture, CaptureError, ScopeSet, maps, walk};
 use crate::clock;
 use crate::status::{AttachReport, ProgramStatus};
 
@@ -234,8 +233,8 @@ pub(super) fn attach(
             mandatory: hook.mandatory,
         });
     }
-    let flows = ring(&mut ebpf, "flow_events")?;
-    let names = ring(&mut ebpf, "name_events")?;
+    let flows = maps::ring(&mut ebpf, "flow_events")?;
+    let names = maps::ring(&mut ebpf, "name_events")?;
     if report
         .programs
         .iter()
@@ -244,9 +243,9 @@ pub(super) fn attach(
         walk_files(&mut ebpf)?;
         report.backfilled = walk::backfilled(&ebpf)?;
     }
-    report.map_octets = map_octets(&ebpf)
-        + fdinfo_number(flows.as_fd(), "memlock:")
-        + fdinfo_number(names.as_fd(), "memlock:");
+    report.map_octets = maps::map_octets(&ebpf)
+        + maps::fdinfo_number(flows.as_fd(), "memlock:")
+        + maps::fdinfo_number(names.as_fd(), "memlock:");
     report.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Capture {
         ebpf,
@@ -357,48 +356,10 @@ pub(super) fn walk_files(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
     }
 }
 
-/// The descriptor of a map of the object.
-pub(super) fn map_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, CaptureError> {
-    ebpf.map(name)
-        .and_then(map_data)
-        .map(|data| data.fd().as_fd())
-        .ok_or(CaptureError::Call {
-            what: "finding a map of the capture object",
-            source: std::io::Error::new(std::io::ErrorKind::NotFound, name),
-        })
-}
-
-fn map_data(map: &Map) -> Option<&MapData> {
-    match map {
-        Map::Array(data)
-        | Map::PerCpuArray(data)
-        | Map::HashMap(data)
-        | Map::LruHashMap(data)
-        | Map::RingBuf(data) => Some(data),
-        _ => None,
-    }
-}
-
-fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, CaptureError> {
-    let map = ebpf.take_map(name).ok_or(CaptureError::Call {
-        what: "finding a ring of the capture object",
-        source: std::io::Error::new(std::io::ErrorKind::NotFound, name),
-    })?;
-    RingBuf::try_from(map).map_err(|source| CaptureError::Map { name, source })
-}
-
-/// One counter of the kernel side, over all processors.
-pub(super) fn counter(ebpf: &Ebpf, reason: u32) -> u64 {
-    let Some(Ok(counters)) = ebpf.map("drops").map(PerCpuArray::<_, u64>::try_from) else {
-        return 0;
-    };
-    counters.get(&reason, 0).map_or(0, |cpus| cpus.iter().sum())
-}
-
 /// Counters of the kernel side, and runs it skipped.
 pub(super) fn kernel_drops(ebpf: &Ebpf) -> Drops {
     let mut drops = Drops::default();
-    let total = |reason: u32| counter(ebpf, reason);
+    let total = |reason: u32| maps::counter(ebpf, reason);
     drops.set(DropPoint::SocketMapFull, total(drop_reason::SOCKETS_FULL));
     drops.set(DropPoint::FlowRingFull, total(drop_reason::FLOW_RING_FULL));
     drops.set(DropPoint::NameRingFull, total(drop_reason::NAME_RING_FULL));
@@ -412,29 +373,11 @@ pub(super) fn kernel_drops(ebpf: &Ebpf) -> Drops {
             ebpf.program(hook.name)?
                 .fd()
                 .ok()
-                .map(|fd| fdinfo_number(fd.as_fd(), "recursion_misses:"))
+                .map(|fd| maps::fdinfo_number(fd.as_fd(), "recursion_misses:"))
         })
         .sum();
     drops.set(DropPoint::ProgramSkipped, skipped);
     drops
-}
-
-fn map_octets(ebpf: &Ebpf) -> u64 {
-    ebpf.maps()
-        .filter_map(|(_, map)| map_data(map))
-        .map(|data| fdinfo_number(data.fd().as_fd(), "memlock:"))
-        .sum()
-}
-
-/// A number of `/proc/self/fdinfo/FD`; 0 when it is not there.
-fn fdinfo_number(fd: BorrowedFd<'_>, field: &str) -> u64 {
-    std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
-        .ok()
-        .and_then(|text| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
-        })
-        .unwrap_or(0)
 }
 
 fn kernel_release() -> String {

@@ -17,7 +17,7 @@ use nix::unistd::{Gid, Group, Uid, User};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
-use super::process::{Proc, ProcessFolder};
+use super::folder::{Proc, ProcessFolder};
 use super::{PASS, mounts, open_to_read, read_at_most, unescaped};
 
 /// Most octets of a passwd or group file. About 10,000 users; what is larger counts as unreadable.
