@@ -17,6 +17,7 @@ use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::policy::Wanted;
 use flowtilla_agent_core::session::ShortIds;
 use flowtilla_agent_core::time::KernelTime;
+use flowtilla_grpc::causes;
 use flowtilla_grpc::channel::Address;
 use flowtilla_proto::policy::Scope;
 use tokio::sync::{mpsc, watch};
@@ -229,15 +230,15 @@ async fn live(
         match (settled, &new_token) {
             (Err(SettleError::Stopped), _) => break Err(SettleError::Stopped),
             (Err(error), Some(new_token)) if goes_on => {
-                tracing::error!(error = %identity::chain(&error), "no identity");
-                tell_why(&identity::chain(&error));
+                tracing::error!(error = %causes::chain(&error), "no identity");
+                tell_why(&causes::chain(&error));
                 new_token.tell();
                 if let Err(stopped) = new_token.wait(&stop).await {
                     break Err(stopped);
                 }
             }
             (Err(error), Some(new_token)) if error.is_awaiting_token() => {
-                tell_why(&identity::chain(&error));
+                tell_why(&causes::chain(&error));
                 new_token.ask_for();
                 if let Err(stopped) = new_token.wait(&stop).await {
                     break Err(stopped);
@@ -253,8 +254,8 @@ async fn live(
         }
         Err(SettleError::Stopped) => (ready.into_governed(), None),
         Err(error) if ready.is_in_force() => {
-            tracing::error!(error = %identity::chain(&error), "no identity: goes on with what is held, without a controller");
-            tell_why(&identity::chain(&error));
+            tracing::error!(error = %causes::chain(&error), "no identity: goes on with what is held, without a controller");
+            tell_why(&causes::chain(&error));
             stop.cancelled().await;
             (ready.into_governed(), None)
         }

@@ -15,6 +15,7 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use flowtilla_abi::{SCOPES_MAX, drop_reason};
 use flowtilla_agent_core::loss::{DropPoint, Drops};
 use flowtilla_agent_core::policy::CapturePlan;
+use flowtilla_grpc::causes;
 
 use super::{Capture, CaptureError, ScopeSet, maps, walk};
 use crate::clock;
@@ -403,12 +404,5 @@ fn one_line(error: &ProgramError) -> String {
             None => io_error.to_string(),
         };
     }
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(deeper) = cause {
-        text.push_str(": ");
-        text.push_str(&deeper.to_string());
-        cause = deeper.source();
-    }
-    text
+    causes::chain(error)
 }

@@ -3,11 +3,11 @@
 //! For that moment they observe, beside an agent that may be at work, and nothing reads what they see.
 
 use flowtilla_agent_core::policy::CapturePlan;
+use flowtilla_grpc::causes::chain;
 
 use super::Finding;
 use crate::capture::{Capture, CaptureError};
 use crate::enrich::Lookups;
-use crate::identity::chain;
 use crate::status::AttachReport;
 
 /// Flows that the maps have room for: little memory, and as good a test as the agent's own 65,536.

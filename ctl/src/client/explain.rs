@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use flowtilla_grpc::causes;
 use flowtilla_grpc::channel::ConnectError;
 use flowtilla_proto::wire::enrol::{Reason, Refusal};
 use flowtilla_proto::wire::fleet::{Mistake, Mistakes};
@@ -16,9 +17,6 @@ use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error a
 use tonic::{Code, Status};
 
 use crate::output::harmless;
-
-/// Causes that are looked through.
-const CAUSES_MAX: usize = 16;
 
 /// What the TLS library says before the name of an alert that it was sent.
 const ALERT: &str = "received fatal alert: ";
@@ -240,36 +238,18 @@ enum Cause<'a> {
 
 /// The TLS library's error among the causes, or else the system's.
 fn cause<'a>(error: &'a (dyn Error + 'static)) -> Cause<'a> {
-    let mut found = Cause::Other;
-    let mut at = Some(error);
-    for _ in 0..CAUSES_MAX {
-        let Some(this) = at else { break };
-        if let Some(tls) = this.downcast_ref::<Tls>() {
-            return Cause::Tls(tls);
-        }
-        let io = this.downcast_ref::<io::Error>();
-        if let Some(io) = io {
-            found = Cause::Io(io);
-        }
-        let inner = io.and_then(io::Error::get_ref);
-        at = inner
-            .map(|inner| inner as &(dyn Error + 'static))
-            .or_else(|| this.source());
-    }
-    found
+    let tls = causes::all(error).find_map(|cause| cause.downcast_ref::<Tls>());
+    let io = || {
+        causes::all(error)
+            .filter_map(|cause| cause.downcast_ref::<io::Error>())
+            .last()
+    };
+    tls.map(Cause::Tls)
+        .or_else(|| io().map(Cause::Io))
+        .unwrap_or(Cause::Other)
 }
 
-/// An error with its causes, those left out that say what the one before has said.
+/// An error with its causes, made harmless for a terminal.
 fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut at = error.source();
-    for _ in 0..CAUSES_MAX {
-        let Some(this) = at else { break };
-        let said = this.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        at = this.source();
-    }
-    harmless(&text)
+    harmless(&causes::chain(error))
 }
