@@ -224,6 +224,10 @@ impl Store for Before {
     fn commit(&self, _: Batch) -> Result<(), StoreError> {
         Err(StoreError::Failed("a batch cannot be written to".into()))
     }
+
+    fn room(&self) -> Result<(), StoreError> {
+        Err(StoreError::Failed("a batch cannot be written to".into()))
+    }
 }
 
 struct Sealed<W> {

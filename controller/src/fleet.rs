@@ -56,6 +56,7 @@ pub mod row;
 mod short;
 mod silent;
 mod source;
+mod still;
 pub mod thread;
 pub mod top;
 mod trials;
@@ -156,6 +157,9 @@ pub enum Unwelcome {
         "the fleet has {AGENTS_MAX} agents, which is the most that a controller keeps: revoke those of hosts that are gone"
     )]
     Full,
+    /// It was never here, and there is no room on the disk to note it.
+    #[error("the controller's disk is full: it takes no new agent until there is room")]
+    NoRoom,
 }
 
 /// What every agent is to have, and has.
@@ -190,6 +194,8 @@ pub struct Fleet {
     holdings_late: BTreeSet<u8>,
     meta_dirty: bool,
     batch: Batch,
+    /// There is no room on the disk.
+    still: bool,
     speech: VecDeque<(SessionId, Speech)>,
 }
 
@@ -242,6 +248,9 @@ impl Fleet {
 
     /// Forgets agents whose identity is void and not kept any more. Their source ids stay given.
     pub fn forget_void(&mut self, is_gone: impl Fn(&MemberName) -> bool) {
+        if self.still {
+            return; // They are told of again.
+        }
         let gone = |(id, agent): (&MemberName, &Agent)| {
             (agent.revoked && agent.line.is_none() && is_gone(id)).then(|| id.clone())
         };
@@ -277,6 +286,7 @@ impl Fleet {
         match self.agents.get(id) {
             Some(agent) if agent.revoked => return Err(Unwelcome::Revoked),
             None if self.agents.len() >= AGENTS_MAX => return Err(Unwelcome::Full),
+            _ if self.still && self.sources.of(id).is_none() => return Err(Unwelcome::NoRoom),
             _ => {}
         }
         self.replace(id, &hello, now);
@@ -439,6 +449,9 @@ impl Fleet {
                 agent.turns.handle_timeout(now.wall_ms);
             }
             self.forget_at_ms = now.run_ms.saturating_add(FORGET_EVERY_MS);
+            if self.still {
+                return;
+            }
             self.name_who_waits();
             for digest in self.contents.forget_unused() {
                 self.batch.remove(Table::Contents, digest);
@@ -464,7 +477,7 @@ impl Fleet {
 
     /// Something may have changed what the rollouts wait for. To be called once a turn, before [`Self::take_batch`].
     pub fn finish_turn(&mut self, now: Now) {
-        if self.rollouts_wait(now) {
+        if !self.still && self.rollouts_wait(now) {
             self.advance_rollouts(now);
         }
     }
@@ -585,6 +598,9 @@ impl Fleet {
 
     /// Gives an agent what the objects of record say, unless a rollout holds it back.
     fn settle(&mut self, id: &MemberName, now: Now) {
+        if self.still {
+            return;
+        }
         let Some(agent) = self.agents.get(id).filter(|agent| !agent.revoked) else {
             return;
         };
@@ -633,6 +649,9 @@ impl Fleet {
 
     /// Makes a content what an agent is to have, under a version of its own, and offers it.
     fn issue(&mut self, id: &MemberName, content: Arc<Content>, now: Now) {
+        if self.still {
+            return;
+        }
         let Some(agent) = self.agents.get_mut(id) else {
             return;
         };

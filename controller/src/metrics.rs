@@ -254,6 +254,11 @@ fn register_standing(registry: &mut Registry, standing: &Standing) {
             "Agents that refused what they are to have",
             i64::from(standing.nacked),
         ),
+        (
+            "disk_full",
+            "Whether there is no room on the store's disk: nothing is changed until there is",
+            i64::from(standing.still),
+        ),
         ("revision", "The revision of record", signed(standing.revision)),
         ("epoch", "Rises with each restore", signed(standing.epoch)),
     ] {

@@ -202,6 +202,7 @@ impl Fleet {
             holdings_late: BTreeSet::new(),
             meta_dirty: false,
             batch,
+            still: matches!(store.room(), Err(StoreError::Full { .. })),
             speech: VecDeque::new(),
         };
         drop(kept);

@@ -62,6 +62,9 @@ impl ShortIds {
 impl Fleet {
     /// Gives an agent its numbers at the collectors that it is to feed or feeds, and tells it, if there is news.
     pub(super) fn name_shortly(&mut self, id: &MemberName) {
+        if self.still {
+            return;
+        }
         let ids = self.allot_short(id);
         let Some(agent) = self.agents.get_mut(id) else {
             return;

@@ -43,6 +43,8 @@ pub struct Standing {
     pub conflicts: u32,
     /// Agents that are to be drained, or are.
     pub draining: u32,
+    /// There is no room on the disk: nothing is changed ([`Fleet::stands_still`]).
+    pub still: bool,
     /// Agents by how they are known, those with a void identity too.
     pub by_state: BTreeMap<AgentState, u32>,
     /// Rollouts that are kept, by how they stand.
@@ -155,6 +157,7 @@ impl Fleet {
             tied: number(self.tied()),
             draining: number(live().filter(|agent| agent.drain).count()),
             conflicts: number(live().filter(|agent| !agent.turns.conflict.is_empty()).count()),
+            still: self.still,
             by_state,
             rollouts,
             rollout: self.rollouts(1).pop(),
@@ -209,38 +212,9 @@ impl Fleet {
         Ok(row.map_or(0, |row| if back(&row) { row.rollback_to } else { row.before }))
     }
 
-    /// Revisions, the newest first.
-    ///
-    /// # Errors
-    ///
-    /// [`LoadError`].
-    pub fn history(&self, store: &dyn Store, limit: usize) -> Result<HistoryResponse, LoadError> {
-        let mut revisions = Vec::new();
-        let mut next = load::revision(store, self.meta.revision)?;
-        while let Some(row) = next {
-            if revisions.len() >= limit {
-                break;
-            }
-            let before = load::revision(store, row.before)?;
-            let read = |objects| Objects::from_wire(objects).unwrap_or_default();
-            let objects = before.as_ref().map(|before| read(&before.objects));
-            let changes = objects.unwrap_or_default().changes(&read(&row.objects));
-            revisions.push(Revision {
-                revision: row.number,
-                made_ms: row.made_ms,
-                by: row.by,
-                message: row.message,
-                changes,
-                rollback_to: row.rollback_to,
-                state: self.state_of(row.number).into(),
-            });
-            next = before;
-        }
-        Ok(HistoryResponse { revisions })
-    }
-
-    /// How the rollouts of a revision stand together: the one that says most.
-    fn state_of(&self, revision: u64) -> RolloutState {
+    /// The newest revision, and how the rollouts of each stand: where a look at the history begins.
+    #[must_use]
+    pub fn newest(&self) -> Newest {
         let going = self
             .rollouts
             .runs()
@@ -250,22 +224,85 @@ impl Fleet {
             .past()
             .values()
             .map(|past| (past.revision, past.state()));
-        let states: Vec<RolloutState> = going
-            .chain(past)
-            .filter(|(of, _)| *of == revision)
-            .map(|(_, state)| state)
-            .collect();
-        [
-            RolloutState::RollingBack,
-            RolloutState::RolledBack,
-            RolloutState::Paused,
-            RolloutState::Running,
-            RolloutState::Soaking,
-            RolloutState::Superseded,
-        ]
-        .into_iter()
-        .find(|state| states.contains(state))
-        .unwrap_or(RolloutState::Done)
+        let mut states = BTreeMap::<u64, RolloutState>::new();
+        for (revision, state) in going.chain(past) {
+            let most = states.entry(revision).or_insert(state);
+            if rank(state) < rank(*most) {
+                *most = state;
+            }
+        }
+        Newest {
+            revision: self.meta.revision,
+            states,
+        }
+    }
+}
+
+/// Where a look at the history begins. The rest of it is in the store.
+#[derive(Clone, Debug)]
+pub struct Newest {
+    revision: u64,
+    /// Of revisions with rollouts, the state that says most.
+    states: BTreeMap<u64, RolloutState>,
+}
+
+impl Newest {
+    /// Revisions, the newest first, until `stops`. Reads each whole and compares it with the one before, some milliseconds each for a
+    /// large fleet: not for the thread that owns the fleet.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`].
+    pub fn history(
+        &self,
+        store: &dyn Store,
+        limit: usize,
+        stops: impl Fn() -> bool,
+    ) -> Result<HistoryResponse, LoadError> {
+        let read = |row: &RevisionRow| Objects::from_wire(&row.objects).unwrap_or_default();
+        let mut revisions = Vec::new();
+        let newest = load::revision(store, self.revision)?;
+        let mut next = newest.map(|row| (read(&row), row));
+        while let Some((objects, row)) = next {
+            if revisions.len() >= limit || stops() {
+                break;
+            }
+            let before = load::revision(store, row.before)?.map(|row| (read(&row), row));
+            let none = Objects::default();
+            let changes = before
+                .as_ref()
+                .map_or(&none, |(objects, _)| objects)
+                .changes(&objects);
+            revisions.push(Revision {
+                revision: row.number,
+                made_ms: row.made_ms,
+                by: row.by,
+                message: row.message,
+                changes,
+                rollback_to: row.rollback_to,
+                state: self
+                    .states
+                    .get(&row.number)
+                    .copied()
+                    .unwrap_or(RolloutState::Done)
+                    .into(),
+            });
+            next = before;
+        }
+        Ok(HistoryResponse { revisions })
+    }
+}
+
+/// Which of the states of one revision's rollouts says most: the lowest.
+fn rank(state: RolloutState) -> u8 {
+    match state {
+        RolloutState::RollingBack => 0,
+        RolloutState::RolledBack => 1,
+        RolloutState::Paused => 2,
+        RolloutState::Running => 3,
+        RolloutState::Soaking => 4,
+        RolloutState::Superseded => 5,
+        RolloutState::Done | RolloutState::Unspecified => 6,
     }
 }
 

@@ -534,7 +534,7 @@ fn status(error: FleetError) -> Status {
             | ChangeRefused::Steer(_),
         ) => Status::failed_precondition(text),
         FleetError::Unwelcome(Unwelcome::Revoked) => Status::permission_denied(text),
-        FleetError::Unwelcome(Unwelcome::Full) => Status::resource_exhausted(text),
+        FleetError::Unwelcome(Unwelcome::Full | Unwelcome::NoRoom) => Status::resource_exhausted(text),
         FleetError::Top(TopRefused::View) => Status::invalid_argument(text),
         FleetError::Top(TopRefused::Busy) => Status::resource_exhausted(text),
         FleetError::Store | FleetError::Full | FleetError::Stopping => Status::unavailable(text),

@@ -74,6 +74,14 @@ impl Shared<'_> {
     pub(super) async fn look(&self, job: &Job) -> Result<(Found, Plan), Trouble> {
         progress(job, "looks at it");
         let (found, agent) = self.look_again(job).await?;
+        if let Some(other) = found.shown.other_fleet(&self.client.trusted().domain) {
+            let why = format!("its agent is of another fleet, {other}");
+            let remedy = format!(
+                "if this is the right fleet (--context), take it out of that one first: agentctl agents remove {}, there or here",
+                job.name
+            );
+            return Err(Trouble::new(Step::Prove, why, remedy));
+        }
         plan::fits(&found, &self.program, &job.runtimes)?;
         if !found.package.is_empty() {
             let package = harmless(&found.package);
