@@ -96,14 +96,13 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Loads and attaches all that the plan wants, and finds the sockets that are older. `max_flows` sizes the maps: TCP
-    /// sockets, likewise UDP peers; a quarter of it UDP sockets.
+    /// Loads and attaches all that the plan wants, and finds the sockets that are older.
     ///
     /// # Errors
     /// Every variant but [`CaptureError::Snap`]. What is optional and refused is told in [`Self::report`].
-    pub fn attach(plan: &CapturePlan, max_flows: u32, cgroup_root: &Path) -> Result<Self, CaptureError> {
+    pub fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Self, CaptureError> {
         let scopes = ScopeSet::resolve(&plan.scopes, cgroup_root)?;
-        let attached = attach::attach(plan, &scopes, max_flows, cgroup_root);
+        let attached = attach::attach(plan, &scopes, cgroup_root);
         give_back();
         attached
     }

@@ -166,6 +166,7 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
     let peers = link.map(Joined::start).transpose();
     let peers = peers.map_err(StartError::Thread)?;
     let (status, attached, top) = (agent.status(), agent.attached(), agent.top());
+    let broken = agent.broken();
     let host = agent.host().clone();
     let seed = u64::from(host.source_id.number()) ^ started.0;
     let parts = Parts {
@@ -199,7 +200,13 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
         seed,
         clock: options.clock.clone(),
     };
-    let task = tokio::spawn(live(ready, options, asker, lock, stop.clone()));
+    let living = live(ready, options, asker, lock, stop.clone());
+    let task = tokio::spawn(async move {
+        tokio::select! {
+            ended = living => ended,
+            () = broken.cancelled() => Err(FleetError::Task),
+        }
+    });
     Ok(Running {
         records,
         status,

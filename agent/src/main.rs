@@ -7,11 +7,11 @@ use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
-use flowtilla_agent::config::{Cli, Command, NotSetUp, ProveArgs, RunArgs};
+use flowtilla_agent::config::{Cli, Command, METRICS_DEFAULT, NotSetUp, ProveArgs, RunArgs};
 use flowtilla_agent::doctor::{self, DoctorArgs};
 use flowtilla_agent::{fleet, identity, metrics};
 use flowtilla_grpc::proof::CHALLENGE_OCTETS_MAX;
-use flowtilla_grpc::telemetry::{self, Program};
+use flowtilla_grpc::telemetry::{self, Program, page};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -71,7 +71,7 @@ fn execute(args: &RunArgs) -> anyhow::Result<()> {
 async fn run(args: &RunArgs, options: fleet::Options) -> anyhow::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let metrics = metrics::bind(args.metrics.0).await?;
+    let place = page::bind(args.metrics.0, METRICS_DEFAULT).await?;
     let mut running = fleet::start(options).await?;
     let stop = CancellationToken::new();
     let sources = metrics::Sources {
@@ -79,7 +79,7 @@ async fn run(args: &RunArgs, options: fleet::Options) -> anyhow::Result<()> {
         news: running.news.clone(),
         top: running.top.clone(),
     };
-    let served = tokio::spawn(metrics.serve(sources, stop.clone()));
+    let served = tokio::spawn(sources.serve(place, stop.clone()));
     let ended = tokio::select! { biased;
         _ = terminated.recv() => None,
         _ = interrupted.recv() => None,

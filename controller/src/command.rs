@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use flowtilla_grpc::telemetry::page;
 use flowtilla_proto::token::JoinToken;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::backup;
 use crate::clock::Clock;
-use crate::config::{BackupArgs, Command, InitArgs, PORT_DEFAULT, RestoreArgs, RunArgs, TokenArgs};
+use crate::config::{
+    BackupArgs, Command, InitArgs, METRICS_DEFAULT, PORT_DEFAULT, RestoreArgs, RunArgs, TokenArgs,
+};
 use crate::enrolment::{RENEW_GRACE_DEFAULT, TokenOrder};
 use crate::identities::Identities;
 use crate::identity::ca::Origin;
@@ -23,9 +26,6 @@ use crate::metrics;
 use crate::run::{Controller, Options};
 use crate::setup::{self, SetupError};
 use crate::state::{self, StateError, control_socket};
-
-/// How long a page of /metrics that is being written may take when the controller stops.
-const METRICS_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs one command to its end.
 ///
@@ -94,10 +94,14 @@ async fn run(args: RunArgs, clock: Clock) -> Result<()> {
     options.clock = clock;
     let mut ask_to_stop = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let metrics = metrics::bind(args.metrics.0).await?;
+    let place = page::bind(args.metrics.0, METRICS_DEFAULT).await?;
     let mut controller = Controller::start(options).await?;
     let stop = CancellationToken::new();
-    let served = tokio::spawn(metrics.serve(Arc::clone(controller.parts()), stop.clone()));
+    let served = tokio::spawn(metrics::serve(
+        place,
+        Arc::clone(controller.parts()),
+        stop.clone(),
+    ));
     let ended = tokio::select! {
         ended = controller.ended() => Some(ended),
         _ = ask_to_stop.recv() => None,
@@ -111,8 +115,7 @@ async fn run(args: RunArgs, clock: Clock) -> Result<()> {
         }
     };
     stop.cancel();
-    // A page that nobody reads is left behind.
-    let _ = tokio::time::timeout(METRICS_GRACE, served).await;
+    let _ = served.await; // It has nothing to say, and waits for nobody.
     Ok(outcome?)
 }
 

@@ -194,7 +194,6 @@ const ACCEPT: &str = "accepted connections are attributed to the listening proce
 pub(super) fn attach(
     plan: &CapturePlan,
     scopes: &ScopeSet,
-    max_flows: u32,
     cgroup_root: &Path,
 ) -> Result<Capture, CaptureError> {
     let began = clock::instant();
@@ -203,7 +202,7 @@ pub(super) fn attach(
         path: cgroup_root.display().to_string(),
         source,
     })?;
-    let mut ebpf = load(plan, scopes, max_flows, &btf)?;
+    let mut ebpf = load(plan, scopes, &btf)?;
     let mut report = AttachReport {
         kernel: kernel_release(),
         ..AttachReport::default()
@@ -259,7 +258,8 @@ pub(super) fn attach(
     })
 }
 
-fn load(plan: &CapturePlan, scopes: &ScopeSet, max_flows: u32, btf: &Btf) -> Result<Ebpf, CaptureError> {
+fn load(plan: &CapturePlan, scopes: &ScopeSet, btf: &Btf) -> Result<Ebpf, CaptureError> {
+    let max_flows = plan.max_flows;
     let mut cgroup_ids = [0_u64; SCOPES_MAX];
     let mut cgroup_levels = [0_u32; SCOPES_MAX];
     let mut netns = [0_u32; SCOPES_MAX];

@@ -32,6 +32,7 @@ fn attach() -> Result<AttachReport, CaptureError> {
         tcp: true,
         udp: true,
         scopes: Vec::new(),
+        max_flows: FLOWS,
     };
     let lookups = Lookups::open().ok();
     let root = lookups.as_ref().and_then(Lookups::cgroup2_root);
@@ -40,7 +41,7 @@ fn attach() -> Result<AttachReport, CaptureError> {
         source: std::io::ErrorKind::NotFound.into(),
     })?;
     // Detached when it is dropped.
-    Capture::attach(&plan, FLOWS, root).map(|capture| capture.report().clone())
+    Capture::attach(&plan, root).map(|capture| capture.report().clone())
 }
 
 fn refused(error: &CaptureError) -> Finding {
