@@ -171,7 +171,11 @@ fn restore(args: &RestoreArgs, clock: &Clock, out: &mut dyn Write) -> Result<()>
 /// Goes on when the state is in use by a controller that hears commands.
 fn runs(state: &Path, error: SetupError) -> Result<()> {
     match error {
-        SetupError::State(StateError::InUse { .. }) if control_socket(state).exists() => Ok(()),
+        SetupError::State(StateError::InUse { .. } | StateError::Foreign { user: 0, .. })
+            if control_socket(state).exists() =>
+        {
+            Ok(())
+        }
         error => Err(error.into()),
     }
 }
