@@ -496,7 +496,7 @@ async fn end_expired(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'sta
             () = tokio::time::sleep(LOOK) => {}
         }
         let now = parts.clock.now();
-        let has_run_out = |id: &SpiffeId| parts.identities.has_run_out(id, now);
+        let has_run_out = |id: &SpiffeId, shown| parts.identities.has_run_out(id, shown, now);
         let over = parts.connections.identities_where(has_run_out);
         for id in over.intersection(&told) {
             let cut = parts.connections.cut(id);
