@@ -165,15 +165,22 @@ fn restore(args: &RestoreArgs, clock: &Clock, out: &mut dyn Write) -> Result<()>
     writeln!(
         out,
         "restored; agents and operators that were revoked after the backup are not: revoke them again\n\
-         {voided} join tokens that were not used before the backup are void, for they may have been used since: make others"
+         {voided} join tokens that were not used before the backup are void, for they may have been used since: make others\n\
+         agents and operators that the backup knows come back by themselves, also when their SVID is newer than it; whoever \
+         enrolled after it needs a new token"
     )?;
     Ok(())
 }
 
-/// Goes on when the state is in use by a controller that hears commands.
+/// Goes on when the state is in use by a controller that hears commands. Root, who may not open the state of a controller that has
+/// a user of its own, may ask it.
 fn runs(state: &Path, error: SetupError) -> Result<()> {
     match error {
-        SetupError::State(StateError::InUse { .. }) if control_socket(state).exists() => Ok(()),
+        SetupError::State(StateError::InUse { .. } | StateError::Foreign { user: 0, .. })
+            if control_socket(state).exists() =>
+        {
+            Ok(())
+        }
         error => Err(error.into()),
     }
 }

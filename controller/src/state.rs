@@ -7,7 +7,8 @@
 //! | `ca/` | keys of the authority: [`crate::identity::ca`] |
 //! | `control.sock` | where a running controller hears this host's commands: [`crate::local`] |
 //!
-//! Directories have mode 0700, files of secrets 0600. What others could read is refused, with the remedy.
+//! Directories have mode 0700, files of secrets 0600. What others could read is refused, with the remedy. Root makes and changes
+//! nothing in another user's state ([`parent`]).
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -15,6 +16,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+
+mod parent;
 
 /// Most octets of a key's or a certificate chain's file.
 const SMALL_FILE_OCTETS_MAX: u64 = 256 << 10;
@@ -56,7 +59,7 @@ pub enum StateError {
         wanted: u32,
     },
     /// It belongs to somebody else.
-    #[error("{path} belongs to user {owner}; run `chown {user} {path}`")]
+    #[error("{path} belongs to user {owner}; {}", own(path, *owner, *user))]
     Foreign {
         /// The file or directory.
         path: PathBuf,
@@ -88,6 +91,7 @@ impl StateDir {
     ///
     /// [`StateError`]; [`StateError::Present`] when there is a state in it.
     pub fn create(path: &Path) -> Result<Self, StateError> {
+        parent::check(path)?;
         private_directory(path)?;
         let state = Self::locked(path)?;
         if state.store().exists() {
@@ -264,6 +268,14 @@ fn check_facts(path: &Path, facts: &fs::Metadata, wanted: u32) -> Result<(), Sta
         return Err(StateError::Foreign { path, owner, user });
     }
     Ok(())
+}
+
+/// What to do about `path`, which is `owner`'s, while we are `user`. Root does not take a service's state away from it.
+fn own(path: &Path, owner: u32, user: u32) -> String {
+    match user {
+        0 => format!("run this as that user: put `runuser -u $(id -nu {owner}) --` before it"),
+        _ => format!("run `chown -R {user} {}` as root", path.display()),
+    }
 }
 
 pub(crate) fn sync_parent(path: &Path) -> Result<(), StateError> {

@@ -86,7 +86,7 @@ impl Failed {
             Some(refusal) => format!(
                 "the controller refuses: {}; {}",
                 harmless(&refusal.message),
-                remedy(refusal.reason())
+                remedy(stage, refusal.reason())
             ),
             None => match status.code() {
                 Code::InvalidArgument => complaint(status.message(), &mistakes),
@@ -153,15 +153,20 @@ fn complaint(message: &str, mistakes: &[Mistake]) -> String {
     lines.join("\n")
 }
 
-fn remedy(reason: Reason) -> &'static str {
+/// Of an operator who is there, nobody but itself may make a token elsewhere than on the controller's host.
+const SAME_NAME: &str = "log in again with a token that `flowtilla-controller token --operator NAME` makes on the controller's host; \
+                         one from another operator needs another name";
+
+fn remedy(stage: Stage, reason: Reason) -> &'static str {
     match reason {
         Reason::TokenMalformed | Reason::TokenUnknown | Reason::TokenUsed | Reason::TokenExpired => {
             "make another token: agentctl token create --operator NAME"
         }
-        Reason::ForeignSvid | Reason::OtherKey | Reason::Revoked | Reason::NotAllowed => {
-            "log in again with a token from another operator"
-        }
-        Reason::AwaitingApproval => "ask another operator for a token, and log in again",
+        Reason::NotAllowed if stage == Stage::Enrol => SAME_NAME,
+        Reason::ForeignSvid | Reason::OtherKey | Reason::AwaitingApproval => SAME_NAME,
+        // Unknown here, the name is free; revoked, it is for nobody any more.
+        Reason::NotAllowed => "log in again with a token from another operator",
+        Reason::Revoked => "log in again under another name, with a token from another operator",
         Reason::Busy => "try again in a moment",
         Reason::Unspecified | Reason::Csr => "see the controller's log",
     }
@@ -252,4 +257,39 @@ fn cause<'a>(error: &'a (dyn Error + 'static)) -> Cause<'a> {
 /// An error with its causes, made harmless for a terminal.
 fn chain(error: &(dyn Error + 'static)) -> String {
     harmless(&causes::chain(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_who_cannot_renew_is_told_of_a_token_that_can_be_made() {
+        let told = |stage, reason: Reason| {
+            let refusal = Refusal {
+                reason: reason.into(),
+                message: "no".to_owned(),
+            };
+            let details = refusal.encode_to_vec().into();
+            Failed::status(
+                stage,
+                &Status::with_details(Code::PermissionDenied, "no", details),
+            )
+            .to_string()
+        };
+        for reason in [Reason::AwaitingApproval, Reason::OtherKey, Reason::ForeignSvid] {
+            let told = told(Stage::Renew, reason);
+            assert!(
+                told.contains("`flowtilla-controller token --operator NAME`"),
+                "{told}"
+            );
+        }
+        // The name is free: another operator can help.
+        let unknown = told(Stage::Renew, Reason::NotAllowed);
+        assert!(unknown.ends_with("a token from another operator"), "{unknown}");
+        let taken = told(Stage::Enrol, Reason::NotAllowed);
+        assert!(taken.ends_with("needs another name"), "{taken}");
+        let revoked = told(Stage::Renew, Reason::Revoked);
+        assert!(revoked.contains("another name"), "{revoked}");
+    }
 }
