@@ -131,6 +131,7 @@ impl RunArgs {
             alone: false,
             view_records_max: 0,
             clock: WallClock::system(),
+            build: None,
         })
     }
 }

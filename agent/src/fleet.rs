@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::build::Build;
 use crate::clock;
 use crate::files::{check_owner, make_directory, open_for_writing};
 use crate::held::HeldStore;
@@ -60,6 +61,8 @@ pub struct Options {
     pub view_records_max: usize,
     /// What tells the time of SVIDs.
     pub clock: WallClock,
+    /// Which build of the agent's program runs; `None`: it is no program of its own, or that is not known.
+    pub build: Option<Build>,
 }
 
 /// Why an agent of a fleet does not start, or ended.
@@ -180,6 +183,7 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
             boot: host.boot,
             scope: words(&options.scopes),
             instance: fastrand::u64(..),
+            build: options.build,
         },
         vitals: vitals_of(&agent, started),
         governed: Capturing {

@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
+use flowtilla_agent::build::Build;
 use flowtilla_agent::config::{Cli, Command, METRICS_DEFAULT, NotSetUp, ProveArgs, RunArgs};
 use flowtilla_agent::doctor::{self, DoctorArgs};
 use flowtilla_agent::{fleet, identity, metrics};
@@ -50,7 +51,7 @@ fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn execute(args: &RunArgs) -> anyhow::Result<()> {
-    let options = args.options()?;
+    let mut options = args.options()?;
     let runtime = tokio::runtime::Runtime::new()?;
     let filter = EnvFilter::try_from_env("FLOWTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let system = rustix::system::uname();
@@ -63,6 +64,9 @@ fn execute(args: &RunArgs) -> anyhow::Result<()> {
         let _within = runtime.enter();
         telemetry::start(program, &args.otlp, Some(filter))?
     };
+    options.build = Build::running()
+        .inspect_err(|error| tracing::warn!(%error, "which build runs is not told"))
+        .ok();
     let outcome = runtime.block_on(run(args, options));
     telemetry.stop();
     outcome

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! agent       id, state "new" | "connected" | "offline" | "awaitingApproval" | "revoked", labels {}, lastSeen, enrolled,
-//!             svidNotAfter, host, version, kernel, operatingSystem, scope, addresses [], sourceId, policy,
+//!             svidNotAfter, host, version, build: SHA-256 of its program, kernel, operatingSystem, scope, addresses [], sourceId, policy,
 //!             revisionHeld, revisionWanted, converged: it has what it is to have
 //!             tied []: policies of one priority that all choose it; it keeps the one of them that it has
 //!             untoldOctets: of flows that others left to it and that it did not tell
@@ -40,7 +40,7 @@ use flowtilla_proto::wire::fleet::{
 use flowtilla_proto::wire::session::{Aside, CollectorHealth, CollectorState, Drop, Health, Nack, Section};
 
 use crate::document::render::Plain;
-use crate::output::{rfc3339, span, word};
+use crate::output::{hex, rfc3339, span, word};
 
 const NANOSECONDS_A_MS: u64 = 1_000_000;
 
@@ -299,6 +299,7 @@ pub(crate) fn agent(agent: &Agent) -> Plain {
         .time("svidNotAfter", agent.svid_not_after_ms)
         .text("host", &hello.host_name)
         .text("version", &hello.version)
+        .text("build", &hex(&hello.build))
         .text("kernel", &hello.kernel)
         .text("operatingSystem", &hello.operating_system)
         .text("scope", &hello.scope)

@@ -38,6 +38,8 @@ pub const DROPS_KEPT_MAX: usize = 1_024;
 
 /// Most octets of an agent's instance. Source: `session.proto`.
 const INSTANCE_OCTETS_MAX: usize = 16;
+/// Most octets of what tells an agent's build. Source: `session.proto`.
+const BUILD_OCTETS_MAX: usize = 32;
 
 /// What an agent says first, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -176,6 +178,9 @@ impl Hello {
         }
         if said.instance.len() > INSTANCE_OCTETS_MAX {
             return Err(field("hello.instance", "has more than 16 octets"));
+        }
+        if said.build.len() > BUILD_OCTETS_MAX {
+            return Err(field("hello.build", "has more than 32 octets"));
         }
         let held = said
             .held

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::output::harmless;
+use crate::output::{harmless, hex};
 
 /// Most octets of a program. A debug build with its symbols has 200 MiB.
 const OCTETS_MAX: u64 = 512 << 20;
@@ -116,10 +116,7 @@ impl Program {
 
 /// SHA-256, hex.
 pub(crate) fn digest(octets: &[u8]) -> String {
-    Sha256::digest(octets)
-        .iter()
-        .map(|octet| format!("{octet:02x}"))
-        .collect()
+    hex(&Sha256::digest(octets))
 }
 
 /// `flowtilla-agent 0.1.0` → `0.1.0`.

@@ -50,6 +50,13 @@ fn what_is_beyond_a_bound_is_refused_or_cut() {
         ..good()
     });
     assert!(labels.is_err_and(|refused| refused.to_string().starts_with("hello.labels")));
+    for (build, is_refused) in [(vec![7; 32], false), (vec![7; 33], true)] {
+        let told = parse(wire::Hello { build, ..good() });
+        assert_eq!(
+            told.is_err_and(|refused| refused.to_string().starts_with("hello.build")),
+            is_refused
+        );
+    }
     let long = parse(wire::Hello {
         version: "ü".repeat(TEXT_OCTETS_MAX),
         ..good()
