@@ -29,7 +29,7 @@ fn both_ends_of_a_cut_line_notice_and_meet_again_in_one_session() -> Result<()> 
     let cable = Cable::lay()?;
     let mut controller = Controller::start_on(&cable.collector, COLLECTOR_V4.parse()?)?;
     let mut member = Member::join_from(&controller, &cable.desk, &world.left)?;
-    controller.deploy_all(&policy(5_000))?;
+    controller.deploy_all(&policy(5))?;
     ensure!(sessions(&cable)? == (1, 1), "{:?}", sessions(&cable)?);
     let welcomes = said(&member, WELCOMED)?;
     let before = said(&member, GIVEN_UP)?;
@@ -66,15 +66,15 @@ fn both_ends_of_a_cut_line_notice_and_meet_again_in_one_session() -> Result<()> 
         "one session, and no half of the former one",
         || Ok((sessions(&cable)? == (1, 1)).then_some(())),
     )?;
-    controller.deploy_all(&policy(6_000))?;
+    controller.deploy_all(&policy(6))?;
     ensure!(controller.agents()?.len() == 1, "{:?}", controller.agents()?);
     member.stop()?;
     controller.stop()
 }
 
-fn policy(active_timeout_ms: u32) -> String {
+fn policy(active_timeout_s: u32) -> String {
     format!(
-        "apiVersion: flowtilla/v1\nkind: Policy\nname: all\ncapture: {{activeTimeoutMs: {active_timeout_ms}}}\n"
+        "apiVersion: flowtilla/v1\nkind: Policy\nname: all\ncapture: {{activeTimeout: {active_timeout_s}s}}\n"
     )
 }
 
