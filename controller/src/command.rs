@@ -163,7 +163,10 @@ fn restore(args: &RestoreArgs, clock: &Clock, out: &mut dyn Write) -> Result<()>
     writeln!(
         out,
         "restored; agents and operators that were revoked after the backup are not: revoke them again\n\
-         {voided} join tokens that were not used before the backup are void, for they may have been used since: make others"
+         {voided} join tokens that were not used before the backup are void, for they may have been used since: make others\n\
+         agents that were enrolled after the backup are not known here, and go on with what they have: enrol them anew, or stop them\n\
+         if this backup was restored before, do that first: agents that came in since, and feed collectors of nested JSON or header \
+         version 1, have numbers there that others may get now"
     )?;
     Ok(())
 }
