@@ -45,6 +45,9 @@ pub(super) struct Agent {
     pub(super) addresses: Vec<IpAddr>,
     /// What it is to have.
     pub(super) wanted: Option<Wanted>,
+    /// What it would have in place of `wanted`, if it did not misread it: `wanted` is what it has, but for whether it is drained
+    /// ([`Fleet::stand_in`](super::Fleet::stand_in)). Not kept: it follows from what is.
+    pub(super) meant: Option<Arc<Content>>,
     /// What it said last that it holds.
     pub(super) held: Option<Mark>,
     /// The content of `held`, when it is known here.
@@ -127,6 +130,7 @@ impl Agent {
             ungated: false,
             addresses: Vec::new(),
             wanted: None,
+            meant: None,
             held: None,
             in_force: None,
             superseded: Vec::new(),
@@ -184,8 +188,8 @@ impl Agent {
 
     /// Something else is about to take the place of what it is to have.
     pub(super) fn supersede(&mut self) {
-        let converged = self.converged();
-        let offered = self.wanted.as_ref().filter(|wanted| wanted.offered && !converged);
+        let has_it = self.has_wanted();
+        let offered = self.wanted.as_ref().filter(|wanted| wanted.offered && !has_it);
         if let Some(content) = offered.map(|wanted| Arc::clone(&wanted.content)) {
             self.keep_superseded(content);
         }
@@ -209,7 +213,8 @@ impl Agent {
         let refused = self.line.as_ref().and_then(|line| line.refused);
         let wanted = self.wanted.as_ref();
         let wanted = wanted.filter(|wanted| refused != Some(wanted.mark));
-        let wanted = wanted.filter(|wanted| self.misreads(&wanted.content).next().is_none());
+        let is_offered = |content: &Content| self.meant.is_some() || self.misreads(content).next().is_none();
+        let wanted = wanted.filter(|wanted| is_offered(&wanted.content));
         let superseded = self.superseded.iter().map(|content| &**content);
         let wanted = wanted.map(|wanted| &*wanted.content);
         self.in_force
@@ -225,9 +230,15 @@ impl Agent {
         line.open.take()
     }
 
+    /// What it is to have, or would, if it did not misread it.
+    pub(super) fn intended(&self) -> Option<&Arc<Content>> {
+        let wanted = self.wanted.as_ref().map(|wanted| &wanted.content);
+        self.meant.as_ref().or(wanted)
+    }
+
     /// Name of the policy that it is to have.
     pub(super) fn policy(&self) -> Option<&str> {
-        self.wanted.as_ref()?.content.policy.as_deref()
+        self.intended()?.policy.as_deref()
     }
 
     /// The highest place that it holds, held or is to have.
@@ -258,17 +269,22 @@ impl Agent {
     /// Whether it has in force that it captures nothing.
     fn is_told_to_rest(&self) -> bool {
         let rests = |content: &Content| content.drain || content.policy.is_none();
-        self.converged() && self.wanted.as_ref().is_some_and(|wanted| rests(&wanted.content))
+        self.has_wanted() && self.wanted.as_ref().is_some_and(|wanted| rests(&wanted.content))
     }
 
     /// Whether what it is to have asks the same as this.
     pub(super) fn is_to_have(&self, content: &Content) -> bool {
-        let wanted = self.wanted.as_ref();
-        wanted.is_some_and(|wanted| wanted.content.sameness == content.sameness)
+        let intended = self.intended();
+        intended.is_some_and(|intended| intended.sameness == content.sameness)
     }
 
     /// Whether it has in force what it is to have, and reads it as it is meant.
     pub(super) fn converged(&self) -> bool {
+        self.has_wanted() && self.meant.is_none()
+    }
+
+    /// Whether it has in force what it is to have, or what stands in for that.
+    pub(super) fn has_wanted(&self) -> bool {
         let wanted = self.wanted.as_ref();
         wanted.is_some_and(|wanted| self.held == Some(wanted.mark)) && !self.is_withheld()
     }

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use flowtilla_proto::spiffe::MemberName;
-use flowtilla_proto::wire::session as wire;
+use flowtilla_proto::wire::session::{self as wire, Feature};
 
 use super::content::Group;
 use super::{Fleet, Now, SessionId, Speech};
@@ -135,7 +135,7 @@ impl Fleet {
                 continue;
             };
             let misread = agent.misreads(content).next().is_some();
-            if content.drain && !misread {
+            if content.drain && agent.knows(Feature::Drain) {
                 continue; // It sees nothing: its peers tell what they have with it.
             }
             let own = |address: &&IpAddr| self.members.owner(**address) == Some(id);

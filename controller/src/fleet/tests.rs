@@ -8,6 +8,7 @@ use super::heard::{Heard, Hello, Mark};
 use super::*;
 use crate::policy::KIND_POLICY;
 
+mod concerns;
 mod drain;
 mod gate;
 mod history;

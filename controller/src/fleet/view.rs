@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet::{
-    Agent as WireAgent, AgentState, AgentsRequest, HistoryResponse, ObjectsResponse, Revision, Rollout,
-    RolloutEvent, RolloutState,
+    Agent as WireAgent, AgentState, AgentsRequest, Concern, HistoryResponse, LeftOut, ObjectsResponse,
+    Revision, Rollout, RolloutEvent, RolloutState,
 };
-use flowtilla_proto::wire::session::{EndReason, Hello};
+use flowtilla_proto::wire::session::{EndReason, Hello, Nack};
 
 use super::agent::Agent;
 use super::load::{self, LoadError};
@@ -51,6 +51,10 @@ pub struct Standing {
     pub rollouts: BTreeMap<RolloutState, u32>,
     /// The newest rollout.
     pub rollout: Option<Rollout>,
+    /// Agents of which something is the matter.
+    pub concerns: Vec<Concern>,
+    /// What agents left out on purpose; `None`: nobody has told anything.
+    pub left_out: Option<LeftOut>,
 }
 
 impl Fleet {
@@ -113,13 +117,11 @@ impl Fleet {
             effective: agent.effective.as_deref().cloned(),
             held: agent.held.map(super::Mark::to_wire),
             wanted: wanted.map(|wanted| wanted.mark.to_wire()),
-            policy: wanted
-                .and_then(|wanted| wanted.content.policy.clone())
-                .unwrap_or_default(),
-            nack: agent.refusal().cloned().or_else(|| agent.refusal_to_drain(id)),
+            policy: agent.policy().unwrap_or_default().to_owned(),
+            nack: self.refusal_told(id, agent),
             source_id: self.sources.of(id).map_or(0, |id| id.number()),
             revision_held: agent.in_force.as_ref().map_or(0, |content| content.revision),
-            revision_wanted: wanted.map_or(0, |wanted| wanted.content.revision),
+            revision_wanted: agent.intended().map_or(0, |content| content.revision),
             tied: self.objects.tied(id, &agent.labels),
             untold_octets: agent.untold_octets,
             conflict: agent.turns.conflict.clone(),
@@ -128,14 +130,19 @@ impl Fleet {
         }
     }
 
+    /// Why an agent has not what it is to have, or is not drained.
+    pub(super) fn refusal_told(&self, id: &MemberName, agent: &Agent) -> Option<Nack> {
+        let own = agent.refusal().cloned();
+        let of_meant = own.or_else(|| agent.refusal_of_meant());
+        of_meant.or_else(|| agent.refusal_to_drain(id))
+    }
+
     /// How the fleet stands, in numbers.
     #[must_use]
     pub fn standing(&self) -> Standing {
         let live = || self.agents.values().filter(|agent| !agent.revoked);
         let connected = || live().filter(|agent| agent.line.is_some());
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let unknown = |agent: &&Agent| agent.is_withheld() || agent.refuses_to_drain();
-        let refuses = |agent: &&Agent| agent.refusal().is_some() || unknown(agent);
         let mut by_state = BTreeMap::<AgentState, u32>::new();
         for agent in self.agents.values() {
             *by_state.entry(agent_state(agent)).or_default() += 1;
@@ -151,8 +158,8 @@ impl Fleet {
             agents: number(live().count()),
             connected: number(connected().count()),
             converged: number(connected().filter(|agent| agent.converged()).count()),
-            nacked: number(live().filter(refuses).count()),
-            not_offered: number(live().filter(unknown).count()),
+            nacked: number(live().filter(|agent| agent.refuses()).count()),
+            not_offered: number(live().filter(|agent| agent.does_not_know()).count()),
             behind: number(live().filter(|agent| !agent.converged()).count()),
             tied: number(self.tied()),
             draining: number(live().filter(|agent| agent.drain).count()),
@@ -161,6 +168,8 @@ impl Fleet {
             by_state,
             rollouts,
             rollout: self.rollouts(1).pop(),
+            concerns: self.concerns(),
+            left_out: self.left_out(),
         }
     }
 

@@ -415,6 +415,8 @@ impl Fleet for Service {
             conflicts: standing.conflicts,
             draining: standing.draining,
             not_offered: standing.not_offered,
+            concerns: standing.concerns,
+            left_out: standing.left_out,
             roots: roots.iter().map(root).collect(),
             rollout: standing.rollout,
             caller: caller.to_string(),

@@ -1,13 +1,15 @@
 //! `agentctl loss` without `--state`: law 2 of each agent and collector as the agents told it last, each gap by its name.
 //!
-//! Exit code 0 when nothing is lost, 1 when something is, a sum does not hold, or an agent tells nothing.
+//! Exit code 0 when nothing is lost, 1 when something is, a sum does not hold, or it is not known of an agent: because it has told
+//! nothing since the controller began, or is away and was heard longer ago than [`KNOWN_FOR_MS`].
 //!
 //! ```text
-//! agents       id, state, lastSeen
+//! agents       id, state, lastSeen, known: false: what it has lost is not known
 //!              collectors  the shape in [`crate::view`], with missing: made less the rest, lost: records it never gets
 //!              drops {place: number}: before the records
 //!              kernelLeftOut  the shape in [`crate::view`]: left out on purpose, in no sum
 //!              untoldOctets  of flows that others left to it and that it did not tell
+//! notKnown     ids of agents of which it is not known
 //! nothingLost  the exit code is 0
 //! ```
 
@@ -40,19 +42,28 @@ pub(crate) async fn run(reach: &Reach, as_json: bool) -> anyhow::Result<Exit> {
         .agents;
     let now = clock::wall_now();
     let text = match as_json {
-        true => json(&told(&agents)),
+        true => json(&told(&agents, now)),
         false => {
             client.say_view(now);
             text(&agents, now)
         }
     };
     print(&text)?;
-    Ok(if nothing_lost(&agents) {
+    Ok(if nothing_lost(&agents, now) {
         Exit::Done
     } else {
         Exit::Failed
     })
 }
+
+/// How long it is believed of an agent that is away that it has lost nothing since, in milliseconds.
+///
+/// A host has booted in that time. Half of it calls a fleet not whole whenever one does; double it, and a host that has burnt down
+/// counts as whole for ten minutes.
+const KNOWN_FOR_MS: u64 = 300_000;
+
+/// Agents of which it is not known that are named in the verdict; of more the number is told.
+const NAMED_MAX: usize = 10;
 
 /// Records that a collector never gets, those left out on purpose excepted.
 fn lost(collector: &CollectorHealth) -> u64 {
@@ -86,18 +97,58 @@ fn counted(agents: &[Agent]) -> impl Iterator<Item = &Agent> {
         .filter(|agent| !matches!(agent.state(), AgentState::Revoked | AgentState::New))
 }
 
+/// Whether what an agent has lost is known.
+fn is_known(agent: &Agent, now: WallTime) -> bool {
+    let heard = view::moment(agent.last_seen_ms);
+    let lately = heard.is_some_and(|heard| now.0.saturating_sub(heard.0) <= KNOWN_FOR_MS * 1_000_000);
+    agent.health.is_some() && (agent.state() == AgentState::Connected || lately)
+}
+
+fn not_known(agents: &[Agent], now: WallTime) -> Vec<&Agent> {
+    counted(agents).filter(|agent| !is_known(agent, now)).collect()
+}
+
+/// Whether an agent has told of a loss.
+fn has_lost(agent: &Agent) -> bool {
+    let broken = |collector: &CollectorHealth| lost(collector) > 0 || missing(collector) != 0;
+    let health = agent.health.iter();
+    agent.untold_octets > 0
+        || health
+            .into_iter()
+            .any(|health| health.drops.iter().any(is_loss) || health.collectors.iter().any(broken))
+}
+
 /// See the module.
-pub(crate) fn nothing_lost(agents: &[Agent]) -> bool {
-    counted(agents).all(|agent| {
-        agent.untold_octets == 0
-            && agent.health.as_ref().is_some_and(|health| {
-                !health.drops.iter().any(is_loss)
-                    && health
-                        .collectors
-                        .iter()
-                        .all(|collector| lost(collector) == 0 && missing(collector) == 0)
-            })
-    })
+pub(crate) fn nothing_lost(agents: &[Agent], now: WallTime) -> bool {
+    counted(agents).all(|agent| is_known(agent, now) && !has_lost(agent))
+}
+
+/// What is to be made of it all, for people.
+fn verdict(agents: &[Agent], now: WallTime) -> String {
+    let lost = counted(agents).filter(|agent| has_lost(agent)).count();
+    let unknown = not_known(agents, now);
+    let all = counted(agents).count();
+    let known = match (lost, unknown.is_empty()) {
+        (0, true) => return "nothing lost\n".to_owned(),
+        (0, false) => "nothing lost that is known".to_owned(),
+        (lost, _) => format!("something is lost at {lost} of {all} agents"),
+    };
+    if unknown.is_empty() {
+        return known + "\n";
+    }
+    let mut named: Vec<String> = unknown
+        .iter()
+        .take(NAMED_MAX)
+        .map(|agent| format!("{} ({} old)", word(&agent.id), view::ago(agent.last_seen_ms, now)))
+        .collect();
+    if unknown.len() > NAMED_MAX {
+        named.push(format!("and {} more", unknown.len() - NAMED_MAX));
+    }
+    format!(
+        "{known}; NOT KNOWN of {} of {all} agents, which are away or have told nothing: {}\n",
+        unknown.len(),
+        named.join(", ")
+    )
 }
 
 /// Lines for people.
@@ -172,11 +223,7 @@ pub(crate) fn text(agents: &[Agent], now: WallTime) -> String {
     let head = ["AGENT", "COLLECTOR", "MADE", "TAKEN", "WAITING", "LOST", "SEEN"];
     let mut text = table(&head, rows, &[2, 3, 4, 5], Output::Table);
     text.extend(gaps);
-    text += match nothing_lost(agents) {
-        true => "nothing lost\n",
-        false => "something is lost, or not known\n",
-    };
-    text
+    text + &verdict(agents, now)
 }
 
 /// What was left out where no record tells of it.
@@ -217,7 +264,7 @@ fn peers(agents: &[Agent]) -> Vec<String> {
 }
 
 /// The JSON shape.
-pub(crate) fn told(agents: &[Agent]) -> Plain {
+pub(crate) fn told(agents: &[Agent], now: WallTime) -> Plain {
     let number = |name: &str, n: u64| (name.to_owned(), Plain::Number(n));
     let agent = |agent: &Agent| {
         let mut fields = vec![
@@ -231,6 +278,7 @@ pub(crate) fn told(agents: &[Agent]) -> Plain {
             view::moment(agent.last_seen_ms)
                 .map(|seen| ("lastSeen".to_owned(), Plain::Text(rfc3339(seen).to_string()))),
         );
+        fields.push(("known".to_owned(), Plain::Bool(is_known(agent, now))));
         fields.push(number("untoldOctets", agent.untold_octets));
         let Some(health) = &agent.health else {
             return Plain::Map(fields);
@@ -254,11 +302,14 @@ pub(crate) fn told(agents: &[Agent]) -> Plain {
         fields.extend(left_out.map(|told| ("kernelLeftOut".to_owned(), told)));
         Plain::Map(fields)
     };
+    let unknown = not_known(agents, now).into_iter();
+    let unknown = unknown.map(|agent| Plain::Text(agent.id.clone()));
     Plain::Map(vec![
         (
             "agents".to_owned(),
             Plain::List(counted(agents).map(agent).collect()),
         ),
-        ("nothingLost".to_owned(), Plain::Bool(nothing_lost(agents))),
+        ("notKnown".to_owned(), Plain::List(unknown.collect())),
+        ("nothingLost".to_owned(), Plain::Bool(nothing_lost(agents, now))),
     ])
 }
