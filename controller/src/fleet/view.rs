@@ -120,6 +120,7 @@ impl Fleet {
             revision_wanted: wanted.map_or(0, |wanted| wanted.content.revision),
             tied: self.objects.tied(id, &agent.labels),
             untold_octets: agent.untold_octets,
+            untold_by: agent.untold_by.iter().map(ToString::to_string).collect(),
             conflict: agent.turns.conflict.clone(),
             drain: agent.drain_state().into(),
             svid_serials: Vec::new(),
