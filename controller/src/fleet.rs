@@ -241,6 +241,7 @@ impl Fleet {
         agent.revoked = true;
         let connected = agent.line.is_some();
         self.dirty.insert(id.clone());
+        self.handle_moved(id);
         self.rollouts.handle_revoked(id);
         self.short.handle_revoked(id);
         let text = Unwelcome::Revoked.to_string();
@@ -301,6 +302,7 @@ impl Fleet {
             .agents
             .entry(id.clone())
             .or_insert_with(|| Agent::new(now.wall_ms));
+        let moved = agent.addresses != hello.addresses;
         agent.handle_hello(labels, hello, &self.contents);
         agent.seen_ms = now.wall_ms;
         agent.line = Some(Line::new(session, now.run_ms));
@@ -319,6 +321,9 @@ impl Fleet {
         self.tell_rollouts(id, now);
         self.members.handle_open(session);
         self.members.touch();
+        if moved {
+            self.handle_moved(id);
+        }
         Ok(())
     }
 
@@ -351,8 +356,7 @@ impl Fleet {
                 };
                 if let Some(addresses) = addresses.filter(|addresses| *addresses != agent.addresses) {
                     agent.addresses = addresses;
-                    agent.silent = false;
-                    self.members.touch();
+                    self.handle_moved(&id);
                 }
                 if let Some(held) = held {
                     self.handle_held(&id, held, now);
@@ -377,42 +381,6 @@ impl Fleet {
                 self.handle_closed(session, now);
             }
             Heard::Unknown => {}
-        }
-    }
-
-    /// Compares what an agent left to others with what those say that they told.
-    fn compare_told(&mut self, id: &MemberName, now: Now) {
-        let Some(agent) = self.agents.get_mut(id) else {
-            return;
-        };
-        let Some(health) = &agent.health else {
-            return;
-        };
-        let mut left = std::mem::take(&mut agent.left);
-        let held = health.peers.iter().filter(|sums| sums.held_octets > 0);
-        let held: BTreeMap<MemberName, u64> = held
-            .filter_map(|sums| Some((MemberName::parse(&sums.peer).ok()?, sums.held_octets)))
-            .collect();
-        left.retain(|other| held.contains_key(other));
-        for (other, held) in held {
-            let Some(teller) = self.agents.get_mut(&other) else {
-                continue;
-            };
-            // One that has not told its sums yet, or has gone, is not relied upon anyway.
-            let (Some(health), true) = (&teller.health, teller.line.is_some()) else {
-                continue;
-            };
-            let told = health.peers.iter().find(|sums| sums.peer == id.as_str());
-            let told = told.map_or(0, |sums| sums.spoken_octets);
-            if let Some(octets) = left.compare(&other, held, told, now.run_ms) {
-                tracing::warn!(agent = %other, left_by = %id, octets, "an agent does not tell the flows that another leaves to it: both tell them from here on");
-                teller.untold_octets = teller.untold_octets.saturating_add(octets);
-                teller.silent = true;
-                self.members.touch();
-            }
-        }
-        if let Some(agent) = self.agents.get_mut(id) {
-            agent.left = left;
         }
     }
 

@@ -8,6 +8,7 @@
 //!             revisionHeld, revisionWanted, converged: it has what it is to have
 //!             tied []: policies of one priority that all choose it; it keeps the one of them that it has
 //!             untoldOctets: of flows that others left to it and that it did not tell
+//!             untoldBy: agents by whose word that is so
 //!             refusal {section, path, reason}: of what it is to have; section "notOffered": the controller's, since it does not
 //!               know the field at path
 //!             effective {programs [], refused [{program, reason, without}], collectors []}
@@ -322,6 +323,7 @@ pub(crate) fn agent(agent: &Agent) -> Plain {
         .number("revisionHeld", agent.revision_held)
         .number("revisionWanted", agent.revision_wanted)
         .given("untoldOctets", agent.untold_octets)
+        .texts("untoldBy", &agent.untold_by)
         .flag("converged", converged(agent))
         .text("drain", drain_state(agent.drain()))
         .texts("tied", &agent.tied)

@@ -306,3 +306,25 @@ impl CollectorLaw {
             - i128::from(dropped)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use flowtilla_proto::loss::Dropped;
+
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_on_purpose_and_what_are_only_hints_are_the_same_everywhere() {
+        for point in DropPoint::ALL {
+            let wanted = match point {
+                _ if point.is_wanted() => Dropped::OnPurpose,
+                DropPoint::FlowRingFull | DropPoint::NameRingFull => Dropped::FoundAgain,
+                _ => Dropped::Lost,
+            };
+            assert_eq!(Dropped::at(&point.to_string()), wanted, "{point}");
+        }
+        // As a document has it, and one of a later version.
+        assert_eq!(Dropped::at("reportedByPeer"), Dropped::OnPurpose);
+        assert_eq!(Dropped::at("SomewhereNew"), Dropped::Lost);
+    }
+}

@@ -1,11 +1,12 @@
 //! One agent, as the fleet sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use flowtilla_proto::labels::Labels;
 use flowtilla_proto::mistake::Mistakes;
+use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet::DrainState;
 use flowtilla_proto::wire::session as wire;
 use prost::Message;
@@ -63,10 +64,15 @@ pub(super) struct Agent {
     pub(super) health: Option<Box<wire::Health>>,
     /// What it leaves to others.
     pub(super) left: Left,
-    /// It does not tell what others leave to it, as long as it has the same addresses.
-    pub(super) silent: bool,
+    /// Agents that do not tell what it leaves to them, as long as both have the same addresses, and when that was found. At most
+    /// [`APART_MAX`](super::silent::APART_MAX).
+    pub(super) apart: BTreeMap<MemberName, u64>,
+    /// It leaves flows to those all the same, or there are more of them.
+    pub(super) unaware: bool,
     /// Octets that others left to it, and that it did not tell, since this process began.
     pub(super) untold_octets: u64,
+    /// By whose word, at most [`UNTOLD_BY_MAX`](super::silent::UNTOLD_BY_MAX).
+    pub(super) untold_by: BTreeSet<MemberName>,
     /// It is to capture nothing, and to send what waits.
     pub(super) drain: bool,
     /// Heartbeats in a row that told of nothing captured and nothing that waits.
@@ -139,8 +145,10 @@ impl Agent {
             nack: None,
             health: None,
             left: Left::default(),
-            silent: false,
+            apart: BTreeMap::new(),
+            unaware: false,
             untold_octets: 0,
+            untold_by: BTreeSet::new(),
             drain: false,
             idle_beats: 0,
             line: None,
@@ -155,7 +163,6 @@ impl Agent {
         self.labels = self.enrolled.over(&self.host);
         self.ungated &= hello.said.features.is_empty();
         self.hello = Some(Box::new(hello.said));
-        self.silent &= self.addresses == hello.addresses;
         self.addresses = hello.addresses;
         self.left = Left::default();
         self.held = None;
@@ -222,6 +229,14 @@ impl Agent {
             .into_iter()
             .chain(superseded)
             .chain(wanted)
+    }
+
+    /// Whether it feeds a collector that the other feeds, too.
+    pub(super) fn shares_a_collector(&self, other: &Self) -> bool {
+        let (Some(one), Some(other)) = (&self.in_force, &other.in_force) else {
+            return false;
+        };
+        one.groups.iter().any(|group| other.groups.contains(group))
     }
 
     /// The offer that an answer closes: the newest, and none when the nonce is another's.

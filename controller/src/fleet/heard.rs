@@ -25,11 +25,16 @@ pub const ADDRESSES_MAX: usize = 256;
 pub const SENTENCE_CHARS_MAX: usize = 256;
 /// Longest name of a host, a version, a program, in octets. Source of the host's: RFC 1035 §2.3.4.
 pub const TEXT_OCTETS_MAX: usize = 255;
-/// Most entries of a list in a heartbeat or an ack that are kept: programs, drops, peers, collectors, limits.
+/// Most entries of a list in a heartbeat or an ack that are kept: programs, drops, collectors, limits.
 ///
-/// The agent's programs are tens, its peers are what may be many. Half of it hides peers of a busy host; double it, and
-/// 10,000 agents' health takes more memory than their streams.
+/// An honest agent has tens of each. Half of it still holds those; double it, and captured agents take more memory for what nobody
+/// reads.
 pub const LIST_KEPT_MAX: usize = 256;
+/// Most peers in a heartbeat that are kept. The agent tells of no more.
+///
+/// A hundred octets each. Half of it hides peers of a busy host; double it, and 10,000 busy agents' health takes more memory than
+/// their streams.
+pub const PEERS_KEPT_MAX: usize = 1_024;
 /// Most counts of lost records in a heartbeat that are kept of all collectors together.
 ///
 /// An honest agent tells some of each of its collectors, of which it has tens. Half of it still holds those; double it, and a
@@ -126,6 +131,8 @@ pub struct About {
     pub peer_address: IpAddr,
     /// Its port.
     pub peer_port: u16,
+    /// Whether it is asked for this flow alone.
+    pub of_flow: bool,
 }
 
 /// What an agent may not say. `Display`: one sentence.
@@ -346,6 +353,7 @@ fn about(sent: &wire::Question) -> Result<About, Refused> {
         },
         peer_address: octets("question.peer_address", &sent.peer_address)?,
         peer_port: port("question.peer_port", sent.peer_port)?,
+        of_flow: sent.of_flow,
     })
 }
 
@@ -366,7 +374,10 @@ fn kept_effective(mut sent: wire::Effective) -> wire::Effective {
 
 fn kept_health(mut sent: wire::Health) -> wire::Health {
     keep(&mut sent.drops, LIST_KEPT_MAX);
-    keep(&mut sent.peers, LIST_KEPT_MAX);
+    let peers = sent.peers.len();
+    keep(&mut sent.peers, PEERS_KEPT_MAX);
+    let left_out = u32::try_from(peers - sent.peers.len()).unwrap_or(u32::MAX);
+    sent.peers_left_out = sent.peers_left_out.saturating_add(left_out);
     keep(&mut sent.collectors, LIST_KEPT_MAX);
     keep(&mut sent.over_limits, LIST_KEPT_MAX);
     for drop in &mut sent.drops {

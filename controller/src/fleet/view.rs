@@ -124,6 +124,7 @@ impl Fleet {
             revision_wanted: agent.intended().map_or(0, |content| content.revision),
             tied: self.objects.tied(id, &agent.labels),
             untold_octets: agent.untold_octets,
+            untold_by: agent.untold_by.iter().map(ToString::to_string).collect(),
             conflict: agent.turns.conflict.clone(),
             drain: agent.drain_state().into(),
             svid_serials: Vec::new(),

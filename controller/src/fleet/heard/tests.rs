@@ -142,6 +142,28 @@ fn a_heartbeat_of_empty_elements_takes_the_memory_of_what_is_kept() {
 }
 
 #[test]
+fn peers_that_are_not_kept_are_counted() {
+    let heartbeat = wire::Heartbeat {
+        health: Some(wire::Health {
+            peers: vec![wire::PeerSums::default(); PEERS_KEPT_MAX + 5],
+            peers_left_out: 7,
+            ..wire::Health::default()
+        }),
+        ..wire::Heartbeat::default()
+    };
+    let said = wire::FromAgent {
+        body: Some(Body::Heartbeat(heartbeat)),
+    };
+    let Ok(Heard::Heartbeat {
+        health: Some(health), ..
+    }) = Heard::parse(said)
+    else {
+        panic!("it is a heartbeat");
+    };
+    assert_eq!((health.peers.len(), health.peers_left_out), (PEERS_KEPT_MAX, 12));
+}
+
+#[test]
 fn any_octets_are_a_message_or_a_refusal() {
     use prost::Message;
 

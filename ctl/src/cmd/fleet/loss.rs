@@ -9,15 +9,17 @@
 //!              drops {place: number}: before the records
 //!              kernelLeftOut  the shape in [`crate::view`]: left out on purpose, in no sum
 //!              untoldOctets  of flows that others left to it and that it did not tell
+//!              untoldBy  agents by whose word that is so
 //! notKnown     ids of agents of which it is not known
 //! nothingLost  the exit code is 0
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::clock;
 use flowtilla_agent_core::loss::LeftOutSum;
 use flowtilla_agent_core::time::WallTime;
+use flowtilla_proto::loss::Dropped;
 use flowtilla_proto::wire::fleet::{Agent, AgentState, AgentsRequest};
 use flowtilla_proto::wire::session::{CollectorHealth, Drop, KernelLeftOut};
 
@@ -71,15 +73,17 @@ fn lost(collector: &CollectorHealth) -> u64 {
     dropped.fold(collector.evicted, |sum, drop| sum.saturating_add(drop.count))
 }
 
-/// Places that keep back what was not wanted: a policy says so, or another agent tells it.
-const ON_PURPOSE: [&str; 2] = ["withheld", "reportedByPeer"];
-
-/// Whether a place loses what was wanted. One that this version does not know does: better too much than too little.
 fn is_loss(drop: &Drop) -> bool {
-    let on_purpose = ON_PURPOSE
-        .iter()
-        .any(|point| drop.point.eq_ignore_ascii_case(point));
-    drop.count > 0 && !on_purpose
+    drop.count > 0 && Dropped::at(&drop.point) == Dropped::Lost
+}
+
+/// Said of what was dropped and is not lost.
+fn why_no_loss(drop: &Drop) -> &'static str {
+    match Dropped::at(&drop.point) {
+        Dropped::Lost => "",
+        Dropped::OnPurpose => ", on purpose",
+        Dropped::FoundAgain => ", hints only: what they tell is found without them",
+    }
 }
 
 fn missing(collector: &CollectorHealth) -> i128 {
@@ -167,11 +171,12 @@ pub(crate) fn text(agents: &[Agent], now: WallTime) -> String {
         if agent.state() != AgentState::Connected {
             gaps.push(format!("{id}: offline; its numbers are {seen} old\n"));
         }
-        for drop in health.drops.iter().filter(|drop| is_loss(drop)) {
+        for drop in health.drops.iter().filter(|drop| drop.count > 0) {
             gaps.push(format!(
-                "{id}: {} {}, before the records\n",
+                "{id}: {} {}, before the records{}\n",
                 harmless(&drop.point),
-                grouped(drop.count)
+                grouped(drop.count),
+                why_no_loss(drop)
             ));
         }
         if let Some(left_out) = &health.kernel_left_out {
@@ -192,12 +197,12 @@ pub(crate) fn text(agents: &[Agent], now: WallTime) -> String {
                 gaps.push(format!("{id} {name}: {} evicted\n", grouped(collector.evicted)));
             }
             for drop in &collector.dropped {
-                let purpose = if is_loss(drop) { "" } else { ", on purpose" };
                 if drop.count > 0 {
                     gaps.push(format!(
-                        "{id} {name}: {} {}{purpose}\n",
+                        "{id} {name}: {} {}{}\n",
                         harmless(&drop.point),
-                        grouped(drop.count)
+                        grouped(drop.count),
+                        why_no_loss(drop)
                     ));
                 }
             }
@@ -212,9 +217,14 @@ pub(crate) fn text(agents: &[Agent], now: WallTime) -> String {
         }
     }
     for agent in counted(agents).filter(|agent| agent.untold_octets > 0) {
+        let by: Vec<String> = agent.untold_by.iter().map(|id| word(id)).collect();
+        let by = match by.is_empty() {
+            true => String::new(),
+            false => format!(" (says {})", by.join(", ")),
+        };
         gaps.push(format!(
-            "{}: {} octets of flows that others left to it were told by nobody; has another host one of its addresses? \
-             Such flows are told by both ends now, see `agentctl describe agent`\n",
+            "{}: {} octets of flows that others left to it were told by nobody{by}; has another host one of its \
+             addresses? Such flows are told by both ends now, see `agentctl describe agent`\n",
             word(&agent.id),
             grouped(agent.untold_octets)
         ));
@@ -249,7 +259,20 @@ fn peers(agents: &[Agent]) -> Vec<String> {
             sums.entry((&peer.peer, &agent.id)).or_default()[1] += peer.held_octets;
         }
     }
-    let differ = sums.into_iter().filter(|(_, [spoken, held])| spoken != held);
+    // One that has more peers than it tells of may have told of this one elsewhere.
+    let cut: BTreeSet<&str> = counted(agents)
+        .filter(|agent| {
+            agent
+                .health
+                .as_ref()
+                .is_some_and(|health| health.peers_left_out > 0)
+        })
+        .map(|agent| agent.id.as_str())
+        .collect();
+    let is_cut = |agent: &str, told: u64| told == 0 && cut.contains(agent);
+    let differ = sums.into_iter().filter(|((speaker, other), [spoken, held])| {
+        spoken != held && !is_cut(speaker, *spoken) && !is_cut(other, *held)
+    });
     differ
         .map(|((speaker, other), [spoken, held])| {
             format!(
@@ -280,6 +303,10 @@ pub(crate) fn told(agents: &[Agent], now: WallTime) -> Plain {
         );
         fields.push(("known".to_owned(), Plain::Bool(is_known(agent, now))));
         fields.push(number("untoldOctets", agent.untold_octets));
+        if !agent.untold_by.is_empty() {
+            let by = agent.untold_by.iter().cloned().map(Plain::Text);
+            fields.push(("untoldBy".to_owned(), Plain::List(by.collect())));
+        }
         let Some(health) = &agent.health else {
             return Plain::Map(fields);
         };

@@ -465,6 +465,19 @@ fn status_and_loss_are_pinned() {
         !loss::nothing_lost(&silent, NOW),
         "what tells nothing may have lost something"
     );
+    let mut hints = vec![agents[1].clone()];
+    let dropped = |point: &str| told::Drop {
+        point: point.to_owned(),
+        count: 3,
+    };
+    let of_first = |agents: &mut Vec<Agent>, point: &str| {
+        agents[0].health.as_mut().expect("there").drops = vec![dropped(point)];
+    };
+    of_first(&mut hints, "FlowRingFull");
+    assert!(loss::nothing_lost(&hints, NOW), "only hints are");
+    assert!(loss::text(&hints, NOW).contains("FlowRingFull 3, before the records, hints only"));
+    of_first(&mut hints, "SocketMapFull");
+    assert!(!loss::nothing_lost(&hints, NOW));
     let json: serde_json::Value = serde_json::from_str(&json(&loss::told(&agents, NOW))).expect("it is JSON");
     assert_eq!(json["nothingLost"], false);
     assert_eq!(json["agents"][1]["collectors"][0]["lost"], 25);
