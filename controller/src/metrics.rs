@@ -57,7 +57,7 @@ const ROLLOUT_STATES: [(RolloutState, &str); 7] = [
 
 /// Why /metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
-#[error("--metrics {address}: it cannot listen there; write another address, or off")]
+#[error("--metrics {address}: it cannot listen there: another controller may; write another address, or off")]
 pub struct MetricsError {
     address: SocketAddr,
     #[source]
