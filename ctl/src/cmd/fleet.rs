@@ -70,7 +70,7 @@ pub(crate) fn table(head: &[&str], mut rows: Vec<Vec<String>>, right: &[usize], 
     grid(&rows, right).into_iter().map(|line| line + "\n").collect()
 }
 
-/// Cuts the widest columns until a row fits.
+/// Cuts the widest columns until a row fits; the first one last, because what it names is what other commands are given.
 fn fit(rows: &mut [Vec<String>]) {
     let columns = rows.first().map_or(0, Vec::len);
     let widest = |column: usize| {
@@ -82,7 +82,14 @@ fn fit(rows: &mut [Vec<String>]) {
     let mut widths: Vec<usize> = (0..columns).map(|column| widest(column).unwrap_or(0)).collect();
     let between = columns.saturating_sub(1);
     while widths.iter().sum::<usize>() + between > COLUMNS {
-        let Some(widest) = widths.iter_mut().max().filter(|width| **width > COLUMN_MIN) else {
+        let (names, others) = widths.split_at_mut(1);
+        let wide = |width: &&mut usize| **width > COLUMN_MIN;
+        let Some(widest) = others
+            .iter_mut()
+            .max()
+            .filter(wide)
+            .or_else(|| names.iter_mut().next().filter(wide))
+        else {
             break;
         };
         *widest -= 1;
