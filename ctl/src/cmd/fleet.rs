@@ -34,6 +34,8 @@ pub(crate) mod watch;
 const COLUMNS: usize = 80;
 /// A column is not made narrower than this.
 const COLUMN_MIN: usize = 6;
+/// The same of the first column: what it names is what other commands are given, ids of tokens whole.
+const NAME_MIN: usize = 20;
 
 /// How to print.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -70,7 +72,7 @@ pub(crate) fn table(head: &[&str], mut rows: Vec<Vec<String>>, right: &[usize], 
     grid(&rows, right).into_iter().map(|line| line + "\n").collect()
 }
 
-/// Cuts the widest columns until a row fits; the first one last, because what it names is what other commands are given.
+/// Cuts the widest columns until a row fits.
 fn fit(rows: &mut [Vec<String>]) {
     let columns = rows.first().map_or(0, Vec::len);
     let widest = |column: usize| {
@@ -82,13 +84,11 @@ fn fit(rows: &mut [Vec<String>]) {
     let mut widths: Vec<usize> = (0..columns).map(|column| widest(column).unwrap_or(0)).collect();
     let between = columns.saturating_sub(1);
     while widths.iter().sum::<usize>() + between > COLUMNS {
-        let (names, others) = widths.split_at_mut(1);
-        let wide = |width: &&mut usize| **width > COLUMN_MIN;
-        let Some(widest) = others
-            .iter_mut()
-            .max()
-            .filter(wide)
-            .or_else(|| names.iter_mut().next().filter(wide))
+        let least = |column| if column == 0 { NAME_MIN } else { COLUMN_MIN };
+        let wide = widths.iter_mut().enumerate();
+        let Some((_, widest)) = wide
+            .filter(|(column, width)| **width > least(*column))
+            .max_by_key(|(_, width)| **width)
         else {
             break;
         };
