@@ -477,7 +477,7 @@ impl Exporter {
         self.status.send_if_modified(|status| {
             let changed = status.state != state;
             if changed {
-                tracing::info!(collector = %name, was = ?status.state, is = ?state, "collector's state");
+                tracing::info!(collector = %name, was = %status.state, is = %state, "collector's state");
             }
             let told = group::tell(members, &mut status.members);
             let modified = changed

@@ -3,6 +3,7 @@
 //! Written by the parts, read by screens and tests; nothing here decides anything.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use flowtilla_agent_core::enrich::container::ContainerCounts;
@@ -57,6 +58,19 @@ pub enum CollectorState {
     },
     /// TCP lives, but the collector does not read: records wait here.
     Stalled,
+}
+
+impl fmt::Display for CollectorState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connecting { why: None } => f.write_str("not connected"),
+            Self::Connecting { why: Some(why) } => write!(f, "not connected: {why}"),
+            Self::AwaitingSubscription => f.write_str("connected, not subscribed"),
+            Self::Streaming { acknowledged: true } => f.write_str("streaming"),
+            Self::Streaming { acknowledged: false } => f.write_str("streaming, without acknowledgement"),
+            Self::Stalled => f.write_str("stalled: it does not read"),
+        }
+    }
 }
 
 /// One collector, or several of which one is fed at a time.

@@ -9,6 +9,7 @@ use prost::Message as _;
 
 use crate::clock;
 use crate::cost;
+use crate::spool::SpoolState;
 use crate::status::{AgentStatus, AttachReport, CollectorState, CollectorStatus, PeerStatus};
 
 /// Most peers whose sums a heartbeat tells: as many as the controller keeps.
@@ -73,6 +74,10 @@ pub(crate) fn health(
             .map(|collector| collector_health(collector, status))
             .collect(),
         spool_octets: status.spool.as_ref().map(|spool| spool.octets),
+        spool_fault: match status.spool.as_ref().map(|spool| &spool.state) {
+            Some(SpoolState::MemoryOnly { why }) => why.clone(),
+            Some(SpoolState::Working) | None => String::new(),
+        },
         programs: count(programs),
         programs_refused: count(programs_refused),
         capturing: attached.is_some(),
@@ -199,6 +204,7 @@ mod tests {
     use flowtilla_agent_core::loss::{CollectorLaw, DropPoint};
 
     use super::*;
+    use crate::spool::SpoolStatus;
     use crate::status::ProgramStatus;
 
     #[test]
@@ -227,6 +233,12 @@ mod tests {
         status.left_out.cgroups = 4;
         status.left_out.sum.octets = 60;
         status.unnamed_containers = 8;
+        status.spool = Some(SpoolStatus {
+            state: SpoolState::MemoryOnly {
+                why: "the disk is full".into(),
+            },
+            ..SpoolStatus::default()
+        });
         let program = |refused: Option<&str>| ProgramStatus {
             name: "tcp_state",
             hook: "tp_btf/inet_sock_set_state",
@@ -255,6 +267,7 @@ mod tests {
             ),
             (4, 60, 8)
         );
+        assert_eq!(told.spool_fault, "the disk is full");
         let collector = &told.collectors[0];
         assert_eq!(
             (collector.reason.as_str(), collector.waiting, collector.lag_ms),

@@ -43,7 +43,10 @@ pub enum StateError {
         who: String,
     },
     /// Nothing was made here.
-    #[error("{0} holds no controller's state; make it with `flowtilla-controller init --state {0}`")]
+    #[error(
+        "{0} holds no controller's state; make it with `flowtilla-controller init --state {0}`, as the user that the controller \
+         runs as (of a service: `runuser -u USER -- …`, its unit names the user), and start it again"
+    )]
     Absent(PathBuf),
     /// Something was made here before.
     #[error("{0} holds a controller's state already; choose another directory, or remove it")]
@@ -108,10 +111,16 @@ impl StateDir {
     ///
     /// [`StateError`].
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        if !path.join("store").exists() {
-            return Err(StateError::Absent(path.to_owned()));
+        let store = path.join("store");
+        match store.try_exists() {
+            Ok(true) => check_private(path, 0o700)?,
+            Ok(false) => return Err(StateError::Absent(path.to_owned())),
+            Err(source) => {
+                // Whose it is says more.
+                check_private(path, 0o700)?;
+                return Err(io_error("reading", &store, source));
+            }
         }
-        check_private(path, 0o700)?;
         let state = Self::locked(path)?;
         check_private(&state.ca(), 0o700)?;
         check_private(&state.store(), 0o700)?;
@@ -293,5 +302,38 @@ pub(crate) fn io_error(doing: &'static str, path: &Path, source: io::Error) -> S
         doing,
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn foreign(owner: u32, user: u32) -> String {
+        let path = PathBuf::from("/var/lib/x");
+        StateError::Foreign { path, owner, user }.to_string()
+    }
+
+    #[test]
+    fn root_is_never_told_to_take_a_services_state_away_from_it() {
+        let text = foreign(997, 0);
+        assert!(
+            text.ends_with("`runuser -u $(id -nu 997) --` before it"),
+            "{text}"
+        );
+        assert!(!text.contains("chown"), "{text}");
+    }
+
+    #[test]
+    fn a_service_whose_state_root_made_says_whose_it_is_to_be() {
+        let text = foreign(0, 997);
+        assert!(text.ends_with("run `chown -R 997 /var/lib/x` as root"), "{text}");
+    }
+
+    #[test]
+    fn an_empty_directory_holds_no_state() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let error = StateDir::open(directory.path()).expect_err("it is empty");
+        assert!(matches!(error, StateError::Absent(_)), "{error}");
     }
 }

@@ -180,16 +180,25 @@ fn sentence(error: &clap::Error) -> String {
         let name = name.split("[=").next().unwrap_or_default();
         name.trim_matches(['<', '>']).to_owned()
     };
-    let flags: Vec<String> = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(arg)) => vec![alone(arg)],
-        Some(ContextValue::Strings(args)) => args.iter().map(alone).collect(),
-        _ => Vec::new(),
+    let named = |kind| -> Vec<String> {
+        match error.get(kind) {
+            Some(ContextValue::String(arg)) => vec![alone(arg)],
+            Some(ContextValue::Strings(args)) => args.iter().map(alone).collect(),
+            _ => Vec::new(),
+        }
     };
+    let flags = named(ContextKind::InvalidArg);
     let flag = flags.join(", ");
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
     match error.kind() {
         ErrorKind::UnknownArgument => match text(ContextKind::SuggestedArg) {
             Some(similar) => format!("{flag}: is no flag of this command; did you mean {similar}?"),
+            None if flag.starts_with(|first: char| first.is_ascii_digit()) => {
+                format!(
+                    "{flag}: is more than this command takes; a time follows its flag after =, as in --wait=10s"
+                )
+            }
+            None if !flag.starts_with('-') => format!("{flag}: is more than this command takes; see --help"),
             None => format!("{flag}: is no flag of this command; see --help"),
         },
         ErrorKind::InvalidSubcommand => {
@@ -210,9 +219,10 @@ fn sentence(error: &clap::Error) -> String {
                 false => format!("{flag}: {value:?} is refused ({why}); see --help"),
             }
         }
-        ErrorKind::ArgumentConflict => {
-            format!("{flag}: is given twice, or does not go with another flag; see --help")
-        }
+        ErrorKind::ArgumentConflict => match named(ContextKind::PriorArg) {
+            others if others.is_empty() || others == flags => format!("{flag}: is given twice; give it once"),
+            others => format!("{flag}: does not go with {}; see --help", others.join(", ")),
+        },
         ErrorKind::MissingRequiredArgument if flags.len() > 1 => format!("{flag}: are missing; see --help"),
         ErrorKind::MissingRequiredArgument => format!("{flag}: is missing; see --help"),
         _ => {
@@ -326,7 +336,7 @@ mod tests {
             ),
             (
                 &["loss", "--state", "x", "--context", "y"],
-                "--state: is given twice, or does not go with another flag; see --help",
+                "--state: does not go with --context; see --help",
             ),
             (
                 &["loss", "--state", "x", "-o", "xml"],
@@ -349,7 +359,7 @@ mod tests {
             (&["describe", "agent"], "NAME: is missing; see --help"),
             (
                 &["buffer", "verify", "x", "y"],
-                "y: is no flag of this command; see --help",
+                "y: is more than this command takes; see --help",
             ),
             (
                 &["buffer", "mend", "x"],
@@ -367,10 +377,21 @@ mod tests {
                 &["buffer", "replay", "x", "--rate", "fast"],
                 "--rate: \"fast\" is not a number; write digits only, such as 65536",
             ),
-            (&["up", "table"], "table: is no flag of this command; see --help"),
+            (
+                &["up", "table"],
+                "table: is more than this command takes; see --help",
+            ),
+            (
+                &["deploy", "-f", "x", "--wait", "10s"],
+                "10s: is more than this command takes; a time follows its flag after =, as in --wait=10s",
+            ),
+            (
+                &["agents", "drain", "x", "--undo", "--wait"],
+                "--undo: does not go with --wait; see --help",
+            ),
             (
                 &["up", "--duration", "1s", "--duration", "2s"],
-                "--duration: is given twice, or does not go with another flag; see --help",
+                "--duration: is given twice; give it once",
             ),
         ] {
             assert_eq!(refused(args), sentence, "{args:?}");

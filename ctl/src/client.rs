@@ -189,9 +189,12 @@ pub(crate) async fn enrol(address: &Address, token: &JoinToken) -> anyhow::Resul
     };
     let answer = answered(Stage::Enrol, EnrolmentClient::new(channel).enrol(request)).await?;
     let identity = Identity::of_answer(key, answer)?;
+    let id = identity.id();
     anyhow::ensure!(
-        identity.id().role == Role::Operator,
-        "the token was an agent's, and is used up; make an operator's with token create --operator NAME"
+        id.role == Role::Operator,
+        "the token was an agent's, and is used up: an operator who is in takes away what it made with `agentctl revoke agent {}`, \
+         and makes you a token with `agentctl token create --operator NAME`",
+        harmless(&id.name.to_string())
     );
     Ok(identity)
 }

@@ -15,7 +15,7 @@
 //!             health {uptimeMs, capturing, observedOctets, observedPackets, records, flows, drops {place: number},
 //!               filtered, sampledOut {records, octets, packets}, coverage {ends, withProcess, withNames},
 //!               kernelLeftOut {connections, packets, octets, cgroups, beyond}: in no law; unnamedContainerDecisions,
-//!               cost {cpuNs, residentOctets, programsNs, mapOctets}, spoolOctets, overLimits [],
+//!               cost {cpuNs, residentOctets, programsNs, mapOctets}, spoolOctets, spoolFault: why records wait in memory only; overLimits [],
 //!               collectors [{name, state, reason, made, taken, waiting, evicted, dropped {place: number}, lagMs}],
 //!               peers [{peer, spokenRecords, spokenOctets, heldRecords, heldOctets}]}
 //! operator    name, state "in" | "expired" | "revoked", enrolled, svidNotAfter, revoked, admittedBy
@@ -160,6 +160,9 @@ pub(crate) fn condition(agent: &Agent) -> String {
     };
     if let Some(over) = health.over_limits.first() {
         return format!("over limits: {over}");
+    }
+    if !health.spool_fault.is_empty() {
+        return format!("records wait in memory only: {}", health.spool_fault);
     }
     let troubled = health
         .collectors
@@ -375,6 +378,7 @@ fn health(health: &Health) -> Plain {
         .part("coverage", coverage)
         .part("cost", cost)
         .part("spoolOctets", health.spool_octets.map(Plain::Number))
+        .text("spoolFault", &health.spool_fault)
         .texts("overLimits", &health.over_limits)
         .part(
             "collectors",

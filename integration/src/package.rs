@@ -122,14 +122,15 @@ pub fn lay_out(built: &Path, folder: &Path, added: &[Part]) -> Result<Laid> {
         ),
     ];
     for (name, mut command) in daemons {
+        // What completions are made of has been built, `help` with all its commands included.
+        let mut pages = command.clone().disable_help_subcommand(true);
         for shell in SHELLS {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut command, name, &mut text);
             fs::write(completions.join(file_name(shell, name)), text)?;
         }
-        let mut command = command.disable_help_subcommand(true);
-        command.build();
-        write_pages(&command, &man)?;
+        pages.build();
+        write_pages(&pages, &man)?;
     }
     write_notices(&notices, added)?;
     for folder in [&man, &notices] {

@@ -137,7 +137,7 @@ fn build(command: &mut Command) -> Result<()> {
         command.args(["-p", name]);
     }
     let status = command.status().context("start cargo")?;
-    ensure!(status.success(), "the build failed: see above");
+    ensure!(status.success(), "the build failed ({status}): see above");
     Ok(())
 }
 

@@ -202,8 +202,11 @@ pub(crate) fn explain_status(status: &Status) -> String {
         return explain_alert(&alert);
     }
     let message = shown(status.message());
-    match status.source() {
-        Some(source) => format!("{message}: {}", causes::chain(source)),
+    match status.source().map(causes::chain) {
+        Some(said) if said.contains(BROKEN_OFF) => {
+            "the connection broke off: the controller ended without a word, or the line was cut".into()
+        }
+        Some(said) => format!("{message}: {said}"),
         None => format!("{message} ({:?})", status.code()),
     }
 }
@@ -238,6 +241,8 @@ pub(crate) fn is_stranger(error: &ConnectError) -> bool {
 /// What the TLS library says before an alert's name, and the name of the one for an SVID that has run out.
 const ALERT: &str = "received fatal alert: ";
 const EXPIRED: &str = "CertificateExpired";
+/// What TLS says of a connection that ended without its goodbye. HTTP/2 keeps of it its text alone.
+const BROKEN_OFF: &str = "peer closed connection without sending TLS close_notify";
 
 /// The alert that the controller sent. HTTP/2 keeps of it its text alone.
 fn alert(error: &(dyn Error + 'static)) -> Option<String> {

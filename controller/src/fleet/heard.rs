@@ -386,7 +386,7 @@ fn kept_health(mut sent: wire::Health) -> wire::Health {
     for peer in &mut sent.peers {
         cut(&mut peer.peer, TEXT_OCTETS_MAX);
     }
-    for text in &mut sent.over_limits {
+    for text in sent.over_limits.iter_mut().chain([&mut sent.spool_fault]) {
         sentence(text);
     }
     let mut drops_left = DROPS_KEPT_MAX;

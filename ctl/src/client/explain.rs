@@ -92,7 +92,13 @@ impl Failed {
                 Code::InvalidArgument => complaint(status.message(), &mistakes),
                 Code::NotFound | Code::FailedPrecondition => message,
                 Code::PermissionDenied | Code::Unauthenticated => {
-                    format!("the controller does not allow it: {message}; log in as an operator")
+                    format!(
+                        "the controller does not allow it: {message}; log in with a token from an operator who is in"
+                    )
+                }
+                // Its own word, not that of a connection.
+                Code::Unavailable if causes.is_empty() && !message.is_empty() => {
+                    format!("the controller cannot do it now: {message}; try again then")
                 }
                 Code::Unavailable | Code::Unknown | Code::Cancelled => {
                     let causes = if causes.is_empty() { message } else { causes };

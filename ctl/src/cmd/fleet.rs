@@ -34,6 +34,8 @@ pub(crate) mod watch;
 const COLUMNS: usize = 80;
 /// A column is not made narrower than this.
 const COLUMN_MIN: usize = 6;
+/// The same of the first column: what it names is what other commands are given, ids of tokens whole.
+const NAME_MIN: usize = 20;
 
 /// How to print.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -82,7 +84,12 @@ fn fit(rows: &mut [Vec<String>]) {
     let mut widths: Vec<usize> = (0..columns).map(|column| widest(column).unwrap_or(0)).collect();
     let between = columns.saturating_sub(1);
     while widths.iter().sum::<usize>() + between > COLUMNS {
-        let Some(widest) = widths.iter_mut().max().filter(|width| **width > COLUMN_MIN) else {
+        let least = |column| if column == 0 { NAME_MIN } else { COLUMN_MIN };
+        let wide = widths.iter_mut().enumerate();
+        let Some((_, widest)) = wide
+            .filter(|(column, width)| **width > least(*column))
+            .max_by_key(|(_, width)| **width)
+        else {
             break;
         };
         *widest -= 1;

@@ -12,7 +12,8 @@ use crate::view::until;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum CaCommand {
-    /// Takes the next step of a change. Wait until all agents have renewed (status) before activate, and again before retire.
+    /// Takes the next step of a change. Agents renew within seconds, those that are away when they are back; operators with their
+    /// first command in the second half of an SVID's day. Wait for that before activate; retire names one who has not.
     Rotate(RotateArgs),
 }
 

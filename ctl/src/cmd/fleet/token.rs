@@ -190,8 +190,12 @@ impl TokenFile {
             .open(path);
         let refused = |error: io::Error| {
             let shown = harmless(&path.to_string_lossy());
+            let remedy = match error.kind() {
+                io::ErrorKind::AlreadyExists => "name a file that is not there yet",
+                _ => "name a new file in a directory where you may write",
+            };
             UsageError(vec![format!(
-                "--token-file: {shown:?} cannot be made ({error}); name a file that is not there yet"
+                "--token-file: {shown:?} cannot be made ({error}); {remedy}"
             )])
         };
         Ok(Self {

@@ -270,6 +270,7 @@ fn member_state(all: &CollectorStatus, member: &MemberStatus) -> String {
 
 fn state(collector: &CollectorStatus) -> String {
     match &collector.state {
+        CollectorState::Connecting { why: None } if collector.connects > 0 => "closed".into(),
         CollectorState::Connecting { why: None } => "connecting".into(),
         CollectorState::Connecting { why: Some(why) } => match collector.law.waiting {
             0 => format!("not connected ({})", harmless(why)),

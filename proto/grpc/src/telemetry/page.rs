@@ -35,7 +35,7 @@ const PATH: &str = "/metrics";
 
 /// Why no page can be served.
 #[derive(Debug, thiserror::Error)]
-#[error("--metrics {address}: it cannot listen there; write another address, or off")]
+#[error("--metrics {address}: it cannot listen there: another program may; write another address, or off")]
 pub struct PageError {
     address: SocketAddr,
     #[source]

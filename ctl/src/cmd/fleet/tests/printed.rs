@@ -274,6 +274,20 @@ fn values_are_json_and_yaml_of_the_same() {
 }
 
 #[test]
+fn an_agent_whose_disk_takes_nothing_is_not_well() {
+    let mut agent = agents().remove(1);
+    assert_eq!(view::condition(&agent), "well");
+    let health = agent.health.as_mut().expect("it is heard of");
+    "the disk is full".clone_into(&mut health.spool_fault);
+    assert_eq!(
+        view::condition(&agent),
+        "records wait in memory only: the disk is full"
+    );
+    let described = List::Agents(vec![agent]).described(NOW);
+    assert!(described.contains("spoolFault: the disk is full"), "{described}");
+}
+
+#[test]
 fn what_was_not_offered_is_told_apart_from_what_an_agent_refused() {
     let mut agent = agents().remove(1);
     assert!(view::converged(&agent) && view::condition(&agent) == "well");
