@@ -112,11 +112,12 @@ impl Agent {
         Self::start_command(command, Process::start)
     }
 
-    /// Starts an agent that sees `host` only, and of cgroups what a container's process sees: its own and those below.
+    /// Starts an agent that sees of this host what is in `scope`, and of cgroups what a container's process sees: its own and those
+    /// below.
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn in_cgroup_namespace(cgroup: &Cgroup, host: &NetNs, flags: &[&str]) -> Result<Self> {
+    pub fn in_cgroup_namespace(cgroup: &Cgroup, scope: &str, flags: &[&str]) -> Result<Self> {
         let mut command = Command::new("unshare");
         cgroup.take_in(&mut command)?;
         command
@@ -131,8 +132,7 @@ impl Agent {
                 "sh",
             ])
             .arg(binary()?)
-            .args(["up", "-o", "json", "--scope"])
-            .arg(format!("netns={}", host.path().display()))
+            .args(["up", "-o", "json", "--scope", scope])
             .args(flags);
         Self::start_command(command, Process::start)
     }

@@ -73,9 +73,10 @@ fn pods_older_than_an_agent_that_sees_its_own_cgroup_only_go_by_their_names() ->
     let running = runtime.cri()?.run_pod(&pod)?;
     let (stream, _) = listener.accept()?;
     let root = cgroup::root()?.context("cgroup2 is mounted")?;
+    let scope = format!("netns={}", world.left.path().display());
     let own = Cgroup::make(&root, &format!("agent-{}", std::process::id()), "inner")?;
     let socket = runtime.socket().display().to_string();
-    let agent = Agent::in_cgroup_namespace(&own, &world.left, &["--container-socket", &socket])?;
+    let agent = Agent::in_cgroup_namespace(&own, &scope, &["--container-socket", &socket])?;
     // While it lives: what ended before anybody looked has no container any more.
     wait::until(TOLD_WITHIN, "the flow's first record", || {
         let records = agent.records()?;
@@ -140,6 +141,7 @@ fn sweep_after_a_kill(this: &str, cgroups: Cgroups) -> Result<()> {
         Some(name.trim().to_owned())
     })?;
     ensure!(shims(&name)? > 0, "{:?}", belongings::left(&name)?);
+    check_cgroups(&name, cgroups)?;
     victim.signal(Signal::SIGKILL)?;
     victim.wait_end(PATIENCE)?;
 
@@ -148,6 +150,22 @@ fn sweep_after_a_kill(this: &str, cgroups: Cgroups) -> Result<()> {
     netns::sweep()?;
     let left = belongings::left(&name)?;
     ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+/// Sees that the pod's cgroups are where the kubelet wants them, and in which hierarchies.
+fn check_cgroups(name: &str, cgroups: Cgroups) -> Result<()> {
+    let root = cgroup::root()?.context("cgroup2 is mounted")?;
+    let pod = Path::new(name).join("kubepods/besteffort/pod00000000-0000-4000-8000-000000000000");
+    ensure!(root.join(&pod).is_dir(), "no {}", root.join(&pod).display());
+    // The memory of cgroup v1, where this machine has that.
+    let memory = Path::new(cgroup::ROOT).join("memory");
+    let wanted = memory.is_dir() && cgroups == Cgroups::AsHere;
+    ensure!(
+        memory.join(&pod).is_dir() == wanted,
+        "{}",
+        memory.join(&pod).display()
+    );
     Ok(())
 }
 

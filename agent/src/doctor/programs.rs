@@ -5,7 +5,7 @@
 use flowtilla_agent_core::policy::CapturePlan;
 
 use super::Finding;
-use crate::capture::{Capture, CaptureError};
+use crate::capture::{Capture, CaptureError, CgroupRoot};
 use crate::enrich::Lookups;
 use crate::identity::chain;
 use crate::status::AttachReport;
@@ -40,7 +40,11 @@ fn attach() -> Result<AttachReport, CaptureError> {
         source: std::io::ErrorKind::NotFound.into(),
     })?;
     // Detached when it is dropped.
-    Capture::attach(&plan, FLOWS, root).map(|capture| capture.report().clone())
+    let root = CgroupRoot {
+        path: root.to_owned(),
+        depth: None,
+    };
+    Capture::attach(&plan, FLOWS, &root).map(|capture| capture.report().clone())
 }
 
 fn refused(error: &CaptureError) -> Finding {
