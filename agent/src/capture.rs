@@ -10,7 +10,6 @@ mod outside;
 mod scope;
 mod walk;
 
-use std::path::Path;
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -23,7 +22,7 @@ use flowtilla_agent_core::observe::{self, Cookie, NameObservation, Observation};
 use flowtilla_agent_core::policy::CapturePlan;
 
 pub use attach::OBJECT;
-pub use scope::{ScopeError, ScopeSet};
+pub use scope::{CgroupRoot, ScopeError, ScopeSet};
 
 use crate::clock;
 use crate::status::AttachReport;
@@ -100,9 +99,9 @@ impl Capture {
     ///
     /// # Errors
     /// Every variant but [`CaptureError::Snap`]. What is optional and refused is told in [`Self::report`].
-    pub fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Self, CaptureError> {
+    pub fn attach(plan: &CapturePlan, cgroup_root: &CgroupRoot) -> Result<Self, CaptureError> {
         let scopes = ScopeSet::resolve(&plan.scopes, cgroup_root)?;
-        let attached = attach::attach(plan, &scopes, cgroup_root);
+        let attached = attach::attach(plan, &scopes, &cgroup_root.path);
         give_back();
         attached
     }

@@ -81,6 +81,12 @@ impl Lookups {
         self.cgroups.sees_whole(&self.proc)
     }
 
+    /// How deep what is mounted there lies below the topmost cgroup; `None`: what is above it cannot be seen.
+    #[must_use]
+    pub fn cgroup2_depth(&self) -> Option<u32> {
+        self.cgroups.depth(&self.proc)
+    }
+
     /// Where the cgroup2 hierarchy is mounted; `None`: nowhere.
     #[must_use]
     pub fn cgroup2_root(&self) -> Option<&Path> {

@@ -12,7 +12,6 @@ pub(crate) mod peers;
 mod spooling;
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
@@ -33,7 +32,7 @@ use flowtilla_agent_core::policy::{CapturePlan, Filtering};
 use flowtilla_agent_core::time::KernelTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::capture::{Capture, CaptureError};
+use crate::capture::{Capture, CaptureError, CgroupRoot};
 use crate::clock;
 use crate::containers;
 use crate::enrich::Beside;
@@ -125,7 +124,7 @@ pub(crate) struct Meter {
     /// What tells of containers; `None`: they go by their ids.
     pub(crate) containers: Option<containers::Link>,
     /// Where the cgroup2 hierarchy is.
-    pub(crate) cgroup_root: PathBuf,
+    pub(crate) cgroup_root: CgroupRoot,
     pub(crate) view: Option<mpsc::Sender<Arc<FlowRecord>>>,
     /// Who does how much, by every record that goes on.
     pub(crate) top: SharedTop,

@@ -40,7 +40,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::capture::{CaptureError, ScopeSet};
+use crate::capture::{CaptureError, CgroupRoot, ScopeSet};
 use crate::clock;
 use crate::containers::Containers;
 use crate::enrich::{Beside, LookupError, Lookups};
@@ -142,7 +142,7 @@ pub struct Agent {
     scopes: Vec<Scope>,
     source_id: SourceId,
     short_ids: watch::Sender<ShortIds>,
-    cgroup_root: PathBuf,
+    cgroup_root: CgroupRoot,
     /// What attached; `None`: capture is off.
     attached: watch::Sender<Option<AttachReport>>,
     addresses: watch::Receiver<Vec<IpAddr>>,
@@ -188,10 +188,13 @@ impl Agent {
         let (commands, orders) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
         let (view, records) = mpsc::channel(options.view_records_max.max(1));
         let view = (options.view_records_max > 0).then_some(view);
-        let cgroup_root = lookups
-            .cgroup2_root()
-            .unwrap_or(Path::new(CGROUP_ROOT_USUAL))
-            .to_owned();
+        let cgroup_root = CgroupRoot {
+            path: lookups
+                .cgroup2_root()
+                .unwrap_or(Path::new(CGROUP_ROOT_USUAL))
+                .to_owned(),
+            depth: lookups.cgroup2_depth(),
+        };
         let status = watch::Sender::new(AgentStatus::default());
         let top = SharedTop::default();
         let meter = Meter {
@@ -202,7 +205,7 @@ impl Agent {
             }),
             naming,
             filter: None,
-            outside: Outside::new(cgroup_root.clone(), lookups.sees_whole_hierarchy()),
+            outside: Outside::new(cgroup_root.path.clone(), lookups.sees_whole_hierarchy()),
             cgroup_root: cgroup_root.clone(),
             lookups: Beside::start(lookups).map_err(StartError::Thread)?,
             containers: None,

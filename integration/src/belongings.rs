@@ -62,6 +62,12 @@ impl Belongings {
         Ok(Self { folder })
     }
 
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// A place in the folder.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {

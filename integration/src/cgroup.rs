@@ -1,4 +1,4 @@
-//! Cgroups of our own, and processes in them.
+//! Cgroups of our own, processes in them, and what others see of them.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -6,8 +6,16 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::netns::NetNs;
+use crate::process::Process;
+use crate::wait::PATIENCE;
+
 /// Where all hierarchies are.
 pub const ROOT: &str = "/sys/fs/cgroup";
+
+/// For `sh -c`, in a mount namespace of its own: leaves cgroup2 alone at its usual place, and goes on with the arguments.
+pub const V2_ALONE: &str = "umount -R /sys/fs/cgroup || umount -l /sys/fs/cgroup; \
+                            mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$@\"";
 
 /// Where cgroup2 is mounted. Source: `/proc/self/mountinfo`, field after ` - `.
 ///
@@ -98,6 +106,42 @@ impl Drop for Cgroup {
                 eprintln!("{} stays: {error}", folder.display());
             }
         }
+    }
+}
+
+/// A mount namespace in which cgroup2 is all that there is of cgroups, as on a host without cgroup v1. Processes in it keep it
+/// when it is dropped.
+#[derive(Debug)]
+pub struct View(Process);
+
+impl View {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn open() -> Result<Self> {
+        let mut command = Command::new("unshare");
+        // What holds it ends with this process.
+        command
+            .args(["-m", "--propagation", "private", "sh", "-c", V2_ALONE, "sh"])
+            .args(["sh", "-c", "echo ready; exec cat"]);
+        let mut holder = Process::start(command)?;
+        let out = holder.out().clone();
+        holder.wait_for_line(out, PATIENCE, "a view of cgroup2", |line| {
+            (line == "ready").then_some(())
+        })?;
+        Ok(Self(holder))
+    }
+
+    /// A command in it, on a host.
+    #[must_use]
+    pub fn command(&self, host: &NetNs, program: &Path) -> Command {
+        let mut command = host.command("nsenter");
+        command
+            .arg(format!("--mount=/proc/{}/ns/mnt", self.0.pid()))
+            .arg("--")
+            .arg(program);
+        command
     }
 }
 

@@ -121,6 +121,8 @@ struct Host {
     cgroup: PathBuf,
     upper: PathBuf,
     key: String,
+    /// Whether containers run there.
+    contains: bool,
 }
 
 impl Site {
@@ -171,6 +173,17 @@ impl Site {
         IpAddr::V4(Ipv4Addr::new(10, 79, 0, 11 + n))
     }
 
+    /// Has a host be one, from its next boot on, where a runtime of containers may run.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn let_contain(&mut self, n: u8) -> Result<()> {
+        let host = &mut self.hosts[usize::from(n)];
+        host.contains = true;
+        let data = host.upper.with_file_name("containerd");
+        fs::create_dir_all(&data).with_context(|| format!("make {}", data.display()))
+    }
+
     /// Boots a host; [`Self::wait_up`] waits for it.
     ///
     /// # Errors
@@ -186,6 +199,9 @@ impl Site {
         command.arg(&host.upper).arg(host.upper.with_file_name("work"));
         command.arg(host.upper.with_file_name("root"));
         command.arg(format!("h{n}"));
+        if host.contains {
+            command.arg(host.upper.with_file_name("containerd"));
+        }
         host.process = Some(Process::start(command)?);
         Ok(())
     }
@@ -310,6 +326,23 @@ impl Site {
         Ok(())
     }
 
+    /// The folder of the cgroup that is a booted host's topmost one.
+    #[must_use]
+    pub fn cgroup(&self, n: u8) -> PathBuf {
+        self.hosts[usize::from(n)].cgroup.join("payload")
+    }
+
+    /// The root folder of a booted host, as whatever runs there has it.
+    ///
+    /// # Errors
+    /// When nothing runs there.
+    pub fn root(&self, n: u8) -> Result<PathBuf> {
+        let init = self.cgroup(n).join("init.scope/cgroup.procs");
+        let pids = fs::read_to_string(&init).with_context(|| format!("read {}", init.display()))?;
+        let pid = pids.lines().next().context("a host without processes")?;
+        Ok(Path::new("/proc").join(pid).join("root"))
+    }
+
     fn lay_out(&self, n: u8, cgroup: PathBuf, image: &Path) -> Result<Host> {
         let netns = NetNs::create(&format!("h{n}"))?;
         let (port, hub) = (format!("port{n}"), self.hub.path());
@@ -362,6 +395,7 @@ impl Site {
             cgroup,
             key: public(&key)?,
             upper,
+            contains: false,
         })
     }
 
@@ -418,8 +452,9 @@ impl Drop for Site {
     }
 }
 
-/// Boots a host: cgroup, network namespace, lower, upper, work, root, name. The overlay is mounted where only this process sees
-/// it, and goes with it. The host sees its own subtree of cgroup2 alone; programs for the kernel may be loaded there.
+/// Boots a host: cgroup, network namespace, lower, upper, work, root, name, and a folder where it is to have containers: their
+/// overlays do not lie on the host's. The overlay is mounted where only this process sees it, and goes with it. The host sees its
+/// own subtree of cgroup2 alone; programs for the kernel may be loaded there.
 const BOOT: &str = r#"set -e
 mkdir -p "$1"; echo $$ > "$1/cgroup.procs"
 exec nsenter --net="$2" unshare -m --propagation private bash -c '
@@ -427,9 +462,15 @@ exec nsenter --net="$2" unshare -m --propagation private bash -c '
   mount -t overlay overlay -o "lowerdir=$(readlink -f "$3"),upperdir=$4,workdir=$5" "$6"
   umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; mount -t bpf bpf /sys/fs/bpf
   export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
+  calls="bpf perf_event_open @keyring"
+  if [ -n "$8" ]; then
+    export SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes
+    calls="$calls @mount @privileged"
+    set -- "$@" --bind="$8:/var/lib/containerd"
+  fi
   exec systemd-nspawn -q -D "$6" --boot --register=no --keep-unit --network-namespace-path="$2" --machine "$7" \
-    --console=passive --capability=all --system-call-filter="bpf perf_event_open @keyring" \
-    --bind=/sys/fs/bpf --bind=/sys/kernel/tracing
+    --console=passive --capability=all --system-call-filter="$calls" \
+    --bind=/sys/fs/bpf --bind=/sys/kernel/tracing ${9:+"$9"}
 ' bash "$@""#;
 
 /// Folder of the image and of runs.
@@ -459,8 +500,35 @@ fn alone() -> Result<Arc<Alone>> {
     Ok(alone)
 }
 
+/// What there is of the hosts that a process has made, in words: cgroups, network namespaces, the folder.
+///
+/// # Errors
+/// When it cannot be looked for.
+pub fn left(maker: u32) -> Result<Vec<String>> {
+    let root = cgroup::root()?.context("no cgroup2 mount")?;
+    let mut left = Vec::new();
+    for (place, name) in [
+        (root, format!("{CGROUP}-{maker}-")),
+        (
+            PathBuf::from(crate::netns::FOLDER),
+            format!("{}-{maker}-", crate::netns::PREFIX),
+        ),
+        (folder()?, format!("{RUN}{maker}")),
+    ] {
+        for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&name) {
+                left.push(entry.path().display().to_string());
+            }
+        }
+    }
+    Ok(left)
+}
+
 /// Removes what killed runs left. Whoever calls it is alone.
-fn sweep() -> Result<()> {
+///
+/// # Errors
+/// When something of it cannot be removed.
+pub fn sweep() -> Result<()> {
     let root = cgroup::root()?.context("no cgroup2 mount")?;
     for entry in fs::read_dir(root)? {
         let entry = entry?;

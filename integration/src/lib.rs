@@ -15,6 +15,7 @@ pub mod disk;
 pub mod flaky;
 pub mod fleet;
 pub mod hosts;
+pub mod in_process;
 pub mod need;
 pub mod netns;
 pub mod notices;

@@ -18,9 +18,9 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::process::run;
 
 /// How the names of all namespaces of this crate begin.
-const PREFIX: &str = "flowtilla-test";
+pub(crate) const PREFIX: &str = "flowtilla-test";
 /// Where iproute2 keeps them.
-const FOLDER: &str = "/run/netns";
+pub(crate) const FOLDER: &str = "/run/netns";
 
 /// One network namespace; removed when dropped.
 #[derive(Debug)]

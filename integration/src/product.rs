@@ -13,8 +13,9 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use self::record::{Flow, Record};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::netns::NetNs;
+use crate::pods::Containerd;
 use crate::process::{self, Process};
 use crate::wait::{self, PATIENCE, Stopwatch};
 
@@ -52,6 +53,16 @@ impl Agent {
     /// When it does not come up, with what it said.
     pub fn start(flags: &[&str]) -> Result<Self> {
         let mut command = command()?;
+        command.args(["up", "-o", "json"]).args(flags);
+        Self::start_command(command, Process::start)
+    }
+
+    /// The same beside a runtime of containers: on its host, with its view of cgroups.
+    ///
+    /// # Errors
+    /// When it does not come up, with what it said.
+    pub fn start_beside(runtime: &Containerd<'_>, flags: &[&str]) -> Result<Self> {
+        let mut command = runtime.command(&binary()?);
         command.args(["up", "-o", "json"]).args(flags);
         Self::start_command(command, Process::start)
     }
@@ -101,20 +112,27 @@ impl Agent {
         Self::start_command(command, Process::start)
     }
 
-    /// Starts an agent that sees `host` only, and of cgroups what a container's process sees: its own and those below.
+    /// Starts an agent that sees of this host what is in `scope`, and of cgroups what a container's process sees: its own and those
+    /// below.
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn in_cgroup_namespace(cgroup: &Cgroup, host: &NetNs, flags: &[&str]) -> Result<Self> {
-        let view = "umount -R /sys/fs/cgroup || umount -l /sys/fs/cgroup; \
-                    mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$@\"";
+    pub fn in_cgroup_namespace(cgroup: &Cgroup, scope: &str, flags: &[&str]) -> Result<Self> {
         let mut command = Command::new("unshare");
         cgroup.take_in(&mut command)?;
         command
-            .args(["-C", "-m", "--propagation", "private", "sh", "-c", view, "sh"])
+            .args([
+                "-C",
+                "-m",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                cgroup::V2_ALONE,
+                "sh",
+            ])
             .arg(binary()?)
-            .args(["up", "-o", "json", "--scope"])
-            .arg(format!("netns={}", host.path().display()))
+            .args(["up", "-o", "json", "--scope", scope])
             .args(flags);
         Self::start_command(command, Process::start)
     }

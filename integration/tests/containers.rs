@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::belongings::Belongings;
+use integration::cgroup;
 use integration::need::{self, Need};
 use integration::process::{Process, run};
 use integration::product::Agent;
@@ -212,15 +213,13 @@ impl<'a> Runtime<'a> {
             Kind::DockerCgroup2 => {
                 // What a host sees that has no cgroup v1.
                 let mut command = self.world.left.command("unshare");
-                let script = "umount -R /sys/fs/cgroup || umount -l /sys/fs/cgroup; \
-                              mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$@\"";
                 command.args([
                     "-m",
                     "--propagation",
                     "private",
                     "sh",
                     "-c",
-                    script,
+                    cgroup::V2_ALONE,
                     "sh",
                     "dockerd",
                 ]);

@@ -24,6 +24,8 @@ use tempfile::TempDir;
 mod broken_off;
 #[path = "hosts/drain.rs"]
 mod drain;
+#[path = "hosts/pods.rs"]
+mod pods;
 #[path = "hosts/proof.rs"]
 mod proof;
 #[path = "hosts/upgrade.rs"]
@@ -37,6 +39,7 @@ mod element {
     pub(super) const ADDRESSES: [u32; 2] = [8, 12];
     pub(super) const NAME: u32 = 57641;
     pub(super) const USER: u32 = 57844;
+    pub(super) const CONTAINER: u32 = 58030;
 }
 
 /// Hosts.

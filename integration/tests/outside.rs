@@ -12,15 +12,15 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use flowtilla_agent::run::{Agent as InProcess, Options};
+use flowtilla_agent::run::Agent as InProcess;
 use flowtilla_agent::status::AgentStatus;
 use flowtilla_agent_core::flow::record::{EndReason, FlowRecord, Party, Protocol, Traffic};
 use flowtilla_agent_core::loss::LeftOutSum;
 use flowtilla_agent_core::owner::Confidence;
 use flowtilla_agent_core::policy::Wanted;
-use flowtilla_agent_core::session::ShortIds;
 use flowtilla_proto::wire;
 use integration::cgroup::{self, Cgroup};
+use integration::in_process;
 use integration::need::{self, Need};
 use integration::process::Process;
 use integration::scene::{self, TOLD_WITHIN};
@@ -61,7 +61,7 @@ fn the_kernel_leaves_a_cgroup_out_counts_it_and_takes_it_back() -> Result<()> {
         ..wire::FlowRule::default()
     };
     let (all, without) = (wanted(&world, &[])?, wanted(&world, &[rule])?);
-    let (runtime, mut agent, mut records) = start(all.clone())?;
+    let (runtime, mut agent, mut records) = in_process::start(all.clone())?;
     let status = agent.status();
     let sum = || status.borrow().left_out.sum;
     let until = |what: &str, holds: &dyn Fn(&AgentStatus) -> bool| {
@@ -385,23 +385,6 @@ fn sockets_are_handed_on_without_a_word(
     Ok(server)
 }
 
-/// The product's agent, in this process.
-fn start(wanted: Wanted) -> Result<(Runtime, InProcess, Receiver<Arc<FlowRecord>>)> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    let (agent, records) = runtime.block_on(InProcess::start(Options {
-        wanted,
-        scopes: Vec::new(),
-        source_id: None,
-        short_ids: ShortIds::Own,
-        view_records_max: 65_536,
-        state: None,
-    }))?;
-    Ok((runtime, agent, records))
-}
-
 /// An agent, and what it has told.
 struct Watch {
     runtime: Runtime,
@@ -415,7 +398,7 @@ struct Watch {
 
 impl Watch {
     fn start(wanted: &Wanted) -> Result<Self> {
-        let (runtime, agent, records) = start(wanted.clone())?;
+        let (runtime, agent, records) = in_process::start(wanted.clone())?;
         Ok(Self {
             runtime,
             status: agent.status(),

@@ -1,17 +1,20 @@
 //! Promise: every flow has an owner, or a stated reason why not.
 
 use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::cgroup::{self, Cgroup};
 use integration::need::{self, Need};
 use integration::netns::NetNs;
+use integration::process::run;
 use integration::product::Agent;
 use integration::product::record::{End, Flow};
 use integration::scene::{self, TOLD_WITHIN, TRAFFIC_WITHIN, Told};
 use integration::traffic::{self, Helper, Truth};
 use integration::wait::{self, PATIENCE};
-use integration::world::{Family, Place, UNREACHABLE_V4, World};
+use integration::world::{Family, Place, RIGHT_V4, UNREACHABLE_V4, World};
 use integration::{soak, wire};
 
 /// Executions a second of the storm.
@@ -356,6 +359,38 @@ fn a_host_out_of_scope_is_not_seen() -> Result<()> {
                 .is_ok_and(|flows| !flows.iter().any(|flow| loopback.owns(flow)))
         },
     )
+}
+
+#[test]
+fn a_cgroup_is_in_scope_by_its_path_in_the_agents_own_namespace_of_cgroups() -> Result<()> {
+    let bash = Need::Program("bash", "bash");
+    if !need::met(&[&need::WORLD[..], &[bash]].concat()) {
+        return Ok(());
+    }
+    let Some(root) = cgroup::root()? else {
+        need::skip("needs cgroup2");
+        return Ok(());
+    };
+    let world = World::build()?;
+    let own = Cgroup::make(&root, &format!("scope-{}", std::process::id()), "agent")?;
+    let inside = Cgroup::make(own.inner(), "inside", "deep")?;
+    let agent = Agent::in_cgroup_namespace(&own, "cgroup=/flowtilla-test-inside", &[])?;
+    let at = SocketAddr::new(RIGHT_V4.parse()?, 0);
+    let listener = world.right.enter(|| Ok(TcpListener::bind(at)?))?;
+    let to = listener.local_addr()?;
+    drop(world.left.enter(|| Ok(TcpStream::connect(to)?))?);
+    drop(listener.accept()?);
+    let mut command = world.left.command("bash");
+    inside.take_in(&mut command)?;
+    let connect = format!("exec 3<>/dev/tcp/{}/{}", to.ip(), to.port());
+    run(command.args(["-c", &connect]))?;
+    let (stream, from) = listener.accept()?;
+    drop(stream);
+    let ours = |flow: &Flow| flow.first().responder.port == to.port();
+    let flows = agent.wait_for_ended(TOLD_WITHIN, 1, ours)?;
+    let seen: Vec<_> = flows.iter().map(|flow| flow.first().initiator.port).collect();
+    ensure!(seen == [from.port()], "{seen:?}, and {from} is in scope");
+    agent.interrupt()?.check_laws()
 }
 
 /// Serves in each style, over loopback and a wire, and asks `right` of every responder.

@@ -1,43 +1,34 @@
 //! Promise: a flow of a pod carries namespace, pod and container as its runtime told them, however briefly it lived.
 //!
-//! Real pods of real containerds, by CRI: in networks of their own behind a bridge, and in the host's. Each container
-//! connects once, to a port of its own, by which its flow is found.
+//! Real pods of real containerds, by CRI: in networks of their own behind a bridge, and in the host's; on this machine's cgroups
+//! and on cgroup2 alone, with the cgroupfs driver. `hosts/pods.rs` has those of systemd's driver.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::cgroup::{self, Cgroup};
 use integration::need::{self, Need};
-use integration::pods::{CONTAINER, Containerd, Cri, NAMESPACE, Pod, Running, lacks_plugins};
+use integration::pods::brief::{self, PODS, PORT};
+use integration::pods::{CONTAINER, Cgroups, Class, Containerd, NAMESPACE, Pod, lacks_plugins};
 use integration::process::Process;
 use integration::product::Agent;
 use integration::product::record::{self, Container, Record};
 use integration::scene::TOLD_WITHIN;
 use integration::wait::{self, PATIENCE, Stopwatch};
 use integration::world::{Alone, RIGHT_V4, World};
-use integration::{belongings, debian, netns, pods, soak, workers};
+use integration::{belongings, debian, netns, pods, soak};
 use nix::sys::signal::Signal;
 
-/// Pods of the full count.
-const PODS: usize = 200;
-/// Port that the first one connects to; each has the next.
-const PORT: usize = 22_000;
 /// Containers of the measurement, and how long it lasts.
 const AT_REST: usize = 200;
 const REST_FOR: Duration = Duration::from_secs(60);
-/// Pods started at a time.
-const AT_ONCE: usize = 3;
 /// Names that are used, again and again: what had a name before is another pod.
 const NAMES: usize = 8;
-/// Pods that each worker leaves before it removes the first: a kubelet removes what ended after some seconds.
-const LEFT_FOR_LATER: usize = 3;
 /// Two builds of a world and a runtime, and tests beside that have the machine's one world before: in a soak three of 200 pods.
 const VICTIM_READY_WITHIN: Duration = Duration::from_secs(3_600);
 /// Has the test of killed runs be the run that is killed, and how its one line begins.
@@ -45,17 +36,22 @@ const VICTIM: &str = "FLOWTILLA_TEST_VICTIM";
 
 #[test]
 fn brief_pods_of_containerd_1_6_go_by_their_names() -> Result<()> {
-    brief_pods(None)
+    brief_pods(None, Cgroups::AsHere)
 }
 
 #[test]
 fn brief_pods_of_containerd_1_7_go_by_their_names() -> Result<()> {
-    brief_pods(Some("trixie"))
+    brief_pods(Some("trixie"), Cgroups::AsHere)
 }
 
 #[test]
 fn brief_pods_of_a_containerd_that_tells_by_itself_go_by_their_names() -> Result<()> {
-    brief_pods(Some("sid"))
+    brief_pods(Some("sid"), Cgroups::AsHere)
+}
+
+#[test]
+fn brief_pods_on_cgroup2_alone_go_by_their_names() -> Result<()> {
+    brief_pods(None, Cgroups::V2Alone)
 }
 
 #[test]
@@ -64,21 +60,23 @@ fn pods_older_than_an_agent_that_sees_its_own_cgroup_only_go_by_their_names() ->
         return Ok(());
     };
     let world = World::build()?;
-    let mut runtime = Containerd::start(&world, package.as_deref())?;
+    let mut runtime = Containerd::start(&world, package.as_deref(), Cgroups::AsHere)?;
     let at = SocketAddr::from((RIGHT_V4.parse::<Ipv4Addr>()?, u16::try_from(PORT)?));
     let listener = world.right.enter(|| Ok(TcpListener::bind(at)?))?;
     let pod = Pod {
         name: "web-0".to_owned(),
         uid: "00000000-0000-4000-8000-000000000000".to_owned(),
+        class: Class::Burstable,
         on_host: true,
         script: format!("sleep 1000 | nc {RIGHT_V4} {PORT}"),
     };
     let running = runtime.cri()?.run_pod(&pod)?;
     let (stream, _) = listener.accept()?;
     let root = cgroup::root()?.context("cgroup2 is mounted")?;
+    let scope = format!("netns={}", world.left.path().display());
     let own = Cgroup::make(&root, &format!("agent-{}", std::process::id()), "inner")?;
     let socket = runtime.socket().display().to_string();
-    let agent = Agent::in_cgroup_namespace(&own, &world.left, &["--container-socket", &socket])?;
+    let agent = Agent::in_cgroup_namespace(&own, &scope, &["--container-socket", &socket])?;
     // While it lives: what ended before anybody looked has no container any more.
     wait::until(TOLD_WITHIN, "the flow's first record", || {
         let records = agent.records()?;
@@ -115,14 +113,25 @@ fn pods_older_than_an_agent_that_sees_its_own_cgroup_only_go_by_their_names() ->
 
 #[test]
 fn what_a_killed_run_leaves_the_next_one_sweeps_away() -> Result<()> {
+    let this = "what_a_killed_run_leaves_the_next_one_sweeps_away";
+    sweep_after_a_kill(this, Cgroups::AsHere)
+}
+
+#[test]
+fn what_a_killed_run_leaves_on_cgroup2_alone_the_next_one_sweeps_away() -> Result<()> {
+    let this = "what_a_killed_run_leaves_on_cgroup2_alone_the_next_one_sweeps_away";
+    sweep_after_a_kill(this, Cgroups::V2Alone)
+}
+
+/// Kills the same test of this name while a pod runs, and sweeps.
+fn sweep_after_a_kill(this: &str, cgroups: Cgroups) -> Result<()> {
     let Some(package) = runtime_of(None)? else {
         return Ok(());
     };
     if std::env::var_os(VICTIM).is_some() {
-        return wait_to_be_killed(package.as_deref());
+        return wait_to_be_killed(package.as_deref(), cgroups);
     }
     let mut command = Command::new(std::env::current_exe()?);
-    let this = "what_a_killed_run_leaves_the_next_one_sweeps_away";
     command.args(["--exact", this, "--nocapture"]).env(VICTIM, "1");
     let mut victim = Process::start(command)?;
     let out = victim.out().clone();
@@ -132,6 +141,7 @@ fn what_a_killed_run_leaves_the_next_one_sweeps_away() -> Result<()> {
         Some(name.trim().to_owned())
     })?;
     ensure!(shims(&name)? > 0, "{:?}", belongings::left(&name)?);
+    check_cgroups(&name, cgroups)?;
     victim.signal(Signal::SIGKILL)?;
     victim.wait_end(PATIENCE)?;
 
@@ -143,13 +153,30 @@ fn what_a_killed_run_leaves_the_next_one_sweeps_away() -> Result<()> {
     Ok(())
 }
 
+/// Sees that the pod's cgroups are where the kubelet wants them, and in which hierarchies.
+fn check_cgroups(name: &str, cgroups: Cgroups) -> Result<()> {
+    let root = cgroup::root()?.context("cgroup2 is mounted")?;
+    let pod = Path::new(name).join("kubepods/besteffort/pod00000000-0000-4000-8000-000000000000");
+    ensure!(root.join(&pod).is_dir(), "no {}", root.join(&pod).display());
+    // The memory of cgroup v1, where this machine has that.
+    let memory = Path::new(cgroup::ROOT).join("memory");
+    let wanted = memory.is_dir() && cgroups == Cgroups::AsHere;
+    ensure!(
+        memory.join(&pod).is_dir() == wanted,
+        "{}",
+        memory.join(&pod).display()
+    );
+    Ok(())
+}
+
 /// Runs a pod, says so, and waits for ever.
-fn wait_to_be_killed(package: Option<&Path>) -> Result<()> {
+fn wait_to_be_killed(package: Option<&Path>, cgroups: Cgroups) -> Result<()> {
     let world = World::build()?;
-    let runtime = Containerd::start(&world, package)?;
+    let runtime = Containerd::start(&world, package, cgroups)?;
     let pod = Pod {
         name: "web-0".to_owned(),
         uid: "00000000-0000-4000-8000-000000000000".to_owned(),
+        class: Class::BestEffort,
         on_host: false,
         script: "exec sleep 1000000".to_owned(),
     };
@@ -190,24 +217,25 @@ fn runtime_of(suite: Option<&str>) -> Result<Option<Option<PathBuf>>> {
 }
 
 /// Runs pods, half of them before the runtime is restarted, and compares.
-fn brief_pods(suite: Option<&str>) -> Result<()> {
+fn brief_pods(suite: Option<&str>, cgroups: Cgroups) -> Result<()> {
     let Some(package) = runtime_of(suite)? else {
         return Ok(());
     };
     let world = World::build()?;
-    let mut runtime = Containerd::start(&world, package.as_deref())?;
+    let mut runtime = Containerd::start(&world, package.as_deref(), cgroups)?;
     let count = soak::count(PODS);
-    let served = serve(&world, count)?;
+    let served = brief::serve(&world.right, RIGHT_V4.parse()?, count)?;
     let socket = runtime.socket().display().to_string();
     let scope = runtime.scope()?;
-    let agent = Agent::start(&["--scope", &scope, "--container-socket", &socket])?;
+    let flags = ["--scope", &scope, "--container-socket", &socket];
+    let agent = Agent::start_beside(&runtime, &flags)?;
     let mut wanted = BTreeMap::new();
     let halves = [0..count / 2, count / 2..count];
     for (n, half) in halves.into_iter().enumerate() {
         if n > 0 {
             runtime.restart()?;
         }
-        wanted.extend(run_each(&runtime, &served, half)?);
+        wanted.extend(brief::run(|| runtime.cri(), &served, NAMES, half)?);
     }
     let found = containers_by_port(&agent, count)?;
     let mut nameless = 0;
@@ -232,7 +260,7 @@ fn brief_pods(suite: Option<&str>) -> Result<()> {
             "{pod:?} to {port}: {told:?}"
         );
     }
-    println!("{suite:?}: {count} pods, {nameless} without their names");
+    println!("{suite:?}, {cgroups:?}: {count} pods, {nameless} without their names");
     // Of few pods one is more than a thousandth.
     let least = usize::from(!soak::is_on());
     ensure!(
@@ -250,11 +278,12 @@ fn containers_at_rest() -> Result<()> {
         return Ok(());
     };
     let world = World::build()?;
-    let runtime = Containerd::start(&world, package.as_deref())?;
+    let runtime = Containerd::start(&world, package.as_deref(), Cgroups::AsHere)?;
     let cri = runtime.cri()?;
     let pod = Pod {
         name: "rest-0".to_owned(),
         uid: "00000000-0000-4000-8000-000000000000".to_owned(),
+        class: Class::BestEffort,
         on_host: false,
         script: "exec sleep 1000000".to_owned(),
     };
@@ -278,7 +307,7 @@ fn containers_at_rest() -> Result<()> {
 
 /// Waits for the flows of pods to end; which container was behind each.
 fn containers_by_port(agent: &Agent, count: usize) -> Result<BTreeMap<usize, Container>> {
-    let ours = |port: u16| (PORT..PORT + PODS).contains(&usize::from(port));
+    let ours = |port: u16| brief::is_port(port.into());
     let flows = agent.wait_for_ended(TOLD_WITHIN, count, |flow| ours(flow.first().responder.port))?;
     let mut found = BTreeMap::new();
     for flow in &flows {
@@ -295,83 +324,4 @@ fn containers_by_port(agent: &Agent, count: usize) -> Result<BTreeMap<usize, Con
         }
     }
     Ok(found)
-}
-
-type Wanted = BTreeMap<usize, (Pod, Running)>;
-
-/// Runs pods, several at a time, under names that come again; what ran, by port.
-fn run_each(runtime: &Containerd<'_>, served: &Served, which: Range<usize>) -> Result<Wanted> {
-    let run = workers::share(AT_ONCE, which, |numbers| {
-        let cri = runtime.cri()?;
-        let (mut run, mut left) = (Vec::new(), VecDeque::new());
-        for n in numbers {
-            let (pod, running) = run_one(&cri, n)?;
-            served.wait(PORT + n)?;
-            left.push_back(running.sandbox.clone());
-            if left.len() > LEFT_FOR_LATER
-                && let Some(first) = left.pop_front()
-            {
-                cri.remove_pod(&first)?;
-            }
-            run.push((PORT + n, (pod, running)));
-        }
-        left.iter().try_for_each(|sandbox| cri.remove_pod(sandbox))?;
-        Ok(run)
-    })?;
-    Ok(run.into_iter().collect())
-}
-
-/// Starts the `n`th pod, every other one in the host's network.
-fn run_one(cri: &Cri, n: usize) -> Result<(Pod, Running)> {
-    let pod = Pod {
-        name: format!("web-{}", n % NAMES),
-        uid: format!("00000000-0000-4000-8000-{n:012}"),
-        on_host: n % 2 == 1,
-        script: format!("sleep 0.05; echo {n} | nc -w 10 {RIGHT_V4} {}", PORT + n),
-    };
-    let running = cri.run_pod(&pod)?;
-    Ok((pod, running))
-}
-
-/// Ports whose connection was read to its end.
-#[derive(Clone, Default)]
-struct Served(Arc<(Mutex<BTreeSet<usize>>, Condvar)>);
-
-impl Served {
-    fn wait(&self, port: usize) -> Result<()> {
-        let (ports, changed) = &*self.0;
-        let ports = ports.lock().unwrap_or_else(PoisonError::into_inner);
-        let (ports, _) = changed
-            .wait_timeout_while(ports, PATIENCE, |ports| !ports.contains(&port))
-            .unwrap_or_else(PoisonError::into_inner);
-        ensure!(ports.contains(&port), "nobody connected to {port}");
-        Ok(())
-    }
-
-    fn tell(&self, port: usize) {
-        let (ports, changed) = &*self.0;
-        let mut ports = ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.insert(port);
-        changed.notify_all();
-    }
-}
-
-/// Takes every connection to so many ports of the right host and reads it to its end.
-fn serve(world: &World, ports: usize) -> Result<Served> {
-    let address: Ipv4Addr = RIGHT_V4.parse()?;
-    let served = Served::default();
-    for port in PORT..PORT + ports {
-        let at = SocketAddr::from((address, u16::try_from(port)?));
-        let listener = world.right.enter(|| Ok(TcpListener::bind(at)?))?;
-        let served = served.clone();
-        // Ends with the test's process: it holds nothing but its socket.
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                let _ = stream.read_to_end(&mut Vec::new());
-                drop(stream);
-                served.tell(port);
-            }
-        });
-    }
-    Ok(served)
 }

@@ -7,14 +7,13 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use flowtilla_agent::run::{Agent as InProcess, Options};
 use flowtilla_agent::status::AgentStatus;
 use flowtilla_agent_core::policy::Wanted;
-use flowtilla_agent_core::session::ShortIds;
 use flowtilla_proto::wire;
 use integration::cgroup::{self, Cgroup};
 use integration::collector::ndpi::Elements;
 use integration::collector::{self, Collector, Setup};
+use integration::in_process;
 use integration::need::{self, Need};
 use integration::product::{self, Agent};
 use integration::scene::{self, Background, TOLD_WITHIN};
@@ -407,18 +406,7 @@ fn a_change_at_run_time_is_seen_in_what_arrives_and_detaches_nothing() -> Result
         ..wire::FlowRule::default()
     };
     let wanted = |exclude: &[wire::FlowRule], memory| wanted(&world, &collector, exclude, memory);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    let (mut agent, mut shown) = runtime.block_on(InProcess::start(Options {
-        wanted: wanted(std::slice::from_ref(&rule), None)?,
-        scopes: Vec::new(),
-        source_id: None,
-        short_ids: ShortIds::Own,
-        view_records_max: 65_536,
-        state: None,
-    }))?;
+    let (runtime, mut agent, mut shown) = in_process::start(wanted(std::slice::from_ref(&rule), None)?)?;
     let status = agent.status();
     let filtered = |status: &AgentStatus| status.record_law.filtered.records;
     let until = |what: &str, holds: &dyn Fn(&AgentStatus) -> bool| {

@@ -19,9 +19,29 @@ pub struct ScopeSet {
     pub netns: Vec<u32>,
 }
 
+/// Where paths of cgroups begin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CgroupRoot {
+    /// Where cgroup2 is mounted.
+    pub path: PathBuf,
+    /// How deep what is mounted there lies below the topmost cgroup; `None`: not known.
+    pub depth: Option<u32>,
+}
+
 /// Why a scope is none.
 #[derive(Debug, thiserror::Error)]
 pub enum ScopeError {
+    /// The kernel asks for a cgroup by its depth, and that cannot be told.
+    #[error(
+        "scope {scope}: what is above {path} is hidden by a cgroup namespace, and so is how deep this lies; run the agent in \
+         the host's PID namespace or in no cgroup namespace of its own, or name network namespaces"
+    )]
+    Depth {
+        /// As written.
+        scope: String,
+        /// Where cgroup2 is mounted.
+        path: PathBuf,
+    },
     /// The path cannot be read.
     #[error("scope {scope}: {path} cannot be read; name an existing {kind}")]
     Unreadable {
@@ -44,11 +64,11 @@ pub enum ScopeError {
 }
 
 impl ScopeSet {
-    /// Reads what the policy's scopes name at this moment. `root`: where the cgroup2 hierarchy is mounted.
+    /// Reads what the policy's scopes name at this moment.
     ///
     /// # Errors
     /// [`ScopeError`].
-    pub fn resolve(scopes: &[Scope], root: &Path) -> Result<Self, ScopeError> {
+    pub fn resolve(scopes: &[Scope], root: &CgroupRoot) -> Result<Self, ScopeError> {
         let mut set = Self::default();
         for scope in scopes {
             match scope {
@@ -60,24 +80,28 @@ impl ScopeSet {
     }
 
     /// Adds a cgroup, given below the cgroup2 root or as a full path in it.
-    fn add_cgroup(&mut self, root: &Path, path: &str) -> Result<(), ScopeError> {
+    fn add_cgroup(&mut self, root: &CgroupRoot, path: &str) -> Result<(), ScopeError> {
         let given = Path::new(path);
         let below = given
-            .strip_prefix(root)
+            .strip_prefix(&root.path)
             .unwrap_or_else(|_| given.strip_prefix("/").unwrap_or(given));
-        let full = root.join(below);
+        let full = root.path.join(below);
         let meta = std::fs::metadata(&full).map_err(|source| ScopeError::Unreadable {
             scope: format!("cgroup={path}"),
             path: full.clone(),
             kind: "cgroup2 folder",
             source,
         })?;
+        let above = root.depth.ok_or_else(|| ScopeError::Depth {
+            scope: format!("cgroup={path}"),
+            path: root.path.clone(),
+        })?;
         let depth = below
             .components()
             .filter(|part| matches!(part, Component::Normal(_)))
             .count();
-        self.cgroups
-            .push((meta.st_ino(), u32::try_from(depth).unwrap_or(u32::MAX)));
+        let depth = u32::try_from(depth).unwrap_or(u32::MAX);
+        self.cgroups.push((meta.st_ino(), above.saturating_add(depth)));
         self.check(self.cgroups.len())
     }
 
@@ -99,5 +123,33 @@ impl ScopeSet {
         } else {
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_as_deep_as_what_is_mounted_and_what_is_below_it() {
+        let folder = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir_all(folder.path().join("a/b")).expect("it is new");
+        let found = |depth| {
+            let root = CgroupRoot {
+                path: folder.path().to_owned(),
+                depth,
+            };
+            let mut set = ScopeSet::default();
+            set.add_cgroup(&root, "/a/b").map(|()| set.cgroups)
+        };
+        for (above, depth) in [(0, 2), (3, 5)] {
+            let cgroups = found(Some(above)).expect("it is there");
+            assert_eq!(
+                cgroups.iter().map(|(_, depth)| *depth).collect::<Vec<_>>(),
+                [depth]
+            );
+        }
+        let refused = found(None).expect_err("nobody knows how deep it is");
+        assert!(matches!(refused, ScopeError::Depth { .. }), "{refused}");
     }
 }

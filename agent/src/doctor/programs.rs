@@ -6,7 +6,7 @@ use flowtilla_agent_core::policy::CapturePlan;
 use flowtilla_grpc::causes::chain;
 
 use super::Finding;
-use crate::capture::{Capture, CaptureError};
+use crate::capture::{Capture, CaptureError, CgroupRoot};
 use crate::enrich::Lookups;
 use crate::status::AttachReport;
 
@@ -41,7 +41,11 @@ fn attach() -> Result<AttachReport, CaptureError> {
         source: std::io::ErrorKind::NotFound.into(),
     })?;
     // Detached when it is dropped.
-    Capture::attach(&plan, root).map(|capture| capture.report().clone())
+    let root = CgroupRoot {
+        path: root.to_owned(),
+        depth: None,
+    };
+    Capture::attach(&plan, &root).map(|capture| capture.report().clone())
 }
 
 fn refused(error: &CaptureError) -> Finding {

@@ -34,6 +34,8 @@ struct Tree {
     folder: OwnedFd,
     /// Whether all of the hierarchy is mounted, not a part of it.
     whole: bool,
+    /// How deep what is mounted lies below the root of our cgroup namespace; above it: less than 0.
+    depth: i32,
 }
 
 impl Cgroups {
@@ -44,15 +46,15 @@ impl Cgroups {
             .map(|(octets, _)| octets)
             .unwrap_or_default();
         let text = String::from_utf8_lossy(&octets);
-        let mut found: Vec<(bool, PathBuf)> = mounts(&text)
+        let mut found: Vec<(bool, PathBuf, i32)> = mounts(&text)
             .filter(|mount| mount.kind == "cgroup2")
-            .map(|mount| (mount.root == "/", unescaped(mount.point)))
+            .map(|mount| (mount.root == "/", unescaped(mount.point), depth(mount.root)))
             .collect();
-        found.sort_by_key(|(whole, point)| (!*whole, point.as_os_str().len()));
+        found.sort_by_key(|(whole, point, _)| (!*whole, point.as_os_str().len()));
         Self(
             found
                 .into_iter()
-                .find_map(|(whole, point)| Tree::open(point, whole)),
+                .find_map(|(whole, point, depth)| Tree::open(point, whole, depth)),
         )
     }
 
@@ -62,9 +64,23 @@ impl Cgroups {
 
     /// Whether paths begin at the root of the hierarchy: all of it is mounted, and we are in no cgroup namespace.
     pub(super) fn sees_whole(&self, proc: &Proc) -> bool {
-        let namespace = rustix::fs::statat(proc.as_fd(), "self/ns/cgroup", AtFlags::empty());
-        let is_first = namespace.is_ok_and(|found| found.st_ino == FIRST_NAMESPACE);
-        is_first && self.0.as_ref().is_some_and(|tree| tree.whole)
+        is_in_first_namespace(proc) && self.0.as_ref().is_some_and(|tree| tree.whole)
+    }
+
+    /// How deep below the topmost cgroup lies what is mounted; `None`: nothing tells.
+    ///
+    /// A cgroup namespace hides what is above it, but shows how far up the threads of the kernel are: at the very top, from where
+    /// nobody can move them. Source: Linux `kernel/cgroup/cgroup.c`, `cgroup_procs_write_start`.
+    pub(super) fn depth(&self, proc: &Proc) -> Option<u32> {
+        let namespace = match is_in_first_namespace(proc) {
+            true => 0,
+            false => {
+                let thread = proc.kernel_thread()?;
+                let (octets, _) = thread.read("cgroup", CGROUP_OCTETS_MAX).ok()?;
+                0_i32.checked_sub(depth(&cgroup2_line(&octets)?))?
+            }
+        };
+        u32::try_from(namespace.checked_add(self.0.as_ref()?.depth)?).ok()
     }
 
     /// Every cgroup that can be seen, the root first.
@@ -117,10 +133,15 @@ impl Cgroups {
 }
 
 impl Tree {
-    fn open(point: PathBuf, whole: bool) -> Option<Self> {
+    fn open(point: PathBuf, whole: bool, depth: i32) -> Option<Self> {
         let folder = rustix::fs::open(&point, PASS | OFlags::DIRECTORY, Mode::empty()).ok()?;
         let kind = rustix::fs::fstatfs(&folder).ok()?;
-        (kind.f_type == CGROUP2_SUPER_MAGIC).then_some(Self { point, folder, whole })
+        (kind.f_type == CGROUP2_SUPER_MAGIC).then_some(Self {
+            point,
+            folder,
+            whole,
+            depth,
+        })
     }
 
     fn id_of(&self, path: &str) -> Option<u64> {
@@ -130,6 +151,20 @@ impl Tree {
             .ok()
             .map(|stat| stat.st_ino)
     }
+}
+
+fn is_in_first_namespace(proc: &Proc) -> bool {
+    let namespace = rustix::fs::statat(proc.as_fd(), "self/ns/cgroup", AtFlags::empty());
+    namespace.is_ok_and(|found| found.st_ino == FIRST_NAMESPACE)
+}
+
+/// How far below the root of our cgroup namespace a path leads; above it: less than 0.
+fn depth(path: &str) -> i32 {
+    path.split('/').fold(0, |depth: i32, part| match part {
+        "" => depth,
+        ".." => depth.saturating_sub(1),
+        _ => depth.saturating_add(1),
+    })
 }
 
 /// The path of the line `0::PATH`; the others are of cgroup v1.
@@ -144,6 +179,20 @@ fn cgroup2_line(octets: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_may_lead_up_and_down() {
+        for (path, wanted) in [
+            ("/", 0),
+            ("/a/b", 2),
+            ("/..", -1),
+            ("/../..", -2),
+            ("/../a", 0),
+            ("", 0),
+        ] {
+            assert_eq!(depth(path), wanted, "{path}");
+        }
+    }
 
     #[test]
     fn only_the_line_of_cgroup2_counts() {

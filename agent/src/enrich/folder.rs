@@ -15,6 +15,10 @@ use super::{LookupError, PASS, open_to_read, read_at_most};
 
 /// Most octets of `stat` and `status` that are read: the kernel writes about 2 KiB.
 const STATUS_OCTETS_MAX: usize = 8192;
+/// Flag of the kernel's own threads. Source: Linux `include/linux/sched.h`.
+const PF_KTHREAD: u32 = 0x0020_0000;
+/// Pid of the thread that makes all others of the kernel, where the host's own pids are seen.
+const KTHREADD: u32 = 2;
 /// By how many clock ticks a start may differ: both sides round.
 const START_TICKS_OFF_MAX: u64 = 1;
 
@@ -32,6 +36,8 @@ pub(super) struct ProcessFolder(OwnedFd);
 pub(super) struct Stat {
     pub(super) comm: Vec<u8>,
     pub(super) dead: bool,
+    /// A thread of the kernel's own.
+    kernel: bool,
     pub(super) parent_pid: u32,
     start_ticks: u64,
 }
@@ -60,6 +66,12 @@ impl Proc {
         let folder = self.pid(key.pid)?;
         let stat = folder.stat().ok()?;
         (!stat.dead && self.started(&stat, key.start)).then_some(folder)
+    }
+
+    /// The first thread of the kernel; `None`: the pids here are not the host's own.
+    pub(super) fn kernel_thread(&self) -> Option<ProcessFolder> {
+        let folder = self.pid(KTHREADD)?;
+        folder.stat().is_ok_and(|stat| stat.kernel).then_some(folder)
     }
 
     /// The folder of whatever has this pid now.
@@ -127,11 +139,13 @@ fn parse_stat(octets: &[u8]) -> Option<Stat> {
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;
     let parent_pid = fields.next()?.parse().ok()?;
-    // Field 22; state is field 3.
-    let start_ticks = fields.nth(17)?.parse().ok()?;
+    // Fields 9 and 22; state is field 3.
+    let flags: u32 = fields.nth(4)?.parse().ok()?;
+    let start_ticks = fields.nth(12)?.parse().ok()?;
     Some(Stat {
         comm,
         dead: matches!(state, "Z" | "X" | "x"),
+        kernel: flags & PF_KTHREAD != 0,
         parent_pid,
         start_ticks,
     })
@@ -174,6 +188,15 @@ mod tests {
                 (41, 987_654, false)
             );
         }
+    }
+
+    #[test]
+    fn threads_of_the_kernel_are_told_by_their_flag() {
+        let kernel = |line: &[u8]| parse_stat(line).map(|stat| stat.kernel);
+        let thread = b"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 4 0 0 20 0 1 0 6 0 0";
+        assert_eq!(kernel(thread), Some(true));
+        // Anybody may be called so.
+        assert_eq!(kernel(&[b"2 (kthreadd)", TAIL].concat()), Some(false));
     }
 
     #[test]

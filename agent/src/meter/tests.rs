@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use flowtilla_abi as abi;
 use flowtilla_agent_core::enrich::NamingOptions;
 use flowtilla_agent_core::flow::record::BootId;
@@ -278,7 +280,7 @@ fn meter() -> Made {
         lookups: Beside::start(Lookups::open().expect("/proc")).expect("a thread"),
         containers: None,
         outside: Outside::new(PathBuf::new(), true),
-        cgroup_root: PathBuf::new(),
+        cgroup_root: CgroupRoot::default(),
         view: Some(view),
         top: SharedTop::default(),
         status: watch::Sender::new(AgentStatus::default()),

@@ -2,12 +2,11 @@
 //! there, those that come later, and none any more when the policy changes.
 
 use anyhow::{Result, ensure};
-use flowtilla_agent::run::{Agent as InProcess, Options};
 use flowtilla_agent::status::AgentStatus;
 use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::policy::Wanted;
-use flowtilla_agent_core::session::ShortIds;
 use flowtilla_proto::wire;
+use integration::in_process;
 use integration::need;
 use integration::scene::TOLD_WITHIN;
 use integration::wait;
@@ -48,18 +47,7 @@ fn the_kernel_leaves_out_containers_by_name_image_and_namespace() -> Result<()> 
     let shop = rule(|rule| &mut rule.namespaces, "shop");
     let image = rule(|rule| &mut rule.images, "localhost/*:1");
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    let (mut agent, mut records) = runtime.block_on(InProcess::start(Options {
-        wanted: wanted(&world, &docker, &[loud(), shop])?,
-        scopes: Vec::new(),
-        source_id: None,
-        short_ids: ShortIds::Own,
-        view_records_max: 65_536,
-        state: None,
-    }))?;
+    let (runtime, mut agent, mut records) = in_process::start(wanted(&world, &docker, &[loud(), shop])?)?;
     let status = agent.status();
     let until = |what: &str, holds: &dyn Fn(&AgentStatus) -> bool| {
         wait::until_true(TOLD_WITHIN, what, || holds(&status.borrow()))
