@@ -5,6 +5,7 @@
 
 mod attach;
 mod batch;
+mod maps;
 mod outside;
 mod scope;
 mod walk;
@@ -95,14 +96,13 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Loads and attaches all that the plan wants, and finds the sockets that are older. `max_flows` sizes the maps: TCP
-    /// sockets, likewise UDP peers; a quarter of it UDP sockets.
+    /// Loads and attaches all that the plan wants, and finds the sockets that are older.
     ///
     /// # Errors
     /// Every variant but [`CaptureError::Snap`]. What is optional and refused is told in [`Self::report`].
-    pub fn attach(plan: &CapturePlan, max_flows: u32, cgroup_root: &Path) -> Result<Self, CaptureError> {
+    pub fn attach(plan: &CapturePlan, cgroup_root: &Path) -> Result<Self, CaptureError> {
         let scopes = ScopeSet::resolve(&plan.scopes, cgroup_root)?;
-        let attached = attach::attach(plan, &scopes, max_flows, cgroup_root);
+        let attached = attach::attach(plan, &scopes, cgroup_root);
         give_back();
         attached
     }
@@ -157,7 +157,7 @@ impl Capture {
     /// [`CaptureError::Call`], [`CaptureError::Snap`].
     pub fn snap(&mut self, cookies: &[Cookie]) -> Result<(), CaptureError> {
         for piece in cookies.chunks(abi::SNAP_KEYS_MAX) {
-            batch::write_due(attach::map_fd(&self.ebpf, "due")?, piece)?;
+            batch::write_due(maps::map_fd(&self.ebpf, "due")?, piece)?;
             let Some(Ok(program)) = self.ebpf.program("tcp_snap").map(<&RawTracePoint>::try_from) else {
                 return Ok(());
             };
@@ -220,7 +220,7 @@ impl Capture {
         peer: &observe::Endpoint,
         each: impl FnOnce(Observation),
     ) -> Result<(), CaptureError> {
-        let taken = batch::take_peer(attach::map_fd(&self.ebpf, "udp_peers")?, cookie, peer)?;
+        let taken = batch::take_peer(maps::map_fd(&self.ebpf, "udp_peers")?, cookie, peer)?;
         if let Some(value) = taken {
             each(observe::udp_peer(
                 cookie.0,
@@ -235,7 +235,7 @@ impl Capture {
     /// Name events that found their ring full, since attach. Cheap: one look-up.
     #[must_use]
     pub fn names_lost(&self) -> u64 {
-        attach::counter(&self.ebpf, abi::drop_reason::NAME_RING_FULL)
+        maps::counter(&self.ebpf, abi::drop_reason::NAME_RING_FULL)
     }
 
     /// CPU time of the programs since attach; `None`: the kernel does not count it, and this does not switch that on.

@@ -17,7 +17,7 @@ use crate::fleet;
 use crate::identity::{Token, WallClock};
 
 /// Where /metrics is when nothing else is said.
-const METRICS_DEFAULT: &str = "127.0.0.1:7445";
+pub const METRICS_DEFAULT: &str = "127.0.0.1:7445";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -131,6 +131,7 @@ impl RunArgs {
             alone: false,
             view_records_max: 0,
             clock: WallClock::system(),
+            build: None,
         })
     }
 }

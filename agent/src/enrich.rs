@@ -18,11 +18,12 @@ use rustix::fs::{Mode, OFlags};
 
 mod beside;
 mod cgroup;
+mod folder;
 mod process;
 mod user;
 
 use cgroup::Cgroups;
-use process::Proc;
+use folder::Proc;
 use user::Users;
 
 /// Why nothing can be looked up.

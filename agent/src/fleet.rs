@@ -17,12 +17,14 @@ use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::policy::Wanted;
 use flowtilla_agent_core::session::ShortIds;
 use flowtilla_agent_core::time::KernelTime;
+use flowtilla_grpc::causes;
 use flowtilla_grpc::channel::Address;
 use flowtilla_proto::policy::Scope;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::build::Build;
 use crate::clock;
 use crate::files::{check_owner, make_directory, open_for_writing};
 use crate::held::HeldStore;
@@ -59,6 +61,8 @@ pub struct Options {
     pub view_records_max: usize,
     /// What tells the time of SVIDs.
     pub clock: WallClock,
+    /// Which build of the agent's program runs; `None`: it is no program of its own, or that is not known.
+    pub build: Option<Build>,
 }
 
 /// Why an agent of a fleet does not start, or ended.
@@ -165,6 +169,7 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
     let peers = link.map(Joined::start).transpose();
     let peers = peers.map_err(StartError::Thread)?;
     let (status, attached, top) = (agent.status(), agent.attached(), agent.top());
+    let broken = agent.broken();
     let host = agent.host().clone();
     let seed = u64::from(host.source_id.number()) ^ started.0;
     let parts = Parts {
@@ -178,6 +183,7 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
             boot: host.boot,
             scope: words(&options.scopes),
             instance: fastrand::u64(..),
+            build: options.build,
         },
         vitals: vitals_of(&agent, started),
         governed: Capturing {
@@ -198,7 +204,13 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
         seed,
         clock: options.clock.clone(),
     };
-    let task = tokio::spawn(live(ready, options, asker, lock, stop.clone()));
+    let living = live(ready, options, asker, lock, stop.clone());
+    let task = tokio::spawn(async move {
+        tokio::select! {
+            ended = living => ended,
+            () = broken.cancelled() => Err(FleetError::Task),
+        }
+    });
     Ok(Running {
         records,
         status,
@@ -229,15 +241,15 @@ async fn live(
         match (settled, &new_token) {
             (Err(SettleError::Stopped), _) => break Err(SettleError::Stopped),
             (Err(error), Some(new_token)) if goes_on => {
-                tracing::error!(error = %identity::chain(&error), "no identity");
-                tell_why(&identity::chain(&error));
+                tracing::error!(error = %causes::chain(&error), "no identity");
+                tell_why(&causes::chain(&error));
                 new_token.tell();
                 if let Err(stopped) = new_token.wait(&stop).await {
                     break Err(stopped);
                 }
             }
             (Err(error), Some(new_token)) if error.is_awaiting_token() => {
-                tell_why(&identity::chain(&error));
+                tell_why(&causes::chain(&error));
                 new_token.ask_for();
                 if let Err(stopped) = new_token.wait(&stop).await {
                     break Err(stopped);
@@ -253,8 +265,8 @@ async fn live(
         }
         Err(SettleError::Stopped) => (ready.into_governed(), None),
         Err(error) if ready.is_in_force() => {
-            tracing::error!(error = %identity::chain(&error), "no identity: goes on with what is held, without a controller");
-            tell_why(&identity::chain(&error));
+            tracing::error!(error = %causes::chain(&error), "no identity: goes on with what is held, without a controller");
+            tell_why(&causes::chain(&error));
             stop.cancelled().await;
             (ready.into_governed(), None)
         }

@@ -32,9 +32,7 @@ use rustls::{ClientConfig, SignatureScheme};
 use crate::clock;
 
 pub use self::ask::{ANSWER_WAIT, AskError, Asked, enrol, recover, renew};
-pub(crate) use self::ask::{
-    chain, explain_connect, explain_status, is_expired, is_refused, is_stranger, shown,
-};
+pub(crate) use self::ask::{explain_connect, explain_status, is_expired, is_refused, is_stranger, shown};
 pub use self::files::FileError;
 pub use self::prove::{ProveError, prove};
 pub use self::settle::{Asker, SettleError, Token, settle};

@@ -1,5 +1,6 @@
 //! What the agent does: captures in the kernel, meters, names, exports; and does what a controller says.
 
+pub mod build;
 pub mod capabilities;
 pub mod capture;
 pub mod clock;

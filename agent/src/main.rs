@@ -7,11 +7,12 @@ use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
-use flowtilla_agent::config::{Cli, Command, NotSetUp, ProveArgs, RunArgs};
+use flowtilla_agent::build::Build;
+use flowtilla_agent::config::{Cli, Command, METRICS_DEFAULT, NotSetUp, ProveArgs, RunArgs};
 use flowtilla_agent::doctor::{self, DoctorArgs};
 use flowtilla_agent::{fleet, identity, metrics};
 use flowtilla_grpc::proof::CHALLENGE_OCTETS_MAX;
-use flowtilla_grpc::telemetry::{self, Program};
+use flowtilla_grpc::telemetry::{self, Program, page};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -50,7 +51,7 @@ fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn execute(args: &RunArgs) -> anyhow::Result<()> {
-    let options = args.options()?;
+    let mut options = args.options()?;
     let runtime = tokio::runtime::Runtime::new()?;
     let filter = EnvFilter::try_from_env("FLOWTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let system = rustix::system::uname();
@@ -63,6 +64,9 @@ fn execute(args: &RunArgs) -> anyhow::Result<()> {
         let _within = runtime.enter();
         telemetry::start(program, &args.otlp, Some(filter))?
     };
+    options.build = Build::running()
+        .inspect_err(|error| tracing::warn!(%error, "which build runs is not told"))
+        .ok();
     let outcome = runtime.block_on(run(args, options));
     telemetry.stop();
     outcome
@@ -71,7 +75,7 @@ fn execute(args: &RunArgs) -> anyhow::Result<()> {
 async fn run(args: &RunArgs, options: fleet::Options) -> anyhow::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let metrics = metrics::bind(args.metrics.0).await?;
+    let place = page::bind(args.metrics.0, METRICS_DEFAULT).await?;
     let mut running = fleet::start(options).await?;
     let stop = CancellationToken::new();
     let sources = metrics::Sources {
@@ -79,7 +83,7 @@ async fn run(args: &RunArgs, options: fleet::Options) -> anyhow::Result<()> {
         news: running.news.clone(),
         top: running.top.clone(),
     };
-    let served = tokio::spawn(metrics.serve(sources, stop.clone()));
+    let served = tokio::spawn(sources.serve(place, stop.clone()));
     let ended = tokio::select! { biased;
         _ = terminated.recv() => None,
         _ = interrupted.recv() => None,

@@ -90,7 +90,6 @@ pub(crate) enum Command {
     /// Attach the kernel side.
     Attach(
         Box<CapturePlan>,
-        u32,
         oneshot::Sender<Result<AttachReport, CaptureError>>,
     ),
     /// Detach it; all flows end.
@@ -196,8 +195,8 @@ impl Meter {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Attach(plan, max_flows, reply) => {
-                let attached = Capture::attach(&plan, max_flows, &self.cgroup_root).map(|capture| {
+            Command::Attach(plan, reply) => {
+                let attached = Capture::attach(&plan, &self.cgroup_root).map(|capture| {
                     let report = capture.report().clone();
                     self.capture = Some(capture);
                     self.outside.handle_attached();

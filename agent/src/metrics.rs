@@ -1,19 +1,15 @@
 //! `/metrics`: how the agent does, for Prometheus. On loopback unless it is told otherwise; no secret, no address of a flow.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Router;
-use axum::http::header::CONTENT_TYPE;
-use axum::routing::get;
 use flowtilla_agent_core::loss::DropPoint;
+use flowtilla_grpc::telemetry::page::Place;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -27,19 +23,6 @@ mod series;
 
 use series::Series;
 
-/// Why /metrics cannot be served.
-#[derive(Debug, thiserror::Error)]
-#[error("--metrics {address}: it cannot listen there; write another address, or off")]
-pub struct MetricsError {
-    address: SocketAddr,
-    #[source]
-    source: std::io::Error,
-}
-
-/// A place where /metrics will be served; none when it is off.
-#[derive(Debug)]
-pub struct Bound(Option<TcpListener>);
-
 /// What the page tells of.
 #[derive(Debug)]
 pub struct Sources {
@@ -51,48 +34,15 @@ pub struct Sources {
     pub top: SharedTop,
 }
 
-/// Takes the address, before anything else is started.
-///
-/// # Errors
-/// [`MetricsError`].
-pub async fn bind(address: Option<SocketAddr>) -> Result<Bound, MetricsError> {
-    let Some(address) = address else {
-        return Ok(Bound(None));
-    };
-    let listener = TcpListener::bind(address).await;
-    let listener = listener.map_err(|source| MetricsError { address, source })?;
-    Ok(Bound(Some(listener)))
-}
-
-impl Bound {
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.0.as_ref().and_then(|listener| listener.local_addr().ok())
-    }
-
-    /// Serves until it is told to stop.
-    pub async fn serve(self, sources: Sources, stop: CancellationToken) {
-        let Some(listener) = self.0 else { return };
-        let sources = Arc::new(sources);
+impl Sources {
+    /// Serves them until it is told to stop.
+    pub async fn serve(self, place: Place, stop: CancellationToken) {
+        let sources = Arc::new(self);
         let page = move || {
             let sources = Arc::clone(&sources);
-            async move {
-                let text = sources.render();
-                (
-                    [(
-                        CONTENT_TYPE,
-                        "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                    )],
-                    text,
-                )
-            }
+            async move { Ok(sources.render()) }
         };
-        let served = axum::serve(listener, Router::new().route("/metrics", get(page)))
-            .with_graceful_shutdown(async move { stop.cancelled().await });
-        if let Err(error) = served.await {
-            tracing::error!(%error, "/metrics is not served any more");
-        }
+        place.serve(page, stop).await;
     }
 }
 

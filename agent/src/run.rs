@@ -8,6 +8,7 @@
 //! all flows end, the meter seals its last value, exporters drain up to it for the grace period and end, the spool closes,
 //! the view's channel closes.
 
+mod broken;
 mod refresh;
 mod state;
 
@@ -53,6 +54,7 @@ use crate::spool::{Spool, SpoolError, SpoolOptions, SpoolStatus};
 use crate::status::{AgentStatus, AttachReport, CollectorStatus};
 use crate::top::SharedTop;
 
+use broken::Watched;
 use refresh::Refresh;
 use state::{bounds, ledger, report_opened, restore, temporary};
 
@@ -134,6 +136,8 @@ pub struct Agent {
     /// Who tells of containers; `None`: nobody is asked.
     containers: Option<Containers>,
     stop: CancellationToken,
+    /// Cancelled when a part has panicked.
+    broken: CancellationToken,
     host: Host,
     scopes: Vec<Scope>,
     source_id: SourceId,
@@ -213,9 +217,16 @@ impl Agent {
         };
         let listening = meter.listening.subscribe();
         let peer_link = PeerLink::new(commands.clone(), asked);
+        let broken = CancellationToken::new();
         let meter = std::thread::Builder::new()
             .name("meter".into())
-            .spawn(move || meter.run())
+            .spawn({
+                let watched = Watched(broken.clone());
+                move || {
+                    let _watched = watched;
+                    meter.run();
+                }
+            })
             .map_err(StartError::Thread)?;
         let announcements = watch::Sender::new(Announcements {
             event: event_of(&host),
@@ -252,6 +263,7 @@ impl Agent {
             limits,
             containers: None,
             stop,
+            broken,
             source_id: options.source_id.unwrap_or(host.source_id),
             short_ids: watch::Sender::new(options.short_ids),
             host,
@@ -286,6 +298,12 @@ impl Agent {
     #[must_use]
     pub fn addresses(&self) -> watch::Receiver<Vec<IpAddr>> {
         self.addresses.clone()
+    }
+
+    /// Is cancelled when a part of the agent has panicked: it observes or sends nothing any more, and is to be ended.
+    #[must_use]
+    pub fn broken(&self) -> CancellationToken {
+        self.broken.clone()
     }
 
     /// Who does how much.
@@ -429,12 +447,7 @@ impl Agent {
             Step::StartCollector(exporting) => self.start_collector(exporting).await,
             Step::AttachCapture(capture) => {
                 let (reply, attached) = oneshot::channel();
-                let max_flows = self
-                    .in_force
-                    .metering()
-                    .map_or(MAX_FLOWS_DEFAULT, |metering| metering.max_flows);
-                let max_flows = u32::try_from(max_flows).unwrap_or(u32::MAX);
-                self.tell(Command::Attach(Box::new(capture.clone()), max_flows, reply))?;
+                self.tell(Command::Attach(Box::new(capture.clone()), reply))?;
                 let report = attached.await.map_err(|_| StartError::MeterGone)??;
                 self.attached.send_replace(Some(report));
                 self.captured = true;
@@ -559,7 +572,13 @@ impl Agent {
         self.exporters.insert(
             exporting.name.clone(),
             Exporter {
-                task: tokio::spawn(exporter.run()),
+                task: tokio::spawn({
+                    let watched = Watched(self.broken.clone());
+                    async move {
+                        let _watched = watched;
+                        exporter.run().await
+                    }
+                }),
                 stop,
             },
         );
@@ -629,9 +648,6 @@ fn word(step: &Step) -> &'static str {
 
 /// Name of the spool's directory below the state's.
 pub const SPOOL: &str = "spool";
-
-/// Before a policy says otherwise.
-const MAX_FLOWS_DEFAULT: u64 = 65_536;
 
 /// As other agents are told it; empty when the kernel does not say.
 fn host_name() -> String {

@@ -16,6 +16,7 @@ use flowtilla_agent_core::session::{
     Assignment, EndReason, Fault, Held, Incoming, Outgoing, Renewal, Session, ShortIds,
 };
 use flowtilla_agent_core::time::{KernelTime, WallTime};
+use flowtilla_grpc::causes;
 use flowtilla_grpc::channel::{self, Address};
 use flowtilla_grpc::session::session_client::SessionClient;
 use flowtilla_grpc::telemetry;
@@ -125,7 +126,7 @@ impl<G: Governed> Ready<G> {
                 None
             }
             Ok(Err(error)) => {
-                tracing::error!(error = %identity::chain(&error), "what is held cannot be read: nothing is in force");
+                tracing::error!(error = %causes::chain(&error), "what is held cannot be read: nothing is in force");
                 None
             }
             Err(error) => {
@@ -307,7 +308,7 @@ impl Driver {
                 let kept = tokio::task::spawn_blocking(move || credentials.renewed(next)).await;
                 return match kept {
                     Ok(Ok(())) => Ok(None),
-                    Ok(Err(error)) => Err(lost(&identity::chain(&error))),
+                    Ok(Err(error)) => Err(lost(&causes::chain(&error))),
                     Err(error) => Err(lost(&error.to_string())),
                 };
             }
@@ -363,7 +364,7 @@ impl Driver {
         let enrolled = match self.attend(enrolling).await? {
             Ok(enrolled) => enrolled,
             Err(error) => {
-                tracing::warn!(error = %identity::chain(&error), "the new token gave no identity");
+                tracing::warn!(error = %causes::chain(&error), "the new token gave no identity");
                 false
             }
         };
@@ -571,7 +572,7 @@ impl Driver {
                 self.renewal.handle_roots_changed(self.credentials.clock().now());
             }
             Ok(Err(error)) => {
-                tracing::error!(error = %identity::chain(&error), "the roots of trust stay as they are");
+                tracing::error!(error = %causes::chain(&error), "the roots of trust stay as they are");
             }
             Err(error) => tracing::error!(%error, "the roots of trust stay as they are"),
         }
@@ -606,7 +607,7 @@ impl Driver {
             return None;
         };
         let never = matches!(&error, RenewError::Ask(error) if error.asked() == Asked::Never);
-        tracing::warn!(error = %identity::chain(&error), "the SVID was not renewed");
+        tracing::warn!(error = %causes::chain(&error), "the SVID was not renewed");
         self.renewal.handle_failed(self.credentials.clock().now());
         (never && validity.is_over(self.credentials.clock().now())).then(|| lost("the SVID has run out"))
     }

@@ -5,11 +5,24 @@
 use flowtilla_agent_core::loss::{Aside, Drops};
 use flowtilla_agent_core::time::KernelTime;
 use flowtilla_proto::wire::session as wire;
+use prost::Message as _;
 
 use crate::clock;
 use crate::cost;
 use crate::spool::SpoolState;
 use crate::status::{AgentStatus, AttachReport, CollectorState, CollectorStatus, PeerStatus};
+
+/// Most peers whose sums a heartbeat tells: as many as the controller keeps.
+///
+/// Half of it leaves out peers of a busy host; double it, and they find no room in the message.
+const PEERS_TOLD_MAX: usize = 1_024;
+/// Most octets of them in a heartbeat.
+///
+/// Half of what the controller takes in one message: the rest of a heartbeat is some kibibytes. Half of it leaves out peers of a busy
+/// host; double it, and the heartbeat ends the stream.
+const PEERS_OCTETS_MAX: usize = 64 << 10;
+/// Octets before a peer's sums: the number of the field and their length.
+const PEER_HEAD_OCTETS: usize = 4;
 
 /// Health at this moment. `started`: when the agent did.
 #[must_use]
@@ -29,6 +42,7 @@ pub(crate) fn health(
     };
     let (programs, programs_refused) = attached.map_or((0, 0), refused);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let (peers, peers_left_out) = peers(&status.peers);
     wire::Health {
         uptime_ms: milliseconds(now.since(started)),
         observed_octets: status.kernel_law.observed_octets,
@@ -39,7 +53,8 @@ pub(crate) fn health(
         filtered: Some(aside(&status.record_law.filtered)),
         sampled_out: Some(aside(&status.record_law.sampled_out)),
         over_limits: status.over_limits.clone(),
-        peers: status.peers.iter().map(peer).collect(),
+        peers,
+        peers_left_out: count(peers_left_out),
         coverage: Some(wire::Coverage {
             ends: status.coverage.ends,
             with_process: status.coverage.with_process,
@@ -135,6 +150,26 @@ fn aside(left_out: &Aside) -> wire::Aside {
         octets: left_out.octets,
         packets: left_out.packets,
     }
+}
+
+/// Those with the largest sums, as many as there is room for, and how many others there are.
+fn peers(all: &[PeerStatus]) -> (Vec<wire::PeerSums>, usize) {
+    let octets = |sums: &PeerStatus| sums.spoken_octets.saturating_add(sums.held_octets);
+    let mut largest: Vec<&PeerStatus> = all.iter().collect();
+    largest.sort_by_key(|sums| std::cmp::Reverse(octets(sums)));
+    let mut room = PEERS_OCTETS_MAX;
+    let fit = largest
+        .into_iter()
+        .take(PEERS_TOLD_MAX)
+        .map(peer)
+        .take_while(|sums| {
+            let left = room.checked_sub(sums.encoded_len() + PEER_HEAD_OCTETS);
+            room = left.unwrap_or_default();
+            left.is_some()
+        });
+    let told: Vec<wire::PeerSums> = fit.collect();
+    let left_out = all.len() - told.len();
+    (told, left_out)
 }
 
 fn peer(sums: &PeerStatus) -> wire::PeerSums {
@@ -241,6 +276,7 @@ mod tests {
         let cost = told.cost.expect("a cost");
         assert!(cost.cpu_ns > 0 && cost.resident_octets > 1 << 20, "{cost:?}");
         assert_eq!((cost.programs_ns, cost.map_octets), (None, 9));
+        assert_eq!(told.peers_left_out, 0);
         let without = health(&status, None, KernelTime(0), KernelTime(0));
         assert!(!without.capturing);
         let turned_out = effective(Some(&report), vec!["one".into()]);
@@ -248,5 +284,34 @@ mod tests {
             (turned_out.programs.len(), turned_out.refused[0].reason.as_str()),
             (1, "no BTF")
         );
+    }
+
+    #[test]
+    fn however_many_peers_there_are_a_heartbeat_has_room_for_those_with_most() {
+        for name_octets in [8, 40, 63] {
+            let peers = (0..4_096_u64).map(|n| PeerStatus {
+                peer: format!("{n:0>name_octets$}"),
+                spoken_records: u64::MAX,
+                spoken_octets: u64::MAX / 2 - n % 100,
+                held_records: u64::MAX,
+                held_octets: u64::MAX / 2,
+            });
+            let status = AgentStatus {
+                peers: peers.collect(),
+                ..AgentStatus::default()
+            };
+            let told = health(&status, None, KernelTime(0), KernelTime(0));
+            let octets = told.encoded_len();
+            assert!(octets <= PEERS_OCTETS_MAX + 1_024, "{octets} octets");
+            assert!(octets > PEERS_OCTETS_MAX / 2, "{octets} octets");
+            assert_eq!(told.peers.len() + told.peers_left_out as usize, 4_096);
+            let least = told.peers.iter().map(|sums| sums.spoken_octets).min();
+            let left_out = status
+                .peers
+                .iter()
+                .filter(|sums| told.peers.iter().all(|told| told.peer != sums.peer));
+            let most = left_out.map(|sums| sums.spoken_octets).max();
+            assert!(least >= most, "{least:?} told, {most:?} not");
+        }
     }
 }

@@ -100,7 +100,7 @@ pub fn admit<T>(
         return Err(refusal(&Refusal::NotAllowed(why)).into());
     }
     // One whose SVID has run out on a live connection may still renew it.
-    let standing = match (identities.check(&svid.id, now), call) {
+    let standing = match (identities.check(&svid.id, svid.not_after, now), call) {
         (Err(Refusal::NotAllowed(_)), Call::Renew) => Ok(()),
         (standing, _) => standing,
     };

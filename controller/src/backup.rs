@@ -15,12 +15,14 @@
 //! least, so that two restores of one backup have two epochs), and every counter jumps by 2^20 and one for each second since
 //! the backup. Of source ids of 8 bits there are too few to jump: the restore is noted, and they are given from the other end from then
 //! on. Revocations after the backup are forgotten: the operator must repeat them. Join tokens that nobody had used by then
-//! may have been used since: all of them are void.
+//! may have been used since: all of them are void. SVIDs that were given after the backup are in no row: the span from the backup
+//! to the restore is noted, and [`crate::enrolment`] says what it makes of them.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message as _;
 use sha2::{Digest, Sha256};
@@ -29,7 +31,7 @@ use crate::clock::WallMs;
 use crate::identity::ca::key_file;
 use crate::identity::rows::{self, TokenRow};
 use crate::state::{self, StateDir, StateError};
-use crate::store::counter::{self, Counter, Restored};
+use crate::store::counter::{self, Counter, Lost, Restored};
 use crate::store::sled::{KEY_OCTETS_MAX, SledStore, VALUE_OCTETS_MAX};
 use crate::store::{Batch, Store, StoreError, Table};
 
@@ -37,6 +39,13 @@ use crate::store::{Batch, Store, StoreError, Table};
 ///
 /// More than a controller gives between two backups. Half of it still is; double it, and numbers that people read grow long.
 pub const JUMP: u64 = 1 << 20;
+
+/// How long before the backup an SVID may have been begun that is not in it.
+///
+/// It is dated when it is asked for: five seconds at most before its turn, and a minute before its row is on the disk, or the
+/// controller ends ([`crate::run::STORE_WAIT_MAX`]). Half of it forgets some that were given on a slow disk; double it, and more
+/// of those count that the backup knows to have been replaced.
+const UNDER_WAY_MAX: Duration = Duration::from_secs(65);
 
 const MAGIC: &[u8; 8] = b"FLOWTBK1";
 const END: u8 = 0;
@@ -181,16 +190,16 @@ pub fn restore(backup: &Path, directory: &Path, now: WallMs) -> Result<usize, Ba
         }
     }
     store.commit(batch)?;
-    let jump = JUMP + now.since(made).as_secs();
-    raise(&mut last, jump, now);
+    raise(&mut last, made, now);
     store.commit(last)?;
     Ok(voided)
 }
 
-/// Raises the epoch, and every counter by `jump`, and notes the restore, in a batch that holds all of `Meta`.
-pub(crate) fn raise(meta: &mut Batch, jump: u64, now: WallMs) {
+/// Raises the epoch and every counter, and notes the restore, in a batch that holds all of `Meta`. `made`: when the backup was.
+pub(crate) fn raise(meta: &mut Batch, made: WallMs, now: WallMs) {
     let before = Before(meta.clone());
     let counted = "the store of a batch does not fail";
+    let jump = JUMP + now.since(made).as_secs();
     for counter in Counter::ALL {
         let last = counter.last(&before).unwrap_or_default();
         counter.note(meta, last.saturating_add(jump));
@@ -201,6 +210,13 @@ pub(crate) fn raise(meta: &mut Batch, jump: u64, now: WallMs) {
     let restored = counter::restored(&before).ok().flatten();
     let times = restored.map_or(0, |restored| restored.times).saturating_add(1);
     counter::note_restored(meta, Restored { times, at_ms: now.0 });
+    let span = Lost {
+        from_ms: made.minus(UNDER_WAY_MAX).0,
+        to_ms: now.0,
+    };
+    // A list that cannot be read says of nobody that it may come back.
+    let lost = counter::lost(&before).unwrap_or_default();
+    counter::note_lost(meta, &lost, span);
 }
 
 /// A batch, read as if it were committed.
@@ -222,6 +238,10 @@ impl Store for Before {
     }
 
     fn commit(&self, _: Batch) -> Result<(), StoreError> {
+        Err(StoreError::Failed("a batch cannot be written to".into()))
+    }
+
+    fn room(&self) -> Result<(), StoreError> {
         Err(StoreError::Failed("a batch cannot be written to".into()))
     }
 }

@@ -62,6 +62,11 @@ impl Clock {
         self.shift_ms.fetch_add(milliseconds(by), Ordering::Relaxed);
     }
 
+    /// Sets this clock and its clones back by `by`: what a time server does to one that was ahead.
+    pub fn set_back(&self, by: Duration) {
+        self.shift_ms.fetch_sub(milliseconds(by), Ordering::Relaxed);
+    }
+
     /// Milliseconds since some moment, for what waits within this process: never set, and not moved by [`Self::advance`].
     #[must_use]
     pub fn run_ms(&self) -> u64 {

@@ -5,16 +5,18 @@ use std::io::Write;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use flowtilla_grpc::telemetry::page;
 use flowtilla_proto::token::JoinToken;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::backup;
 use crate::clock::Clock;
-use crate::config::{BackupArgs, Command, InitArgs, PORT_DEFAULT, RestoreArgs, RunArgs, TokenArgs};
+use crate::config::{
+    BackupArgs, Command, InitArgs, METRICS_DEFAULT, PORT_DEFAULT, RestoreArgs, RunArgs, TokenArgs,
+};
 use crate::enrolment::{RENEW_GRACE_DEFAULT, TokenOrder};
 use crate::identities::Identities;
 use crate::identity::ca::Origin;
@@ -23,9 +25,6 @@ use crate::metrics;
 use crate::run::{Controller, Options};
 use crate::setup::{self, SetupError};
 use crate::state::{self, StateError, control_socket};
-
-/// How long a page of /metrics that is being written may take when the controller stops.
-const METRICS_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs one command to its end.
 ///
@@ -94,10 +93,14 @@ async fn run(args: RunArgs, clock: Clock) -> Result<()> {
     options.clock = clock;
     let mut ask_to_stop = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let metrics = metrics::bind(args.metrics.0).await?;
+    let place = page::bind(args.metrics.0, METRICS_DEFAULT).await?;
     let mut controller = Controller::start(options).await?;
     let stop = CancellationToken::new();
-    let served = tokio::spawn(metrics.serve(Arc::clone(controller.parts()), stop.clone()));
+    let served = tokio::spawn(metrics::serve(
+        place,
+        Arc::clone(controller.parts()),
+        stop.clone(),
+    ));
     let ended = tokio::select! {
         ended = controller.ended() => Some(ended),
         _ = ask_to_stop.recv() => None,
@@ -111,8 +114,7 @@ async fn run(args: RunArgs, clock: Clock) -> Result<()> {
         }
     };
     stop.cancel();
-    // A page that nobody reads is left behind.
-    let _ = tokio::time::timeout(METRICS_GRACE, served).await;
+    let _ = served.await; // It has nothing to say, and waits for nobody.
     Ok(outcome?)
 }
 
@@ -163,15 +165,24 @@ fn restore(args: &RestoreArgs, clock: &Clock, out: &mut dyn Write) -> Result<()>
     writeln!(
         out,
         "restored; agents and operators that were revoked after the backup are not: revoke them again\n\
-         {voided} join tokens that were not used before the backup are void, for they may have been used since: make others"
+         {voided} join tokens that were not used before the backup are void, for they may have been used since: make others\n\
+         agents and operators that the backup knows come back by themselves, also when their SVID is newer than it; whoever \
+         enrolled after it is not known here, and goes on with what it has: enrol it anew, or stop it\n\
+         if this backup was restored before, do that first: agents that came in since, and feed collectors of nested JSON or header \
+         version 1, have numbers there that others may get now"
     )?;
     Ok(())
 }
 
-/// Goes on when the state is in use by a controller that hears commands.
+/// Goes on when the state is in use by a controller that hears commands. Root, who may not open the state of a controller that has
+/// a user of its own, may ask it.
 fn runs(state: &Path, error: SetupError) -> Result<()> {
     match error {
-        SetupError::State(StateError::InUse { .. }) if control_socket(state).exists() => Ok(()),
+        SetupError::State(StateError::InUse { .. } | StateError::Foreign { user: 0, .. })
+            if control_socket(state).exists() =>
+        {
+            Ok(())
+        }
         error => Err(error.into()),
     }
 }

@@ -133,7 +133,9 @@ pub struct BackupArgs {
 /// Of `restore`.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// The backup.
+    /// The backup. Restore it once: of source ids of 8 bits (collectors of nested JSON or header version 1) a second restore of the
+    /// same file may give those again that the first one has given. Agents that came in since are to be stopped or enrolled anew
+    /// before.
     pub file: PathBuf,
     /// Where; nothing may be there yet.
     #[command(flatten)]

@@ -6,6 +6,22 @@
 //! | renew | live SVID | revoked, unknown |
 //! | recover | SVID that ran out, its key | another key, an SVID before the last few, revoked, unknown, beyond `renewGrace` and not approved |
 //!
+//! Nobody approves an operator: beyond `renewGrace` it needs a token that is made on the controller's host.
+//!
+//! **After a restore** the rows are those of the backup: they know no SVID that was given after it, and to refuse those as replaced
+//! would lock out every agent whose SVID has run out meanwhile. So one that no row knows is taken for the newest when it was
+//! issued between the backup and the restore ([`Lost`]). Why that gives away no more than it must:
+//!
+//! - Our own signer has signed it (checked before), and chose its beginning, from which follows when it was issued; so it is no
+//!   older than the backup, but for the minute in which an SVID may have been on its way to the disk.
+//! - What is issued after the restore has a row again, so the span ends with it.
+//! - One that lives is believed by TLS, and stands well though all that its row knows have run out ([`crate::identities`]).
+//! - All else holds as ever: its own key, an id that the backup knows and does not have as revoked, `renewGrace`.
+//! - Beside the newest it may be one that later ones had replaced before the restore: nobody knows that any more. Such a key comes
+//!   back no longer than one of the last few always does, life and grace; with a backup a day there are no more of them than those.
+//! - An identity that was revoked *after* the backup comes back, as it does with an SVID that the backup knows: the revocation
+//!   itself is lost. `restore` says so, and the operator must repeat it.
+//!
 //! A token that was used may be shown again with the same key until it runs out: whoever asked may not have heard the answer.
 //! It gives the same identity. In [`crate::identities`] each verdict is on the disk before it is told.
 
@@ -15,14 +31,16 @@ use std::time::Duration;
 use flowtilla_grpc::svid::SvidFacts;
 use flowtilla_proto::labels::Labels;
 use flowtilla_proto::mistake::{Mistake, Mistakes};
-use flowtilla_proto::spiffe::{MemberName, SpiffeId};
+use flowtilla_proto::spiffe::{MemberName, Role, SpiffeId};
 use flowtilla_proto::token::{TokenError, TokenSecret};
 use flowtilla_proto::wire::enrol::Reason;
 use sha2::{Digest, Sha256};
 
 use crate::clock::WallMs;
 use crate::identity::csr::{CsrError, PublicKey};
+use crate::identity::root::BACKDATED;
 use crate::identity::rows::{IdentityRow, TokenRow};
+use crate::store::counter::Lost;
 
 /// How long after its SVID ran out an agent gets it back by itself.
 ///
@@ -72,7 +90,7 @@ pub enum Refusal {
     #[error("the identity {0} was revoked")]
     Revoked(SpiffeId),
     /// Too late to come back by itself.
-    #[error("the SVID of {0} ran out too long ago: an operator must run `agentctl approve {name}`", name = .0.name)]
+    #[error("the SVID of {0} ran out too long ago: {remedy}", remedy = late_remedy(.0))]
     AwaitingApproval(SpiffeId),
     /// Nobody with such an identity is known.
     #[error("{0} is not known to this controller: enrol with a new token")]
@@ -159,11 +177,13 @@ pub(crate) fn judge_standing(id: &SpiffeId, row: Option<&IdentityRow>) -> Result
     }
 }
 
-/// Whether the holder of an SVID that may have run out gets it back. The SVID is ours: its signature was checked.
+/// Whether the holder of an SVID that may have run out gets it back. The SVID is ours: its signature was checked. `lost`: the spans
+/// of time whose SVIDs no row knows.
 pub(crate) fn judge_recovery(
     row: Option<&IdentityRow>,
     svid: &SvidFacts,
     key: &PublicKey,
+    lost: &[Lost],
     grace: Duration,
     now: WallMs,
 ) -> Result<Recovery, Refusal> {
@@ -172,14 +192,35 @@ pub(crate) fn judge_recovery(
     }
     judge_standing(&svid.id, row)?;
     let row = row.expect("judged above");
-    if !row.serials.contains(&svid.serial) {
+    if !row.serials.contains(&svid.serial) && !is_lost(svid, lost) {
         return Err(Refusal::OldKey);
     }
     let late = now.since(WallMs::from_seconds(svid.not_after)) > grace;
-    Ok(match late && !row.approved {
-        true => Recovery::Awaits,
-        false => Recovery::Granted,
-    })
+    match (late && !row.approved, svid.id.role) {
+        (false, _) => Ok(Recovery::Granted),
+        (true, Role::Operator) => Err(Refusal::AwaitingApproval(svid.id.clone())),
+        (true, Role::Agent | Role::Controller) => Ok(Recovery::Awaits),
+    }
+}
+
+/// Whether an SVID of ours was issued in a span that a restore has lost. Whole seconds, as certificates tell them.
+fn is_lost(svid: &SvidFacts, lost: &[Lost]) -> bool {
+    let issued = WallMs::from_seconds(svid.not_before).plus(BACKDATED).seconds();
+    lost.iter()
+        .any(|span| (WallMs(span.from_ms).seconds()..=WallMs(span.to_ms).seconds()).contains(&issued))
+}
+
+fn late_remedy(id: &SpiffeId) -> String {
+    let name = &id.name;
+    match id.role {
+        // Nobody but itself may make a token for its name elsewhere.
+        Role::Operator => {
+            format!(
+                "`flowtilla-controller token --operator {name}` on the controller's host makes a token for it"
+            )
+        }
+        Role::Agent | Role::Controller => format!("an operator must run `agentctl approve {name}`"),
+    }
 }
 
 /// SHA-256 of a token's secret: what is stored of it.

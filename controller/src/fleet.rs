@@ -8,7 +8,7 @@
 //! Invariants:
 //! - What an agent is to have is always the whole assignment of one policy of one revision, named by (epoch, version).
 //! - An agent is never offered a place in that order at or below one that it said to hold, unless it is that very content.
-//! - An agent is offered nothing that it would misread ([`gate`]).
+//! - An agent is offered nothing that it would misread ([`gate`]), but what it has already, to be drained or to go on.
 //! - At most one offer is open on a stream, the newest; an answer with another nonce changes nothing.
 //! - A revision is never changed; going back makes another one.
 //! - A source id belongs to one agent for ever; one of 8 bits to one agent of an endpoint at a time.
@@ -21,12 +21,12 @@ use flowtilla_proto::labels::Labels;
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::session::{self as wire, EndReason};
 
-use self::agent::{Agent, Line, Wanted};
-use self::content::{Content, Contents, Hash};
+use self::agent::{Agent, Line};
+use self::content::{Content, Contents};
 use self::heard::{Heard, Hello, Mark};
 use self::members::Members;
 use self::questions::Questions;
-use self::rollouts::{Due, Rollouts};
+use self::rollouts::Rollouts;
 use self::row::{MetaRow, bucket};
 use self::short::ShortIds;
 use self::source::SourceIds;
@@ -40,7 +40,9 @@ pub use self::load::LoadError;
 pub use self::trials::Trial;
 
 mod agent;
+mod assign;
 mod change;
+mod concerns;
 pub mod content;
 mod drain;
 mod gate;
@@ -56,6 +58,7 @@ pub mod row;
 mod short;
 mod silent;
 mod source;
+mod still;
 pub mod thread;
 pub mod top;
 mod trials;
@@ -156,6 +159,9 @@ pub enum Unwelcome {
         "the fleet has {AGENTS_MAX} agents, which is the most that a controller keeps: revoke those of hosts that are gone"
     )]
     Full,
+    /// It was never here, and there is no room on the disk to note it.
+    #[error("the controller's disk is full: it takes no new agent until there is room")]
+    NoRoom,
 }
 
 /// What every agent is to have, and has.
@@ -190,6 +196,8 @@ pub struct Fleet {
     holdings_late: BTreeSet<u8>,
     meta_dirty: bool,
     batch: Batch,
+    /// There is no room on the disk.
+    still: bool,
     speech: VecDeque<(SessionId, Speech)>,
 }
 
@@ -233,6 +241,7 @@ impl Fleet {
         agent.revoked = true;
         let connected = agent.line.is_some();
         self.dirty.insert(id.clone());
+        self.handle_moved(id);
         self.rollouts.handle_revoked(id);
         self.short.handle_revoked(id);
         let text = Unwelcome::Revoked.to_string();
@@ -242,6 +251,9 @@ impl Fleet {
 
     /// Forgets agents whose identity is void and not kept any more. Their source ids stay given.
     pub fn forget_void(&mut self, is_gone: impl Fn(&MemberName) -> bool) {
+        if self.still {
+            return; // They are told of again.
+        }
         let gone = |(id, agent): (&MemberName, &Agent)| {
             (agent.revoked && agent.line.is_none() && is_gone(id)).then(|| id.clone())
         };
@@ -277,6 +289,7 @@ impl Fleet {
         match self.agents.get(id) {
             Some(agent) if agent.revoked => return Err(Unwelcome::Revoked),
             None if self.agents.len() >= AGENTS_MAX => return Err(Unwelcome::Full),
+            _ if self.still && self.sources.of(id).is_none() => return Err(Unwelcome::NoRoom),
             _ => {}
         }
         self.replace(id, &hello, now);
@@ -289,6 +302,7 @@ impl Fleet {
             .agents
             .entry(id.clone())
             .or_insert_with(|| Agent::new(now.wall_ms));
+        let moved = agent.addresses != hello.addresses;
         agent.handle_hello(labels, hello, &self.contents);
         agent.seen_ms = now.wall_ms;
         agent.line = Some(Line::new(session, now.run_ms));
@@ -307,6 +321,9 @@ impl Fleet {
         self.tell_rollouts(id, now);
         self.members.handle_open(session);
         self.members.touch();
+        if moved {
+            self.handle_moved(id);
+        }
         Ok(())
     }
 
@@ -339,8 +356,7 @@ impl Fleet {
                 };
                 if let Some(addresses) = addresses.filter(|addresses| *addresses != agent.addresses) {
                     agent.addresses = addresses;
-                    agent.silent = false;
-                    self.members.touch();
+                    self.handle_moved(&id);
                 }
                 if let Some(held) = held {
                     self.handle_held(&id, held, now);
@@ -365,42 +381,6 @@ impl Fleet {
                 self.handle_closed(session, now);
             }
             Heard::Unknown => {}
-        }
-    }
-
-    /// Compares what an agent left to others with what those say that they told.
-    fn compare_told(&mut self, id: &MemberName, now: Now) {
-        let Some(agent) = self.agents.get_mut(id) else {
-            return;
-        };
-        let Some(health) = &agent.health else {
-            return;
-        };
-        let mut left = std::mem::take(&mut agent.left);
-        let held = health.peers.iter().filter(|sums| sums.held_octets > 0);
-        let held: BTreeMap<MemberName, u64> = held
-            .filter_map(|sums| Some((MemberName::parse(&sums.peer).ok()?, sums.held_octets)))
-            .collect();
-        left.retain(|other| held.contains_key(other));
-        for (other, held) in held {
-            let Some(teller) = self.agents.get_mut(&other) else {
-                continue;
-            };
-            // One that has not told its sums yet, or has gone, is not relied upon anyway.
-            let (Some(health), true) = (&teller.health, teller.line.is_some()) else {
-                continue;
-            };
-            let told = health.peers.iter().find(|sums| sums.peer == id.as_str());
-            let told = told.map_or(0, |sums| sums.spoken_octets);
-            if let Some(octets) = left.compare(&other, held, told, now.run_ms) {
-                tracing::warn!(agent = %other, left_by = %id, octets, "an agent does not tell the flows that another leaves to it: both tell them from here on");
-                teller.untold_octets = teller.untold_octets.saturating_add(octets);
-                teller.silent = true;
-                self.members.touch();
-            }
-        }
-        if let Some(agent) = self.agents.get_mut(id) {
-            agent.left = left;
         }
     }
 
@@ -439,6 +419,9 @@ impl Fleet {
                 agent.turns.handle_timeout(now.wall_ms);
             }
             self.forget_at_ms = now.run_ms.saturating_add(FORGET_EVERY_MS);
+            if self.still {
+                return;
+            }
             self.name_who_waits();
             for digest in self.contents.forget_unused() {
                 self.batch.remove(Table::Contents, digest);
@@ -464,7 +447,7 @@ impl Fleet {
 
     /// Something may have changed what the rollouts wait for. To be called once a turn, before [`Self::take_batch`].
     pub fn finish_turn(&mut self, now: Now) {
-        if self.rollouts_wait(now) {
+        if !self.still && self.rollouts_wait(now) {
             self.advance_rollouts(now);
         }
     }
@@ -514,12 +497,17 @@ impl Fleet {
         id: &MemberName,
         nonce: u64,
         held: Mark,
-        effective: Box<wire::Effective>,
+        effective: Option<Box<wire::Effective>>,
         now: Now,
     ) {
         let Some(agent) = self.agents.get_mut(id) else {
             return;
         };
+        // Also of an ack that comes too late: the next one does not repeat it.
+        if effective.is_some() && agent.effective != effective {
+            agent.effective = effective;
+            self.late.insert(id.clone());
+        }
         let Some(open) = agent.answered(nonce) else {
             return;
         };
@@ -533,11 +521,11 @@ impl Fleet {
         // What it is to have is on the disk since before it was offered, and after a restart of this controller the agent says
         // that it holds it: an ack by itself need not be there at once.
         self.holdings_late.insert(bucket(id.as_str()));
-        if agent.nack.take().is_some() || agent.effective.as_ref() != Some(&effective) {
-            agent.effective = Some(effective);
+        if agent.nack.take().is_some() {
             self.late.insert(id.clone());
         }
         self.members.touch();
+        self.follow(id, now);
         self.name_shortly(id);
         self.tell_rollouts(id, now);
     }
@@ -574,172 +562,11 @@ impl Fleet {
         agent.in_force = self.contents.of_digest(&held.digest).cloned();
         self.holdings_late.insert(bucket(id.as_str()));
         self.members.touch();
+        self.follow(id, now);
         self.name_shortly(id);
         self.reconcile(id, now);
         self.tell_rollouts(id, now);
     }
-
-    /// Gives an agent what the objects of record say, unless a rollout holds it back.
-    fn settle(&mut self, id: &MemberName, now: Now) {
-        let Some(agent) = self.agents.get(id).filter(|agent| !agent.revoked) else {
-            return;
-        };
-        let drain = agent.drains();
-        let Some(next) = of_targets(&self.objects, &self.targets, id, agent) else {
-            return;
-        };
-        let mut next = self.drained(next, drain);
-        let Some(agent) = self.agents.get(id).filter(|agent| !agent.is_to_have(&next)) else {
-            return;
-        };
-        let due = self.due(id, agent, &next);
-        if let Some(due) = &due {
-            self.rollouts.handle_due(id, due, self.meta.revision, now);
-        }
-        if due.is_some_and(|due| self.rollouts.holds_back(id, &due, self.meta.revision)) {
-            // What it has stays, but for whether it is drained: that is no matter of the rollout.
-            let kept = match &agent.wanted {
-                Some(wanted) => Some(Arc::clone(&wanted.content)),
-                None => of_targets(&self.settled_objects, &self.settled, id, agent),
-            };
-            let Some(kept) = kept else {
-                return;
-            };
-            next = self.drained(kept, drain);
-        }
-        if self.agents.get(id).is_some_and(|agent| !agent.is_to_have(&next)) {
-            self.issue(id, next, now);
-        }
-    }
-
-    /// What a rollout would bring to an agent that is to have this content; `None`: nothing in place of nothing.
-    fn due(&self, id: &MemberName, agent: &Agent, next: &Content) -> Option<Due> {
-        if let Some(policy) = &next.policy {
-            return Some(Due::Policy(policy.clone()));
-        }
-        let lost = match &agent.wanted {
-            Some(wanted) => wanted.content.policy.clone(),
-            None => {
-                let settled = self.settled_objects.policy_for(id, &agent.labels, None);
-                settled.map(str::to_owned)
-            }
-        };
-        lost.map(Due::Loss)
-    }
-
-    /// Makes a content what an agent is to have, under a version of its own, and offers it.
-    fn issue(&mut self, id: &MemberName, content: Arc<Content>, now: Now) {
-        let Some(agent) = self.agents.get_mut(id) else {
-            return;
-        };
-        let (epoch, floor) = agent.highest();
-        let place = if epoch > self.numbers.epoch {
-            // The agent has seen a later controller than this one remembers: only its own order goes on from there.
-            floor.checked_add(1).map(|version| (epoch, version))
-        } else {
-            self.numbers.version = self.numbers.version.saturating_add(1);
-            let least = if epoch == self.numbers.epoch {
-                floor.checked_add(1)
-            } else {
-                Some(0)
-            };
-            least.map(|least| (self.numbers.epoch, self.numbers.version.max(least)))
-        };
-        let Some((epoch, version)) = place else {
-            tracing::warn!(agent = %id, "holds the last version there is: nothing can be offered to it");
-            return;
-        };
-        let mark = Mark {
-            epoch,
-            version,
-            digest: content.digest,
-        };
-        agent.supersede();
-        agent.wanted = Some(Wanted {
-            mark,
-            content,
-            traceparent: Arc::clone(&self.traceparent),
-            offered: false,
-        });
-        if agent.nack.take().is_some() {
-            self.late.insert(id.clone());
-        }
-        self.holdings.insert(bucket(id.as_str()));
-        self.name_shortly(id);
-        self.offer(id, now);
-    }
-
-    /// Brings what an agent says to hold together with what it is to have.
-    fn reconcile(&mut self, id: &MemberName, now: Now) {
-        let Some(agent) = self.agents.get(id) else {
-            return;
-        };
-        let Some(wanted) = &agent.wanted else {
-            return;
-        };
-        // It holds what this controller does not know to have given: only a higher version can be adopted.
-        let beyond = |held: Mark| held != wanted.mark && held.place() >= wanted.mark.place();
-        if agent.held.is_some_and(beyond) {
-            let content = Arc::clone(&wanted.content);
-            self.issue(id, content, now);
-        } else {
-            self.offer(id, now);
-        }
-    }
-
-    /// Offers what an agent is to have, unless it has it, was offered it, has refused it on this stream, or would misread it.
-    fn offer(&mut self, id: &MemberName, now: Now) {
-        if self.withhold(id, now) {
-            return;
-        }
-        let Some(agent) = self.agents.get_mut(id) else {
-            return;
-        };
-        let (Some(line), Some(wanted)) = (&mut agent.line, &mut agent.wanted) else {
-            return;
-        };
-        let mark = Some(wanted.mark);
-        if agent.held == mark {
-            line.open = None;
-            return;
-        }
-        if line.open == mark || line.refused == mark {
-            return;
-        }
-        line.nonce += 1;
-        line.open = mark;
-        line.again = std::mem::replace(&mut wanted.offered, true);
-        let offer = OfferOut {
-            nonce: line.nonce,
-            mark: wanted.mark,
-            content: Arc::clone(&wanted.content),
-            traceparent: Arc::clone(&wanted.traceparent),
-        };
-        self.speech.push_back((line.session, Speech::Offer(offer)));
-    }
-}
-
-fn of_targets(objects: &Objects, targets: &Targets, id: &MemberName, agent: &Agent) -> Option<Arc<Content>> {
-    let policy = objects
-        .policy_for(id, &agent.labels, agent.policy())
-        .map(str::to_owned);
-    targets.get(&policy).cloned()
-}
-
-/// Targets of a set of objects.
-fn targets(objects: &Objects, revision: u64, contents: &mut Contents, batch: &mut Batch) -> Targets {
-    let names = objects.policies().map(|name| Some(name.to_owned()));
-    let mut made = Targets::new();
-    for policy in names.chain([None]) {
-        let content = Content::new(&objects.assignment(policy.as_deref(), revision));
-        let digest: Hash = content.digest;
-        let content = contents.keep(content);
-        if content.digest == digest {
-            batch.put(Table::Contents, digest, content.octets.clone());
-        }
-        made.insert(policy, content);
-    }
-    made
 }
 
 #[cfg(test)]

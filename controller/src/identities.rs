@@ -21,6 +21,7 @@ use crate::enrolment::{self, Recovery, Refusal, SERIALS_KEPT, TokenVerdict};
 use crate::identity::ca::{Authority, CaError, Issued};
 use crate::identity::csr::PublicKey;
 use crate::identity::rows::{self, IdentityRow, TokenRow};
+use crate::store::counter::{self, Lost};
 use crate::store::{Batch, Store, StoreError, Table};
 
 pub use self::record::{IdentityRecord, TokenFacts};
@@ -52,6 +53,8 @@ pub struct Identities {
     authority: Arc<Authority>,
     store: Arc<dyn Store>,
     grace: Duration,
+    /// What restores have lost: they are made while no controller runs.
+    lost: Vec<Lost>,
     changing: Mutex<()>,
     view: RwLock<View>,
     revocations: broadcast::Sender<SpiffeId>,
@@ -145,10 +148,12 @@ impl Identities {
             view.tokens.insert(id, rows::read("token", value)?);
             Ok(())
         })?;
+        let lost = counter::lost(&*store)?;
         Ok(Self {
             authority,
             store,
             grace,
+            lost,
             changing: Mutex::new(()),
             view: RwLock::new(view),
             revocations: broadcast::Sender::new(REVOCATIONS_BEHIND_MAX),
@@ -233,7 +238,7 @@ impl Identities {
         let facts = self.ours(svid)?;
         let _changing = self.change();
         let row = self.row(&facts.id);
-        match enrolment::judge_recovery(row.as_deref(), &facts, &key, self.grace, now)? {
+        match enrolment::judge_recovery(row.as_deref(), &facts, &key, &self.lost, self.grace, now)? {
             Recovery::Granted => self.next(&facts.id, &key, &facts.serial, now),
             Recovery::Awaits => {
                 let mut row = row.map(|row| IdentityRow::clone(&row)).unwrap_or_default();
@@ -254,15 +259,16 @@ impl Identities {
     }
 
     /// Whether somebody who has shown an SVID stands well now: known and not revoked, and the newest SVID has not run out.
-    /// A connection may be older than that SVID.
+    /// A connection may be older than that SVID; and after a restore the one that was shown may be newer than any that is known.
+    /// `shown`: seconds since the epoch after which it is void.
     ///
     /// # Errors
     ///
     /// [`Refusal`].
-    pub fn check(&self, id: &SpiffeId, now: WallMs) -> Result<(), Refusal> {
+    pub fn check(&self, id: &SpiffeId, shown: i64, now: WallMs) -> Result<(), Refusal> {
         let row = self.row(id);
         enrolment::judge_standing(id, row.as_deref())?;
-        let not_after = row.map_or(0, |row| row.not_after);
+        let not_after = row.map_or(shown, |row| row.not_after.max(shown));
         match now.seconds() > not_after {
             true => Err(Refusal::NotAllowed(format!(
                 "the SVID of {id} has run out: recover it"
@@ -271,10 +277,11 @@ impl Identities {
         }
     }
 
-    /// Whether the newest SVID of somebody has run out.
+    /// Whether the newest SVID of somebody has run out, those that were shown included ([`Self::check`]).
     #[must_use]
-    pub fn has_run_out(&self, id: &SpiffeId, now: WallMs) -> bool {
-        self.row(id).is_some_and(|row| now.seconds() > row.not_after)
+    pub fn has_run_out(&self, id: &SpiffeId, shown: i64, now: WallMs) -> bool {
+        self.row(id)
+            .is_some_and(|row| now.seconds() > row.not_after.max(shown))
     }
 
     /// All agents, by name.

@@ -144,8 +144,12 @@ pub fn ask(state: &Path, ask: &Ask, out: &mut impl Write) -> anyhow::Result<()> 
     use anyhow::Context as _;
 
     let socket = control_socket(state);
-    let stream = std::os::unix::net::UnixStream::connect(&socket)
-        .with_context(|| format!("asking the controller at {}", socket.display()))?;
+    let stream = std::os::unix::net::UnixStream::connect(&socket).with_context(|| {
+        format!(
+            "asking the controller at {}, which must run for that; or run this command as its user",
+            socket.display()
+        )
+    })?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;
     let request = match ask {

@@ -4,16 +4,11 @@
 //! from lists in this program: no name of an agent, an operator or a policy, and no address. At most [`PAGES_AT_ONCE`] pages are
 //! made at a time; who asks for more is told to come again.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::Router;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use flowtilla_grpc::telemetry::page::Place;
 use flowtilla_proto::wire::fleet::{AgentState, RolloutState};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -22,7 +17,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -55,59 +49,25 @@ const ROLLOUT_STATES: [(RolloutState, &str); 7] = [
     (RolloutState::Superseded, "superseded"),
 ];
 
-/// Why /metrics cannot be served.
-#[derive(Debug, thiserror::Error)]
-#[error("--metrics {address}: it cannot listen there: another controller may; write another address, or off")]
-pub struct MetricsError {
-    address: SocketAddr,
-    #[source]
-    source: std::io::Error,
-}
-
-/// A place where /metrics will be served; none when it is off.
-#[derive(Debug)]
-pub struct Bound(Option<TcpListener>);
-
-/// Takes the address, before anything else is started.
-///
-/// # Errors
-///
-/// [`MetricsError`].
-pub async fn bind(address: Option<SocketAddr>) -> Result<Bound, MetricsError> {
-    let Some(address) = address else {
-        return Ok(Bound(None));
-    };
-    let listener = TcpListener::bind(address).await;
-    let listener = listener.map_err(|source| MetricsError { address, source })?;
-    Ok(Bound(Some(listener)))
-}
-
-impl Bound {
-    /// Serves until it is told to stop.
-    pub async fn serve(self, parts: Arc<Parts>, stop: CancellationToken) {
-        let Some(listener) = self.0 else { return };
-        if let Ok(address) = listener.local_addr() {
-            tracing::info!(%address, "/metrics is served");
-        }
-        let turns = Arc::new(Semaphore::new(PAGES_AT_ONCE));
-        let page = move || answer(Arc::clone(&parts), Arc::clone(&turns));
-        let served = axum::serve(listener, Router::new().route("/metrics", get(page)))
-            .with_graceful_shutdown(async move { stop.cancelled().await });
-        if let Err(error) = served.await {
-            tracing::error!(%error, "/metrics is not served any more");
-        }
+/// Serves the page until it is told to stop.
+pub async fn serve(place: Place, parts: Arc<Parts>, stop: CancellationToken) {
+    if let Place::At(listener) = &place
+        && let Ok(address) = listener.local_addr()
+    {
+        tracing::info!(%address, "/metrics is served");
     }
+    let turns = Arc::new(Semaphore::new(PAGES_AT_ONCE));
+    let page = move || answer(Arc::clone(&parts), Arc::clone(&turns));
+    place.serve(page, stop).await;
 }
 
-async fn answer(parts: Arc<Parts>, turns: Arc<Semaphore>) -> Response {
+async fn answer(parts: Arc<Parts>, turns: Arc<Semaphore>) -> Result<String, &'static str> {
     let Ok(_turn) = turns.try_acquire() else {
-        let text = "others ask too: come again\n";
-        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+        return Err("others ask too: come again");
     };
     let standing = tokio::time::timeout(FLEET_WAIT, parts.fleet.standing()).await;
     let standing = standing.ok().and_then(Result::ok);
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, kind)], render(&parts, standing.as_ref())).into_response()
+    Ok(render(&parts, standing.as_ref()))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -253,6 +213,11 @@ fn register_standing(registry: &mut Registry, standing: &Standing) {
             "agents_nacked",
             "Agents that refused what they are to have",
             i64::from(standing.nacked),
+        ),
+        (
+            "disk_full",
+            "Whether there is no room on the store's disk: nothing is changed until there is",
+            i64::from(standing.still),
         ),
         ("revision", "The revision of record", signed(standing.revision)),
         ("epoch", "Rises with each restore", signed(standing.epoch)),

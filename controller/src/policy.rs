@@ -32,6 +32,12 @@ pub const OBJECTS_MAX: usize = 1_024;
 /// refuse is not refused here.
 pub const ASSIGNMENT_OCTETS_MAX: usize = 512 << 10;
 
+/// Most octets of all objects together, encoded, and of each policy with its collectors once more: what one change writes.
+///
+/// The store takes values of 16 MiB. Half of it would still hold ten policies with every list full, and ten thousand hosts; double
+/// it, and a revision passes what the store takes.
+pub const REVISION_OCTETS_MAX: usize = 12 << 20;
+
 /// Kind of a policy in an [`ObjectName`].
 pub const KIND_POLICY: &str = "Policy";
 /// Kind of a collector in an [`ObjectName`].
@@ -464,8 +470,10 @@ impl Objects {
 
     /// No agent is offered more than it takes.
     fn check_sizes(&self, check: &mut Check) {
+        let mut all: usize = self.to_wire().iter().map(Message::encoded_len).sum();
         for policy in self.policies.keys() {
             let octets = self.assignment(Some(policy), u64::MAX).encoded_len();
+            all = all.saturating_add(octets);
             if octets > ASSIGNMENT_OCTETS_MAX {
                 let place = check.place(KIND_POLICY, policy);
                 let why = format!("policy {policy} takes {octets} octets with its collectors");
@@ -473,6 +481,14 @@ impl Objects {
                     format!("shorten its lists: at most {ASSIGNMENT_OCTETS_MAX} octets reach an agent");
                 check.refuse(place, "", None, why, remedy);
             }
+        }
+        if all > REVISION_OCTETS_MAX {
+            let why = format!(
+                "the fleet's objects would take {all} octets, each policy with its collectors once more"
+            );
+            let remedy =
+                format!("shorten lists, or take objects away: at most {REVISION_OCTETS_MAX} octets are kept");
+            check.refuse(None, "", None, why, remedy);
         }
     }
 

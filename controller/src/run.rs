@@ -34,7 +34,7 @@ use crate::grpc::session::{self, Admission, STREAMS_BURST, STREAMS_PER_SECOND, S
 use crate::identities::Identities;
 use crate::identity::tls::accept::{self, Door, Handshakes, Limits};
 use crate::identity::tls::connection::{Connection, Connections};
-use crate::identity::tls::{Tls, TlsError};
+use crate::identity::tls::{Renewal, Tls, TlsError};
 use crate::local::{self, Local};
 use crate::setup::{self, Opened, SetupError};
 use crate::state::StateDir;
@@ -320,7 +320,7 @@ struct Begun {
     /// `None`: it could not be bound.
     socket: Option<UnixListener>,
     /// When the controller's own SVID is to be renewed.
-    due: WallMs,
+    due: Renewal,
     /// The fleet's.
     thread: std::thread::JoinHandle<()>,
 }
@@ -408,9 +408,9 @@ async fn serve(
     Ok("serving")
 }
 
-/// Renews the controller's own SVID when it is due, and when the roots change.
+/// Renews the controller's own SVID when it is due, when the clock was set back behind it, and when the roots change.
 async fn renew_own(
-    mut due: WallMs,
+    mut due: Renewal,
     parts: Arc<Parts>,
     stop: CancellationToken,
 ) -> Result<&'static str, RunError> {
@@ -421,9 +421,18 @@ async fn renew_own(
             changed = changes.changed() => if changed.is_err() {
                 return Ok("renewing the controller's SVID");
             },
-            () = tokio::time::sleep(RENEWAL_LOOK) => if parts.clock.now() < due {
-                continue;
-            },
+            () = tokio::time::sleep(RENEWAL_LOOK) => {
+                let now = parts.clock.now();
+                if !due.is_due(now) {
+                    continue;
+                }
+                if due.is_ahead(now) {
+                    tracing::warn!(
+                        "the clock was set back: what was signed since the start may not count yet; the controller's SVID is \
+                         made anew"
+                    );
+                }
+            }
         }
         let roots = parts.identities.authority().bundle();
         // The fleet's thread ends with the controller: then nobody is left to be told.
@@ -487,7 +496,7 @@ async fn end_expired(parts: Arc<Parts>, stop: CancellationToken) -> Result<&'sta
             () = tokio::time::sleep(LOOK) => {}
         }
         let now = parts.clock.now();
-        let has_run_out = |id: &SpiffeId| parts.identities.has_run_out(id, now);
+        let has_run_out = |id: &SpiffeId, shown| parts.identities.has_run_out(id, shown, now);
         let over = parts.connections.identities_where(has_run_out);
         for id in over.intersection(&told) {
             let cut = parts.connections.cut(id);

@@ -7,7 +7,8 @@
 //! | `ca/` | keys of the authority: [`crate::identity::ca`] |
 //! | `control.sock` | where a running controller hears this host's commands: [`crate::local`] |
 //!
-//! Directories have mode 0700, files of secrets 0600. What others could read is refused, with the remedy.
+//! Directories have mode 0700, files of secrets 0600. What others could read is refused, with the remedy. Root makes and changes
+//! nothing in another user's state ([`parent`]).
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -15,6 +16,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+
+mod parent;
 
 /// Most octets of a key's or a certificate chain's file.
 const SMALL_FILE_OCTETS_MAX: u64 = 256 << 10;
@@ -91,6 +94,7 @@ impl StateDir {
     ///
     /// [`StateError`]; [`StateError::Present`] when there is a state in it.
     pub fn create(path: &Path) -> Result<Self, StateError> {
+        parent::check(path)?;
         private_directory(path)?;
         let state = Self::locked(path)?;
         if state.store().exists() {

@@ -90,6 +90,13 @@ pub trait Store: Send + Sync {
     /// [`StoreError`]: whoever was to be told is told nothing. When the disk failed in the middle, the store answers
     /// nothing any more, and after a restart the batch is there whole or not at all.
     fn commit(&self, batch: Batch) -> Result<(), StoreError>;
+
+    /// Whether there is room for a batch on its disk. Cheap: the file system is asked, nothing is read.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Full`]; another: it cannot be told.
+    fn room(&self) -> Result<(), StoreError>;
 }
 
 impl Batch {

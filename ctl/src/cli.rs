@@ -10,7 +10,7 @@ use clap_complete::Shell;
 use flowtilla_grpc::telemetry::Otlp;
 
 use crate::cmd::buffer::BufferCommand;
-use crate::cmd::doctor::DoctorArgs;
+use crate::cmd::doctor::ExamineArgs;
 use crate::cmd::fleet::admit::{ApproveArgs, RevokeArgs};
 use crate::cmd::fleet::ca::CaCommand;
 use crate::cmd::fleet::context::ContextCommand;
@@ -90,8 +90,9 @@ pub(crate) enum Command {
     Ca(CaCommand),
     /// Prints the JSON schema of documents.
     Schema(SchemaArgs),
-    /// Tells what this host and its kernel allow, what is missing, and what to do about it. Exit code 1: nothing can be captured.
-    Doctor(DoctorArgs),
+    /// Tells what this host and its kernel allow, or with --host those of agents, what is missing, and what to do about it. Exit code 1:
+    /// nothing can be captured, here or on one of them.
+    Doctor(Box<ExamineArgs>),
     /// Prints completions for a shell.
     Completions(CompletionsArgs),
     /// Writes the pages of the manual, one for each command.

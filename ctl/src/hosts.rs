@@ -33,6 +33,7 @@ use crate::exit::{Exit, UsageError, say};
 use crate::output::{harmless, word};
 use crate::signals::Signals;
 
+pub(crate) mod doctor;
 mod one;
 mod patience;
 mod plan;
@@ -206,7 +207,7 @@ async fn bring_all(
     dry_run: bool,
 ) -> anyhow::Result<Option<Exit>> {
     let how = How::read(args, aim, dry_run)?;
-    let jobs = jobs(groups, ("--limit", &args.limit), client)?;
+    let jobs = jobs(groups, ("--limit", &args.limit), &client.address().to_string())?;
     let path = match &args.agent_binary {
         Some(path) => path.clone(),
         None => program::beside(&std::env::current_exe()?),
@@ -255,18 +256,19 @@ async fn close(ssh: &Ssh, jobs: &[Job]) {
         .await;
 }
 
-/// The hosts that are meant: by a flag with the names of some, or all.
+/// The hosts that are meant: by a flag with the names of some, or all. `operators`: the operator's own way to the controller, for groups
+/// that do not say theirs.
 fn jobs(
     groups: &[HostGroup],
     (flag, limit): (&str, &[String]),
-    client: &Client,
+    operators: &str,
 ) -> Result<Vec<Job>, UsageError> {
     let mut jobs = Vec::new();
     let mut used = vec![false; limit.len()];
     for group in groups {
         let controller = match &group.controller {
             Some(controller) => controller.to_string(),
-            None => client.address().to_string(),
+            None => operators.to_owned(),
         };
         for target in &group.hosts {
             let name = target.to_string();
@@ -461,7 +463,25 @@ fn told(jobs: &[Job], outcomes: &[Outcome], dry_run: bool) -> String {
         };
         text += &format!("hosts: {done} {would}, {nothing} as they are to be, {failed} failed{wait}\n");
     }
-    text
+    text + &on_trial(jobs, outcomes)
+}
+
+/// Who is left with a program that nobody has kept: a host that could not be reached for that does not go back by itself while its
+/// service stays up. Last of all that is told, so that nobody overlooks it.
+fn on_trial(jobs: &[Job], outcomes: &[Outcome]) -> String {
+    let is_left = |outcome: &Outcome| matches!(outcome, Outcome::Failed(trouble) if trouble.on_trial);
+    let left: Vec<String> = (jobs.iter().zip(outcomes))
+        .filter(|(_, outcome)| is_left(outcome))
+        .map(|(job, _)| harmless(&job.name))
+        .collect();
+    match left.is_empty() {
+        true => String::new(),
+        false => format!(
+            "ON TRIAL STILL: {}: a program that nobody has kept may run there; once they are in reach, the same call again (with --limit \
+             HOST for one alone) watches it, and keeps it or has it go back\n",
+            left.join(", ")
+        ),
+    }
 }
 
 #[cfg(test)]

@@ -56,6 +56,11 @@ pub(crate) fn harmless_json(json: String) -> String {
     safe
 }
 
+/// Octets as digits, two each.
+pub(crate) fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
 /// Columns of a terminal that `text` takes.
 pub(crate) fn width(text: &str) -> usize {
     text.width()

@@ -4,10 +4,11 @@
 //!
 //! ```text
 //! agent       id, state "new" | "connected" | "offline" | "awaitingApproval" | "revoked", labels {}, lastSeen, enrolled,
-//!             svidNotAfter, host, version, kernel, operatingSystem, scope, addresses [], sourceId, policy,
+//!             svidNotAfter, host, version, build: SHA-256 of its program, kernel, operatingSystem, scope, addresses [], sourceId, policy,
 //!             revisionHeld, revisionWanted, converged: it has what it is to have
 //!             tied []: policies of one priority that all choose it; it keeps the one of them that it has
 //!             untoldOctets: of flows that others left to it and that it did not tell
+//!             untoldBy: agents by whose word that is so
 //!             refusal {section, path, reason}: of what it is to have; section "notOffered": the controller's, since it does not
 //!               know the field at path
 //!             effective {programs [], refused [{program, reason, without}], collectors []}
@@ -22,8 +23,12 @@
 //! revision    revision, made, by, message, rollbackTo, state, changes [{kind, name, change}]
 //! rollout     id, revision, policy, state, wave, waves, began, ended, soakUntil, waitsFor, acked, nacked, pending, offline,
 //!             failures [{gate, agents [], value, baseline, bound, message}]
-//! status      version, trustDomain, started, revision, epoch, agents, connected, converged, nacked, behind, tied,
-//!             notOffered: of those nacked, agents that do not know what they are to have
+//! status      well: the exit code is 0; version, trustDomain, started, revision, epoch, agents, connected, converged, nacked, behind,
+//!             tied, notOffered: of those nacked, agents that do not know what they are to have
+//!             concerns [{kind "refuses" | "behind" | "awayBehind" | "away" | "conflict" | "export", agents: how many,
+//!               first [{agent, lastSeen, why}]: ten at most}]
+//!             leftOut {agents: that have told, filtered, sampledOut {records, octets, packets}, kernel: as kernelLeftOut}: on
+//!               purpose, since each agent's start
 //!             roots [{id, notAfter, signs}], rollout, caller, callerNotAfter
 //! ```
 //!
@@ -35,12 +40,16 @@ use std::time::Duration;
 use flowtilla_agent_core::time::WallTime;
 use flowtilla_proto::wire::fleet::{
     Agent, AgentState, Change, DrainState, GateFailure, Operator, Revision, Rollout, RolloutState, Root,
-    StatusResponse, Token,
+    Token,
 };
 use flowtilla_proto::wire::session::{Aside, CollectorHealth, CollectorState, Drop, Health, Nack, Section};
 
 use crate::document::render::Plain;
-use crate::output::{rfc3339, span, word};
+use crate::output::{hex, rfc3339, span, word};
+
+pub(crate) use self::status::status;
+
+mod status;
 
 const NANOSECONDS_A_MS: u64 = 1_000_000;
 
@@ -136,7 +145,12 @@ pub(crate) fn condition(agent: &Agent) -> String {
         return agent.conflict.clone();
     }
     if let Some(nack) = &agent.nack {
-        return refusal(nack, "refused");
+        let refusal = refusal(nack, "refused");
+        return match (agent.drain(), nack.path.as_str()) {
+            (DrainState::Unspecified, _) | (_, "drain") => refusal,
+            // That it cannot have its policy does not keep it from being drained.
+            (state, _) => format!("{}; {refusal}", drain_state(state)),
+        };
     }
     if !agent.tied.is_empty() {
         return format!("tied: {} have one priority", agent.tied.join(", "));
@@ -302,6 +316,7 @@ pub(crate) fn agent(agent: &Agent) -> Plain {
         .time("svidNotAfter", agent.svid_not_after_ms)
         .text("host", &hello.host_name)
         .text("version", &hello.version)
+        .text("build", &hex(&hello.build))
         .text("kernel", &hello.kernel)
         .text("operatingSystem", &hello.operating_system)
         .text("scope", &hello.scope)
@@ -311,6 +326,7 @@ pub(crate) fn agent(agent: &Agent) -> Plain {
         .number("revisionHeld", agent.revision_held)
         .number("revisionWanted", agent.revision_wanted)
         .given("untoldOctets", agent.untold_octets)
+        .texts("untoldBy", &agent.untold_by)
         .flag("converged", converged(agent))
         .text("drain", drain_state(agent.drain()))
         .texts("tied", &agent.tied)
@@ -496,30 +512,6 @@ fn failure(failure: &GateFailure) -> Plain {
         .part("baseline", fraction(failure.baseline))
         .part("bound", fraction(failure.bound))
         .text("message", &failure.message)
-        .done()
-}
-
-/// See the module.
-pub(crate) fn status(status: &StatusResponse) -> Plain {
-    Fields::default()
-        .text("version", &status.version)
-        .text("trustDomain", &status.trust_domain)
-        .time("started", status.started_ms)
-        .number("revision", status.revision)
-        .number("epoch", status.epoch)
-        .number("agents", status.agents)
-        .number("connected", status.connected)
-        .number("converged", status.converged)
-        .number("nacked", status.nacked)
-        .number("behind", status.behind)
-        .number("tied", status.tied)
-        .given("conflicts", status.conflicts)
-        .given("draining", status.draining)
-        .given("notOffered", status.not_offered)
-        .part("roots", Some(roots(&status.roots)))
-        .part("rollout", status.rollout.as_ref().map(rollout))
-        .text("caller", &status.caller)
-        .time("callerNotAfter", status.caller_not_after_ms)
         .done()
 }
 

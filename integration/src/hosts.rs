@@ -4,7 +4,7 @@
 //! image that is made of Debian's packages once ([`image`]) and kept below the target folder. They hang on one switch with the hub,
 //! where controller, operator and collectors are; host `n` has the address `10.79.0.(11 + n)` and the name `hN` in ssh's
 //! configuration, which only the `ssh` of [`Site::operator`] reads: the caller's own configuration, keys and known hosts are
-//! not touched.
+//! not touched. Sites of one process may be there at the same time: each has a switch of its own.
 //!
 //! The kernel is one: an agent there must be told to watch its own network namespace (`/proc/1/ns/net`).
 
@@ -14,7 +14,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -109,8 +110,8 @@ pub struct Site {
     /// Where controller, operator and collectors are.
     pub hub: NetNs,
     folder: PathBuf,
-    /// Declared last: released when all is gone.
-    _alone: Alone,
+    /// Declared last: released when all sites of this process are gone.
+    _alone: Arc<Alone>,
 }
 
 #[derive(Debug)]
@@ -123,20 +124,21 @@ struct Host {
 }
 
 impl Site {
-    /// Lays out so many hosts, none of them booted, once no other world is left.
+    /// Lays out so many hosts, none of them booted, once no other process has a world.
     ///
     /// # Errors
     /// When not root or a tool is missing: ask [`need::met`](crate::need::met) with [`NEEDS`] before.
     pub fn build(count: u8, image: &Path) -> Result<Self> {
-        let alone = Alone::wait()?;
-        sweep()?;
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let alone = alone()?;
+        let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let root = cgroup::root()?.context("no cgroup2 mount")?;
         let hub = NetNs::create("hub")?;
         hub.run("ip", &["link", "add", INTERFACE, "type", "bridge"])?;
         let address = format!("{}/24", Self::hub_address());
         hub.run("ip", &["addr", "add", &address, "dev", INTERFACE])?;
         hub.run("ip", &["link", "set", INTERFACE, "up"])?;
-        let folder = folder()?.join(format!("{RUN}{}", std::process::id()));
+        let folder = folder()?.join(format!("{RUN}{name}"));
         fs::create_dir(&folder)?;
         let mut site = Self {
             hosts: Vec::new(),
@@ -146,7 +148,8 @@ impl Site {
         };
         site.keygen(&site.folder.join("id"))?;
         for n in 0..count {
-            let host = site.lay_out(n, &root, image)?;
+            let cgroup = root.join(format!("{CGROUP}-{name}-{n}"));
+            let host = site.lay_out(n, cgroup, image)?;
             site.hosts.push(host);
         }
         site.write_ssh()?;
@@ -185,6 +188,12 @@ impl Site {
         command.arg(format!("h{n}"));
         host.process = Some(Process::start(command)?);
         Ok(())
+    }
+
+    /// Whether a host was booted.
+    #[must_use]
+    pub fn is_booted(&self, n: u8) -> bool {
+        self.hosts[usize::from(n)].process.is_some()
     }
 
     /// Waits until commands run there.
@@ -301,7 +310,7 @@ impl Site {
         Ok(())
     }
 
-    fn lay_out(&self, n: u8, cgroups: &Path, image: &Path) -> Result<Host> {
+    fn lay_out(&self, n: u8, cgroup: PathBuf, image: &Path) -> Result<Host> {
         let netns = NetNs::create(&format!("h{n}"))?;
         let (port, hub) = (format!("port{n}"), self.hub.path());
         let hub = hub
@@ -350,7 +359,7 @@ impl Site {
         Ok(Host {
             process: None,
             netns,
-            cgroup: cgroups.join(format!("{CGROUP}-{}-{n}", std::process::id())),
+            cgroup,
             key: public(&key)?,
             upper,
         })
@@ -435,6 +444,19 @@ fn folder() -> Result<PathBuf> {
 fn public(path: &Path) -> Result<String> {
     let text = fs::read_to_string(path.with_extension("pub"))?;
     Ok(text.split(' ').take(2).collect::<Vec<_>>().join(" "))
+}
+
+/// The machine, which all sites of this process share. The first of them sweeps what killed runs left.
+fn alone() -> Result<Arc<Alone>> {
+    static SHARED: Mutex<Weak<Alone>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(alone) = shared.upgrade() {
+        return Ok(alone);
+    }
+    let alone = Arc::new(Alone::wait()?);
+    sweep()?;
+    *shared = Arc::downgrade(&alone);
+    Ok(alone)
 }
 
 /// Removes what killed runs left. Whoever calls it is alone.

@@ -102,6 +102,17 @@ fn one_command_makes_bare_hosts_a_fleet() -> Result<()> {
     }
     scene.expect_hardened(0, "flowtilla-agent")?;
     scene.expect_sound(0)?;
+    scene.expect_build(0)?;
+    let output = scene.ctl(&["doctor", "--host", "web"])?;
+    told(
+        &output,
+        0,
+        &[
+            "op@h0: flows can be captured: ",
+            "op@h2: flows can be captured: ",
+            "hosts: 3 can capture, 0 cannot, 0 have not said",
+        ],
+    )?;
 
     let before = scene.services()?;
     let again = scene.deploy(&["--wait=120s"])?;
@@ -131,6 +142,7 @@ fn one_command_makes_bare_hosts_a_fleet() -> Result<()> {
         states.iter().filter(|state| **state == Some("revoked")).count() == 1,
         "{agents:#?}"
     );
+    scene.expect_examined()?;
     let again = scene.deploy(&["--wait=120s"])?;
     told(
         &again,
@@ -220,6 +232,17 @@ fn a_host_that_is_down_strange_or_old_stops_no_other_and_the_next_call_does_the_
     told(&output, 0, &[&format!("h2: done: install {version}")])?;
     let old = scene.services()?;
     scene.site.trust(1, false)?;
+    let output = scene.ctl(&["doctor", "--host", "h1", "--host", "h2"])?;
+    told(
+        &output,
+        1,
+        &[
+            "h1: FAILED at connect: its host key is not the known one; somebody may stand in between",
+            "h2: flows can be captured: ",
+            &format!("(flowtilla-agent {version})"),
+            "hosts: 1 can capture, 0 cannot, 1 (op@h1) have not said",
+        ],
+    )?;
 
     let output = scene.deploy(&["--soak", "0s"])?;
     told(
@@ -442,10 +465,44 @@ impl Scene {
         Ok(())
     }
 
+    /// The agent tells the controller which file it is that runs there.
+    fn expect_build(&self, n: u8) -> Result<()> {
+        let digest = self.site.ssh(n, "sha256sum </usr/local/bin/flowtilla-agent")?;
+        let agent = self.agent(n)?;
+        let build = agent["build"].as_str().context("a build")?;
+        ensure!(
+            digest.starts_with(build) && build.len() == 64,
+            "{digest}: {agent:#}"
+        );
+        Ok(())
+    }
+
+    /// Of all hosts of a file one object, with the findings of those that have an agent, and what to do with h2, which has none.
+    fn expect_examined(&self) -> Result<()> {
+        let output = self.ctl(&["doctor", "-f", &self.file(GROUP)?, "-o", "json"])?;
+        told(&output, 1, &[])?;
+        let all: Value = serde_json::from_slice(&output.stdout)?;
+        let hosts = all["hosts"].as_array().context("hosts")?;
+        ensure!(all["captures"] == false && hosts.len() == 3, "{all:#}");
+        for told in &hosts[..2] {
+            ensure!(
+                told["captures"] == true && finding(told, "programs")?["verdict"] == "ok",
+                "{told:#}"
+            );
+        }
+        ensure!(
+            hosts[2]["host"] == "op@h2"
+                && hosts[2]["trouble"]["why"] == "it has no agent"
+                && hosts[2]["trouble"]["remedy"] == "agentctl deploy puts one there",
+            "{all:#}"
+        );
+        Ok(())
+    }
+
     /// Each booted host's service.
     fn services(&self) -> Result<BTreeMap<String, Service>> {
         let mut services = BTreeMap::new();
-        for n in 0..HOSTS {
+        for n in (0..HOSTS).filter(|&n| self.site.is_booted(n)) {
             let line = "systemctl show -p MainPID -p NRestarts -p ActiveState flowtilla-agent; stat -c '%i %Y' \
                         /usr/local/bin/flowtilla-agent; sha256sum /var/lib/flowtilla/identity/current/chain.pem";
             if let Ok(said) = self.site.ssh(n, line) {

@@ -10,6 +10,7 @@ pub mod collector;
 pub mod hosts;
 pub mod ids;
 pub mod labels;
+pub mod loss;
 pub mod mistake;
 pub mod policy;
 pub mod spiffe;

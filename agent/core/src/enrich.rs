@@ -352,8 +352,7 @@ impl Naming {
     }
 
     fn place<'a>(&'a self, cgroup: Option<&'a str>, container: Option<&Container>) -> Whereabouts<'a> {
-        let id = container.and_then(|container| ContainerId::parse(&container.id));
-        let facts = id.and_then(|id| self.containers.told(id));
+        let facts = container.and_then(|container| self.containers.told(container));
         Whereabouts {
             cgroup,
             container: facts,

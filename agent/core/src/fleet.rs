@@ -64,7 +64,7 @@ pub use lists::{ADDRESSES_MAX, LEFT_REMEMBERED, LISTS_MAX, Members, MembersError
 
 /// How long the last record of a flow that the other end tells is kept.
 ///
-/// A dead agent is noticed within 10 s and told within 5; the take-over waits 10 more. Half of it loses the ends of flows
+/// A dead agent is noticed within 10 s and told within 10, in most fleets within 5; the take-over waits 10 more. Half of it loses the ends of flows
 /// when a host dies; double it, and twice as many records are held.
 pub const PEER_GRACE: Duration = Duration::from_secs(30);
 
@@ -77,6 +77,11 @@ pub const FIRST_LIST_WAIT: Duration = Duration::from_secs(10);
 
 /// Most peers of which sums are kept.
 const PEERS_MAX: usize = ADDRESSES_MAX;
+
+/// Sums of so many peers are kept although they may be gone; beyond it those are forgotten that no list has.
+///
+/// As many as a heartbeat tells of. Half of it forgets what is still compared; double it, and those that are gone crowd out others.
+const SUMS_KEPT: usize = 1_024;
 
 /// What this agent told, and left to the other end, of its flows with one other agent, while the rule decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -163,6 +168,7 @@ impl Fleet {
         }
         if self.lists.handle_members(members, now) {
             self.held.wake_all(now);
+            self.forget_sums();
         }
     }
 
@@ -432,6 +438,14 @@ impl Fleet {
                 held_from: slots.others(),
                 ..record.clone()
             });
+        }
+    }
+
+    /// Makes room: sums with agents that no list has any more.
+    fn forget_sums(&mut self) {
+        if self.sums.len() > SUMS_KEPT {
+            let names = self.lists.names();
+            self.sums.retain(|name, _| names.contains(name));
         }
     }
 

@@ -217,6 +217,9 @@ pub enum Runtime {
     Kubernetes,
     /// 64 hex digits in a path of no known form.
     Other,
+    /// 64 hex digits below a cgroup that was handed to somebody, who calls cgroups there as he likes: a user's own engine, or a user who
+    /// takes another container's id. No runtime of the host is believed to speak of it.
+    User,
 }
 
 /// Who is behind one end of a flow.

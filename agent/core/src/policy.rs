@@ -40,6 +40,8 @@ pub struct CapturePlan {
     pub udp: bool,
     /// Parts of the host that are observed; empty: all of it.
     pub scopes: Vec<Scope>,
+    /// Sizes the kernel's maps, which cannot grow: so many TCP sockets, likewise UDP peers; a quarter of it UDP sockets.
+    pub max_flows: u32,
 }
 
 /// How the table cuts flows into records. Changed in place.

@@ -4,10 +4,9 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Iter,
     ProgramError, RawTracePoint,
@@ -16,8 +15,9 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use flowtilla_abi::{SCOPES_MAX, drop_reason};
 use flowtilla_agent_core::loss::{DropPoint, Drops};
 use flowtilla_agent_core::policy::CapturePlan;
+use flowtilla_grpc::causes;
 
-use super::{Capture, CaptureError, ScopeSet, walk};
+use super::{Capture, CaptureError, ScopeSet, maps, walk};
 use crate::clock;
 use crate::status::{AttachReport, ProgramStatus};
 
@@ -194,7 +194,6 @@ const ACCEPT: &str = "accepted connections are attributed to the listening proce
 pub(super) fn attach(
     plan: &CapturePlan,
     scopes: &ScopeSet,
-    max_flows: u32,
     cgroup_root: &Path,
 ) -> Result<Capture, CaptureError> {
     let began = clock::instant();
@@ -203,7 +202,7 @@ pub(super) fn attach(
         path: cgroup_root.display().to_string(),
         source,
     })?;
-    let mut ebpf = load(plan, scopes, max_flows, &btf)?;
+    let mut ebpf = load(plan, scopes, &btf)?;
     let mut report = AttachReport {
         kernel: kernel_release(),
         ..AttachReport::default()
@@ -234,8 +233,8 @@ pub(super) fn attach(
             mandatory: hook.mandatory,
         });
     }
-    let flows = ring(&mut ebpf, "flow_events")?;
-    let names = ring(&mut ebpf, "name_events")?;
+    let flows = maps::ring(&mut ebpf, "flow_events")?;
+    let names = maps::ring(&mut ebpf, "name_events")?;
     if report
         .programs
         .iter()
@@ -244,9 +243,9 @@ pub(super) fn attach(
         walk_files(&mut ebpf)?;
         report.backfilled = walk::backfilled(&ebpf)?;
     }
-    report.map_octets = map_octets(&ebpf)
-        + fdinfo_number(flows.as_fd(), "memlock:")
-        + fdinfo_number(names.as_fd(), "memlock:");
+    report.map_octets = maps::map_octets(&ebpf)
+        + maps::fdinfo_number(flows.as_fd(), "memlock:")
+        + maps::fdinfo_number(names.as_fd(), "memlock:");
     report.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Capture {
         ebpf,
@@ -259,7 +258,8 @@ pub(super) fn attach(
     })
 }
 
-fn load(plan: &CapturePlan, scopes: &ScopeSet, max_flows: u32, btf: &Btf) -> Result<Ebpf, CaptureError> {
+fn load(plan: &CapturePlan, scopes: &ScopeSet, btf: &Btf) -> Result<Ebpf, CaptureError> {
+    let max_flows = plan.max_flows;
     let mut cgroup_ids = [0_u64; SCOPES_MAX];
     let mut cgroup_levels = [0_u32; SCOPES_MAX];
     let mut netns = [0_u32; SCOPES_MAX];
@@ -357,48 +357,10 @@ pub(super) fn walk_files(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
     }
 }
 
-/// The descriptor of a map of the object.
-pub(super) fn map_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, CaptureError> {
-    ebpf.map(name)
-        .and_then(map_data)
-        .map(|data| data.fd().as_fd())
-        .ok_or(CaptureError::Call {
-            what: "finding a map of the capture object",
-            source: std::io::Error::new(std::io::ErrorKind::NotFound, name),
-        })
-}
-
-fn map_data(map: &Map) -> Option<&MapData> {
-    match map {
-        Map::Array(data)
-        | Map::PerCpuArray(data)
-        | Map::HashMap(data)
-        | Map::LruHashMap(data)
-        | Map::RingBuf(data) => Some(data),
-        _ => None,
-    }
-}
-
-fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, CaptureError> {
-    let map = ebpf.take_map(name).ok_or(CaptureError::Call {
-        what: "finding a ring of the capture object",
-        source: std::io::Error::new(std::io::ErrorKind::NotFound, name),
-    })?;
-    RingBuf::try_from(map).map_err(|source| CaptureError::Map { name, source })
-}
-
-/// One counter of the kernel side, over all processors.
-pub(super) fn counter(ebpf: &Ebpf, reason: u32) -> u64 {
-    let Some(Ok(counters)) = ebpf.map("drops").map(PerCpuArray::<_, u64>::try_from) else {
-        return 0;
-    };
-    counters.get(&reason, 0).map_or(0, |cpus| cpus.iter().sum())
-}
-
 /// Counters of the kernel side, and runs it skipped.
 pub(super) fn kernel_drops(ebpf: &Ebpf) -> Drops {
     let mut drops = Drops::default();
-    let total = |reason: u32| counter(ebpf, reason);
+    let total = |reason: u32| maps::counter(ebpf, reason);
     drops.set(DropPoint::SocketMapFull, total(drop_reason::SOCKETS_FULL));
     drops.set(DropPoint::FlowRingFull, total(drop_reason::FLOW_RING_FULL));
     drops.set(DropPoint::NameRingFull, total(drop_reason::NAME_RING_FULL));
@@ -412,29 +374,11 @@ pub(super) fn kernel_drops(ebpf: &Ebpf) -> Drops {
             ebpf.program(hook.name)?
                 .fd()
                 .ok()
-                .map(|fd| fdinfo_number(fd.as_fd(), "recursion_misses:"))
+                .map(|fd| maps::fdinfo_number(fd.as_fd(), "recursion_misses:"))
         })
         .sum();
     drops.set(DropPoint::ProgramSkipped, skipped);
     drops
-}
-
-fn map_octets(ebpf: &Ebpf) -> u64 {
-    ebpf.maps()
-        .filter_map(|(_, map)| map_data(map))
-        .map(|data| fdinfo_number(data.fd().as_fd(), "memlock:"))
-        .sum()
-}
-
-/// A number of `/proc/self/fdinfo/FD`; 0 when it is not there.
-fn fdinfo_number(fd: BorrowedFd<'_>, field: &str) -> u64 {
-    std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
-        .ok()
-        .and_then(|text| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
-        })
-        .unwrap_or(0)
 }
 
 fn kernel_release() -> String {
@@ -460,12 +404,5 @@ fn one_line(error: &ProgramError) -> String {
             None => io_error.to_string(),
         };
     }
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(deeper) = cause {
-        text.push_str(": ");
-        text.push_str(&deeper.to_string());
-        cause = deeper.source();
-    }
-    text
+    causes::chain(error)
 }

@@ -6,7 +6,7 @@ use aya::maps::Array;
 use flowtilla_abi as abi;
 use flowtilla_agent_core::loss::LeftOutSum;
 
-use super::{Capture, CaptureError, attach, batch};
+use super::{Capture, CaptureError, batch, maps};
 
 impl Capture {
     /// Leaves a cgroup out, with all below it, once its depth is among [`Self::set_left_out_depths`].
@@ -20,7 +20,7 @@ impl Capture {
             octets: 0,
         };
         batch::put(
-            attach::map_fd(&self.ebpf, MAP)?,
+            maps::map_fd(&self.ebpf, MAP)?,
             &cgroup,
             &sum,
             "leaving a cgroup out",
@@ -32,7 +32,7 @@ impl Capture {
     /// # Errors
     /// [`CaptureError::Call`].
     pub fn take_back(&mut self, cgroup: u64) -> Result<LeftOutSum, CaptureError> {
-        let map = attach::map_fd(&self.ebpf, MAP)?;
+        let map = maps::map_fd(&self.ebpf, MAP)?;
         let taken = batch::take(map, &cgroup, "leaving a cgroup out no longer")?;
         Ok(taken.as_ref().map(sum).unwrap_or_default())
     }
@@ -57,7 +57,7 @@ impl Capture {
     /// [`CaptureError::Call`].
     pub fn left_out(&self) -> Result<LeftOutSum, CaptureError> {
         let mut all = LeftOutSum::default();
-        let map = attach::map_fd(&self.ebpf, MAP)?;
+        let map = maps::map_fd(&self.ebpf, MAP)?;
         batch::each(map, 0, |_: &u64, one: &abi::LeftOutSum| all.plus(&sum(one)))?;
         Ok(all)
     }

@@ -10,21 +10,21 @@ use flowtilla_agent_core::observe::{self, Cookie, Observation, TcpSight};
 use flowtilla_agent_core::time::KernelTime;
 use zerocopy::IntoBytes as _;
 
-use super::{CaptureError, attach, batch};
+use super::{CaptureError, batch, maps};
 use crate::clock;
 
 /// Every UDP socket, then every peer after a socket's first.
 pub(super) fn udp(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(), CaptureError> {
     let (now, slept) = (clock::kernel_now().0, clock::slept());
     batch::each(
-        attach::map_fd(ebpf, "udp_sockets")?,
+        maps::map_fd(ebpf, "udp_sockets")?,
         batch::F_LOCK,
         |cookie: &u64, entry: &UdpEntry| {
             each(observe::udp(*cookie, now, entry, false, slept));
         },
     )?;
     batch::each(
-        attach::map_fd(ebpf, "udp_peers")?,
+        maps::map_fd(ebpf, "udp_peers")?,
         0,
         |key: &UdpPeerKey, value: &UdpPeerValue| {
             each(observe::udp_peer(key.cookie, now, value, slept));
@@ -53,7 +53,7 @@ pub(super) fn udp_ended(
     };
     tell(ended, false, &mut each);
     let outcome = batch::each(
-        attach::map_fd(ebpf, "udp_peers")?,
+        maps::map_fd(ebpf, "udp_peers")?,
         0,
         |key: &UdpPeerKey, value: &UdpPeerValue| {
             if let Some(event) = ended.iter().find(|event| event.head.cookie == key.cookie) {
@@ -67,7 +67,7 @@ pub(super) fn udp_ended(
 
 /// TCP sockets whose end found the ring full: taken and deleted.
 pub(super) fn unsent(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(), CaptureError> {
-    let map = attach::map_fd(ebpf, "tcp_sockets")?;
+    let map = maps::map_fd(ebpf, "tcp_sockets")?;
     let mut found = Vec::new();
     batch::each(map, 0, |cookie: &u64, entry: &TcpEntry| {
         if entry.phase == abi::tcp_phase::UNSENT {
@@ -84,7 +84,7 @@ pub(super) fn unsent(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(
 pub(super) fn tcp(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(), CaptureError> {
     let at = KernelTime(clock::kernel_now().0);
     batch::each(
-        attach::map_fd(ebpf, "tcp_sockets")?,
+        maps::map_fd(ebpf, "tcp_sockets")?,
         0,
         |cookie: &u64, entry: &TcpEntry| {
             if entry.phase != abi::tcp_phase::UNSENT {
@@ -101,14 +101,14 @@ pub(super) fn tcp(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(), 
 pub(super) fn backfilled(ebpf: &Ebpf) -> Result<u64, CaptureError> {
     let mut found = 0;
     batch::each(
-        attach::map_fd(ebpf, "tcp_sockets")?,
+        maps::map_fd(ebpf, "tcp_sockets")?,
         0,
         |_: &u64, entry: &TcpEntry| {
             found += u64::from(entry.backfilled);
         },
     )?;
     batch::each(
-        attach::map_fd(ebpf, "udp_sockets")?,
+        maps::map_fd(ebpf, "udp_sockets")?,
         batch::F_LOCK,
         |_: &u64, entry: &UdpEntry| {
             found += u64::from(entry.backfilled);

@@ -3,11 +3,11 @@
 //! For that moment they observe, beside an agent that may be at work, and nothing reads what they see.
 
 use flowtilla_agent_core::policy::CapturePlan;
+use flowtilla_grpc::causes::chain;
 
 use super::Finding;
 use crate::capture::{Capture, CaptureError};
 use crate::enrich::Lookups;
-use crate::identity::chain;
 use crate::status::AttachReport;
 
 /// Flows that the maps have room for: little memory, and as good a test as the agent's own 65,536.
@@ -32,6 +32,7 @@ fn attach() -> Result<AttachReport, CaptureError> {
         tcp: true,
         udp: true,
         scopes: Vec::new(),
+        max_flows: FLOWS,
     };
     let lookups = Lookups::open().ok();
     let root = lookups.as_ref().and_then(Lookups::cgroup2_root);
@@ -40,7 +41,7 @@ fn attach() -> Result<AttachReport, CaptureError> {
         source: std::io::ErrorKind::NotFound.into(),
     })?;
     // Detached when it is dropped.
-    Capture::attach(&plan, FLOWS, root).map(|capture| capture.report().clone())
+    Capture::attach(&plan, root).map(|capture| capture.report().clone())
 }
 
 fn refused(error: &CaptureError) -> Finding {

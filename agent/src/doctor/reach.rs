@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use flowtilla_agent_core::session::Assignment;
 use flowtilla_agent_core::time::WallTime;
+use flowtilla_grpc::causes::chain;
 use flowtilla_grpc::channel::{self, Address};
 use flowtilla_grpc::{svid, trust};
 use flowtilla_proto::token::{JoinToken, TOKEN_OCTETS_MAX};
@@ -15,7 +16,6 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use super::{Finding, read_regular};
-use crate::identity::chain;
 use crate::{clock, export, held};
 
 /// Octets of one of the identity's files at most.

@@ -10,7 +10,7 @@ use flowtilla_agent_core::owner::ProcessKey;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FsWord, Mode, OFlags};
 
-use super::process::Proc;
+use super::folder::Proc;
 use super::{PASS, mounts, open_to_read, read_at_most, unescaped};
 
 /// Most cgroups that a walk tells. Ten times what a node with 500 pods has.

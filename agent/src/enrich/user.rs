@@ -6,8 +6,9 @@
 //! number that is never used again; so a changed file is another scope.
 //!
 //! A container's files are hostile input: found below its root without following any link (`openat2`), only when the
-//! mounts on the way are of local file systems (a FUSE server could make us wait), only when they are regular files, at
-//! most [`LIST_OCTETS_MAX`]. Ids are those of the kernel's first user namespace, mapped as the process's maps say.
+//! mounts on the way are of local file systems (a FUSE server could make us wait; an overlay that a user namespace has mounted may
+//! lie on one), only when they are regular files, at most [`LIST_OCTETS_MAX`]. What is kept of them is bounded
+//! ([`NAMES_MAX`], [`KEPT_OCTETS_MAX`]). Ids are those of the kernel's first user namespace, mapped as the process's maps say.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -17,13 +18,21 @@ use nix::unistd::{Gid, Group, Uid, User};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
-use super::process::{Proc, ProcessFolder};
+use super::folder::{Proc, ProcessFolder};
 use super::{PASS, mounts, open_to_read, read_at_most, unescaped};
 
 /// Most octets of a passwd or group file. About 10,000 users; what is larger counts as unreadable.
 const LIST_OCTETS_MAX: usize = 1 << 20;
 /// Most lists kept; the oldest goes. A node has at most some hundred containers, most of few images.
 const LISTS_MAX: usize = 256;
+/// Most names kept of a list, the first ones. An image has some thirty.
+const NAMES_MAX: usize = 4_096;
+/// Longest name kept, in octets. Source: Linux `LOGIN_NAME_MAX`.
+const NAME_OCTETS_MAX: usize = 255;
+/// Most octets that all lists together take, about; the oldest goes. Lists of 256 images with a hundred names each.
+const KEPT_OCTETS_MAX: usize = 4 << 20;
+/// What an entry takes beside its name, about.
+const ENTRY_OCTETS: usize = 64;
 /// Most octets of an id map: 340 lines, as many as the kernel takes.
 const MAP_OCTETS_MAX: usize = 16 << 10;
 /// Most octets of mountinfo: about 2,000 mounts; with more, a scope counts as unreadable.
@@ -34,6 +43,8 @@ const LOCAL: &[&str] = &[
     "aufs", "bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "iso9660", "overlay", "ramfs",
     "rootfs", "squashfs", "tmpfs", "xfs", "zfs",
 ];
+/// The one among them whose layers may be of any other.
+const LAYERED: &str = "overlay";
 /// Mount points on the way to the files.
 const ON_THE_WAY: &[&str] = &["/", "/etc", "/etc/passwd", "/etc/group"];
 
@@ -62,10 +73,23 @@ struct Lists {
     groups: HashMap<u32, String>,
 }
 
+impl Lists {
+    /// What they take, about.
+    fn octets(&self) -> usize {
+        let names = self.users.values().chain(self.groups.values());
+        names.map(|name| ENTRY_OCTETS + name.len()).sum()
+    }
+}
+
+/// Mount namespace and root of a process, as /proc has them.
+type View = (Vec<u8>, Vec<u8>);
+
 /// Lists of users and groups.
 pub(super) struct Users {
-    /// Our own view: mount namespace and root.
-    here: Option<(Vec<u8>, Vec<u8>)>,
+    /// Our own view, and that of the host's first process where its users are ours: a service may have mounts of its own.
+    host: [Option<View>; 2],
+    /// The user namespace of the host's first process.
+    namespace: Option<Vec<u8>>,
     lists: VecDeque<(Identity, u64, Lists)>,
     last: u64,
 }
@@ -73,12 +97,21 @@ pub(super) struct Users {
 impl Users {
     pub(super) fn of_this_host(proc: &Proc) -> Self {
         let link = |name: &str| {
-            rustix::fs::readlinkat(proc.as_fd(), format!("self/{name}"), Vec::new())
+            rustix::fs::readlinkat(proc.as_fd(), name, Vec::new())
                 .ok()
                 .map(std::ffi::CString::into_bytes)
         };
+        let first = proc.pid(1).filter(|first| {
+            let passwd = root(first).and_then(|root| regular(&root, "etc/passwd"));
+            let ids = |file: FileId| (file.device, file.inode);
+            passwd.map(|(_, id)| ids(id)) == own_passwd().map(ids)
+        });
         Self {
-            here: link("ns/mnt").zip(link("root")),
+            host: [
+                link("self/ns/mnt").zip(link("self/root")),
+                first.as_ref().and_then(view),
+            ],
+            namespace: link("1/ns/user"),
             lists: VecDeque::new(),
             last: 0,
         }
@@ -86,10 +119,9 @@ impl Users {
 
     /// Whose users and groups a process sees.
     pub(super) fn scope(&mut self, proc: &Proc, folder: &ProcessFolder) -> Scope {
-        let view = folder.link("ns/mnt").ok().zip(folder.link("root").ok());
-        match (&self.here, view) {
-            (_, None) => Scope::Unreadable,
-            (Some(here), Some(view)) if *here == view => Scope::Host,
+        match view(folder) {
+            None => Scope::Unreadable,
+            view if self.host.contains(&view) => Scope::Host,
             _ => self.other(proc, folder).unwrap_or(Scope::Unreadable),
         }
     }
@@ -126,11 +158,11 @@ impl Users {
     }
 
     fn other(&mut self, proc: &Proc, folder: &ProcessFolder) -> Option<Scope> {
-        if !only_local_mounts(folder) {
+        let of_the_host = self.namespace.is_some() && folder.link("ns/user").ok() == self.namespace;
+        if !only_local_mounts(folder, of_the_host) {
             return None;
         }
-        let root =
-            rustix::fs::openat(folder.as_fd(), "root", PASS | OFlags::DIRECTORY, Mode::empty()).ok()?;
+        let root = root(folder)?;
         let (passwd, id) = regular(&root, "etc/passwd")?;
         if own_passwd().is_some_and(|own| (own.device, own.inode) == (id.device, id.inode)) {
             return Some(Scope::Host);
@@ -151,7 +183,13 @@ impl Users {
                 .map(|octets| names(&octets, &identity.gid_map))
                 .unwrap_or_default(),
         };
-        if self.lists.len() >= LISTS_MAX {
+        let octets = |kept: &VecDeque<(Identity, u64, Lists)>| {
+            let kept = kept.iter().map(|(_, _, lists)| lists.octets());
+            kept.sum::<usize>() + lists.octets()
+        };
+        while self.lists.len() >= LISTS_MAX
+            || (!self.lists.is_empty() && octets(&self.lists) > KEPT_OCTETS_MAX)
+        {
             self.lists.pop_front();
         }
         self.last += 1;
@@ -160,8 +198,18 @@ impl Users {
     }
 }
 
-/// Whether every mount on the way to a process's passwd file is of a file system that answers by itself.
-fn only_local_mounts(folder: &ProcessFolder) -> bool {
+/// The view of a process.
+fn view(folder: &ProcessFolder) -> Option<View> {
+    folder.link("ns/mnt").ok().zip(folder.link("root").ok())
+}
+
+fn root(folder: &ProcessFolder) -> Option<OwnedFd> {
+    rustix::fs::openat(folder.as_fd(), "root", PASS | OFlags::DIRECTORY, Mode::empty()).ok()
+}
+
+/// Whether every mount on the way to a process's passwd file is of a file system that answers by itself. `of_the_host`: the process
+/// is in the host's user namespace, so that nobody but root has mounted what it sees.
+fn only_local_mounts(folder: &ProcessFolder, of_the_host: bool) -> bool {
     let Ok((octets, false)) = folder.read("mountinfo", MOUNTINFO_OCTETS_MAX) else {
         return false;
     };
@@ -170,7 +218,7 @@ fn only_local_mounts(folder: &ProcessFolder) -> bool {
             let point = unescaped(mount.point);
             ON_THE_WAY.iter().any(|way| point == Path::new(way))
         })
-        .all(|mount| LOCAL.contains(&mount.kind))
+        .all(|mount| LOCAL.contains(&mount.kind) && (of_the_host || mount.kind != LAYERED))
 }
 
 /// A regular file below a root, opened without touching it; no link on the way is followed.
@@ -214,6 +262,12 @@ fn names(list: &[u8], map: &[u8]) -> HashMap<u32, String> {
         let (Some(name), Some(id)) = (fields.next(), fields.nth(1)) else {
             continue;
         };
+        if names.len() >= NAMES_MAX {
+            break;
+        }
+        if name.len() > NAME_OCTETS_MAX {
+            continue;
+        }
         let id = std::str::from_utf8(id)
             .ok()
             .and_then(|id| id.parse().ok())

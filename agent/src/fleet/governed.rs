@@ -1,18 +1,17 @@
 //! Applies assignments to the agent of this process, and says what stands in the way.
 
-use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use flowtilla_agent_core::session::{Assignment, Fault, Section, ShortIds};
+use flowtilla_grpc::causes;
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::policy::{Policy, Scope};
 use flowtilla_proto::wire::session as wire;
 
 use crate::capture::{CaptureError, ScopeError};
 use crate::files::{read_at_most, replace};
-use crate::identity;
 use crate::run::{Agent, StartError};
 use crate::session::Governed;
 use crate::vitals;
@@ -53,7 +52,7 @@ impl Governed for Capturing {
             replace(path, format!("{id}\n").as_bytes()).map_err(|error| error.to_string())?;
         }
         let used = self.agent.use_source_id(id).await;
-        used.map_err(|error| identity::chain(&error))
+        used.map_err(|error| causes::chain(&error))
     }
 
     async fn use_short_ids(&mut self, ids: ShortIds) -> Result<(), String> {
@@ -122,7 +121,7 @@ fn fault(error: &StartError, policy: Option<&Policy>) -> Fault {
     Fault {
         section,
         path,
-        reason: identity::chain(error as &dyn Error),
+        reason: causes::chain(error),
     }
 }
 

@@ -74,6 +74,7 @@ async fn started(state: &Path) -> Running {
         alone: true,
         view_records_max: 0,
         clock: WallClock::system(),
+        build: None,
     })
     .await
     .expect("an agent")

@@ -1,10 +1,10 @@
 //! Asks a controller for an identity: enrol, renew, recover. What goes out is a certificate request, a token, an SVID.
 
 use std::error::Error;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flowtilla_grpc::causes;
 use flowtilla_grpc::channel::{self, Address, ConnectError};
 use flowtilla_grpc::enrol::enrolment_client::EnrolmentClient;
 use flowtilla_grpc::trust;
@@ -189,7 +189,7 @@ pub(crate) fn shown(text: &str) -> String {
 pub(crate) fn explain_connect(error: &ConnectError) -> String {
     match tls_error(error) {
         Some(tls) => format!("{error}: {}", explain_tls(tls)),
-        None => chain(error),
+        None => causes::chain(error),
     }
 }
 
@@ -202,7 +202,7 @@ pub(crate) fn explain_status(status: &Status) -> String {
         return explain_alert(&alert);
     }
     let message = shown(status.message());
-    match status.source().map(chain) {
+    match status.source().map(causes::chain) {
         Some(causes) if causes.contains(BROKEN_OFF) => {
             "the connection broke off: the controller ended without a word, or the line was cut".into()
         }
@@ -246,8 +246,8 @@ const BROKEN_OFF: &str = "peer closed connection without sending TLS close_notif
 
 /// The alert that the controller sent. HTTP/2 keeps of it its text alone.
 fn alert(error: &(dyn Error + 'static)) -> Option<String> {
-    let causes = chain(error);
-    causes.split_once(ALERT).map(|(_, alert)| shown(alert))
+    let said = causes::chain(error);
+    said.split_once(ALERT).map(|(_, alert)| shown(alert))
 }
 
 fn explain_alert(alert: &str) -> String {
@@ -289,37 +289,5 @@ fn explain_tls(error: &rustls::Error) -> String {
 
 /// The TLS library's error among the causes.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let mut at = Some(error);
-    for _ in 0..CAUSES_MAX {
-        let this = at?;
-        if let Some(tls) = this.downcast_ref::<rustls::Error>() {
-            return Some(tls);
-        }
-        let inner = this.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            return Some(tls);
-        }
-        at = inner
-            .map(|inner| inner as &(dyn Error + 'static))
-            .or_else(|| this.source());
-    }
-    None
-}
-
-/// Causes that are looked through.
-const CAUSES_MAX: usize = 16;
-
-/// An error with its causes, those left out that say what the one before has said.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut at = error.source();
-    for _ in 0..CAUSES_MAX {
-        let Some(cause) = at else { break };
-        let said = cause.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        at = cause.source();
-    }
-    text
+    causes::all(error).find_map(|cause| cause.downcast_ref())
 }

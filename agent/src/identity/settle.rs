@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use flowtilla_agent_core::backoff::Backoff;
+use flowtilla_grpc::causes;
 use flowtilla_grpc::channel::Address;
 use flowtilla_proto::token::{JoinToken, TOKEN_OCTETS_MAX, TokenError};
 use tokio_util::sync::CancellationToken;
@@ -214,7 +215,7 @@ pub async fn settle(
     let kept = match (place.load(), token) {
         (Ok(kept), _) => kept,
         (Err(error @ FileError::Damaged { .. }), Some(_)) => {
-            tracing::error!(error = %super::ask::chain(&error), "enrols anew");
+            tracing::error!(error = %causes::chain(&error), "enrols anew");
             None
         }
         (Err(error), _) => return Err(error.into()),
@@ -287,7 +288,7 @@ fn fresh(place: &Place, token: &Token) -> Option<JoinToken> {
         // It is removed when it was used.
         Err(SettleError::TokenFile { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
-            tracing::warn!(error = %super::ask::chain(&error), "the identity that is kept stays");
+            tracing::warn!(error = %causes::chain(&error), "the identity that is kept stays");
             None
         }
     }

@@ -154,6 +154,7 @@ fn another_agent_is_answered_and_asked_and_its_records_wait_for_the_list_to_sett
         partial: false,
         stream: 1,
         since: 1,
+        apart: Vec::new(),
     };
     let members = session::Members {
         collector: "main".to_owned(),
@@ -185,6 +186,7 @@ fn another_agent_is_answered_and_asked_and_its_records_wait_for_the_list_to_sett
         protocol: 6,
         peer_address: address(2),
         peer_port: 443,
+        of_flow: false,
     };
     meter.obey(Command::Fleet(Box::new(FleetIn::Question(question))));
     meter.turn(now.after(Duration::from_secs(1)));

@@ -9,6 +9,8 @@ use flowtilla_agent_core::top::wire::Question as TopQuestion;
 use flowtilla_proto::ids::SourceId;
 use flowtilla_proto::wire::session::{self as wire, from_agent::Body};
 
+use crate::build::Build;
+
 /// Addresses that are told at most. Source: `session.proto`, Hello.
 pub const ADDRESSES_MAX: usize = 256;
 
@@ -33,6 +35,8 @@ pub struct Facts {
     pub scope: String,
     /// Drawn at each start of the process: tells a copy of this agent from this one.
     pub instance: u64,
+    /// Which build of the agent's program runs; `None`: it is not told.
+    pub build: Option<Build>,
 }
 
 /// What the session asks of the agent, again and again. Each answers at once.
@@ -72,7 +76,7 @@ impl Speaker {
             } => Body::Ack(wire::Ack {
                 nonce,
                 held: Some(held.into()),
-                effective: Some(effective),
+                effective,
             }),
             Outgoing::Nack { nonce, held, fault } => Body::Nack(wire::Nack {
                 nonce,
@@ -102,6 +106,7 @@ impl Speaker {
             scope: self.facts.scope.clone(),
             instance: self.facts.instance.to_be_bytes().to_vec(),
             features: FEATURES.map(Into::into).to_vec(),
+            build: self.facts.build.map_or_else(Vec::new, |build| build.0.to_vec()),
         }
     }
 

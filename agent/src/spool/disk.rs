@@ -13,6 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use flowtilla_agent_core::backoff::Backoff;
+use flowtilla_grpc::causes::chain;
 
 use super::shared::{Command, Shared, held};
 use super::store::{Reply, Store, StoreError, refused};
@@ -386,16 +387,6 @@ pub(crate) fn watch(
         }
         drop(disk);
     })
-}
-
-fn chain(error: &StoreError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -130,6 +130,7 @@ async fn start_with(
         boot: BootId([3; 16]),
         scope: String::new(),
         instance: 1,
+        build: None,
     };
     let vitals = Vitals {
         health: Box::new(|| wire::Health {

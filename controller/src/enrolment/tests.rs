@@ -93,7 +93,7 @@ fn identity() -> IdentityRow {
 fn an_svid_comes_back_within_the_grace_and_waits_for_approval_beyond_it() {
     let key = key();
     let svid = svid(&key, NOW.seconds());
-    let judge = |row: &IdentityRow, now| judge_recovery(Some(row), &svid, &key, GRACE, now);
+    let judge = |row: &IdentityRow, now| judge_recovery(Some(row), &svid, &key, &[], GRACE, now);
     let mut row = identity();
     assert_eq!(judge(&row, NOW.plus(GRACE)), Ok(Recovery::Granted));
     let late = NOW.plus(GRACE + Duration::from_millis(1));
@@ -109,16 +109,77 @@ fn an_svid_comes_back_for_its_own_key_and_when_it_is_one_of_the_last() {
     let own = key();
     let svid = svid(&own, NOW.seconds());
     let row = identity();
-    let other = judge_recovery(Some(&row), &svid, &key(), GRACE, NOW);
+    let other = judge_recovery(Some(&row), &svid, &key(), &[], GRACE, NOW);
     assert_eq!(other, Err(Refusal::OtherKey));
     let gone = IdentityRow {
         serials: vec![vec![1]],
         ..identity()
     };
-    let old = judge_recovery(Some(&gone), &svid, &own, GRACE, NOW);
+    let old = judge_recovery(Some(&gone), &svid, &own, &[], GRACE, NOW);
     assert_eq!(old, Err(Refusal::OldKey));
-    let unknown = judge_recovery(None, &svid, &own, GRACE, NOW);
+    let unknown = judge_recovery(None, &svid, &own, &[], GRACE, NOW);
     assert_eq!(unknown, Err(Refusal::Unknown(id())));
+}
+
+#[test]
+fn an_svid_that_a_restore_has_lost_comes_back_and_none_from_before_or_after() {
+    let key = key();
+    let (backup, restore) = (NOW.seconds() - 1_000, NOW.seconds() - 500);
+    let lost = [Lost {
+        from_ms: backup * 1_000 + 1,
+        to_ms: restore * 1_000 + 999,
+    }];
+    let issued = |at: i64| SvidFacts {
+        serial: vec![9],
+        not_before: at - BACKDATED.as_secs().cast_signed(),
+        ..svid(&key, NOW.seconds())
+    };
+    let judge = |row: Option<&IdentityRow>, at, key: &PublicKey, now| {
+        judge_recovery(row, &issued(at), key, &lost, GRACE, now)
+    };
+    let row = identity();
+    for at in [backup, backup + 1, restore] {
+        assert_eq!(judge(Some(&row), at, &key, NOW), Ok(Recovery::Granted), "{at}");
+    }
+    for at in [backup - 1, restore + 1] {
+        assert_eq!(judge(Some(&row), at, &key, NOW), Err(Refusal::OldKey), "{at}");
+    }
+    // All else is asked as ever.
+    let other = judge(Some(&row), backup, &self::key(), NOW);
+    assert_eq!(other, Err(Refusal::OtherKey));
+    let unknown = judge(None, backup, &key, NOW);
+    assert_eq!(unknown, Err(Refusal::Unknown(id())));
+    let late = NOW.plus(GRACE + Duration::from_millis(1));
+    assert_eq!(judge(Some(&row), backup, &key, late), Ok(Recovery::Awaits));
+    let revoked = IdentityRow {
+        revoked_ms: 1,
+        ..identity()
+    };
+    let judged = judge(Some(&revoked), backup, &key, NOW);
+    assert_eq!(judged, Err(Refusal::Revoked(id())));
+}
+
+#[test]
+fn an_operator_who_comes_too_late_is_told_what_helps_and_waits_for_nobody() {
+    let key = key();
+    let operator = SpiffeId::parse("spiffe://fleet.example/operator/bob").expect("an id");
+    let svid = SvidFacts {
+        id: operator.clone(),
+        ..svid(&key, NOW.seconds())
+    };
+    let judge = |now| judge_recovery(Some(&identity()), &svid, &key, &[], GRACE, now);
+    assert_eq!(judge(NOW.plus(GRACE)), Ok(Recovery::Granted));
+    let refused = judge(NOW.plus(GRACE + Duration::from_millis(1)));
+    let refused = refused.expect_err("nobody approves an operator");
+    assert_eq!(refused, Refusal::AwaitingApproval(operator));
+    let told = refused.to_string();
+    assert!(
+        told.contains("`flowtilla-controller token --operator bob`"),
+        "{told}"
+    );
+    assert!(!told.contains("approve"), "{told}");
+    let agents = Refusal::AwaitingApproval(id()).to_string();
+    assert!(agents.ends_with("run `agentctl approve web-1`"), "{agents}");
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! One agent, as the fleet sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use flowtilla_proto::labels::Labels;
 use flowtilla_proto::mistake::Mistakes;
+use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet::DrainState;
 use flowtilla_proto::wire::session as wire;
 use prost::Message;
@@ -45,6 +46,9 @@ pub(super) struct Agent {
     pub(super) addresses: Vec<IpAddr>,
     /// What it is to have.
     pub(super) wanted: Option<Wanted>,
+    /// What it would have in place of `wanted`, if it did not misread it: `wanted` is what it has, but for whether it is drained
+    /// ([`Fleet::stand_in`](super::Fleet::stand_in)). Not kept: it follows from what is.
+    pub(super) meant: Option<Arc<Content>>,
     /// What it said last that it holds.
     pub(super) held: Option<Mark>,
     /// The content of `held`, when it is known here.
@@ -60,10 +64,15 @@ pub(super) struct Agent {
     pub(super) health: Option<Box<wire::Health>>,
     /// What it leaves to others.
     pub(super) left: Left,
-    /// It does not tell what others leave to it, as long as it has the same addresses.
-    pub(super) silent: bool,
+    /// Agents that do not tell what it leaves to them, as long as both have the same addresses, and when that was found. At most
+    /// [`APART_MAX`](super::silent::APART_MAX).
+    pub(super) apart: BTreeMap<MemberName, u64>,
+    /// It leaves flows to those all the same, or there are more of them.
+    pub(super) unaware: bool,
     /// Octets that others left to it, and that it did not tell, since this process began.
     pub(super) untold_octets: u64,
+    /// By whose word, at most [`UNTOLD_BY_MAX`](super::silent::UNTOLD_BY_MAX).
+    pub(super) untold_by: BTreeSet<MemberName>,
     /// It is to capture nothing, and to send what waits.
     pub(super) drain: bool,
     /// Heartbeats in a row that told of nothing captured and nothing that waits.
@@ -127,6 +136,7 @@ impl Agent {
             ungated: false,
             addresses: Vec::new(),
             wanted: None,
+            meant: None,
             held: None,
             in_force: None,
             superseded: Vec::new(),
@@ -135,8 +145,10 @@ impl Agent {
             nack: None,
             health: None,
             left: Left::default(),
-            silent: false,
+            apart: BTreeMap::new(),
+            unaware: false,
             untold_octets: 0,
+            untold_by: BTreeSet::new(),
             drain: false,
             idle_beats: 0,
             line: None,
@@ -151,7 +163,6 @@ impl Agent {
         self.labels = self.enrolled.over(&self.host);
         self.ungated &= hello.said.features.is_empty();
         self.hello = Some(Box::new(hello.said));
-        self.silent &= self.addresses == hello.addresses;
         self.addresses = hello.addresses;
         self.left = Left::default();
         self.held = None;
@@ -184,8 +195,8 @@ impl Agent {
 
     /// Something else is about to take the place of what it is to have.
     pub(super) fn supersede(&mut self) {
-        let converged = self.converged();
-        let offered = self.wanted.as_ref().filter(|wanted| wanted.offered && !converged);
+        let has_it = self.has_wanted();
+        let offered = self.wanted.as_ref().filter(|wanted| wanted.offered && !has_it);
         if let Some(content) = offered.map(|wanted| Arc::clone(&wanted.content)) {
             self.keep_superseded(content);
         }
@@ -209,7 +220,8 @@ impl Agent {
         let refused = self.line.as_ref().and_then(|line| line.refused);
         let wanted = self.wanted.as_ref();
         let wanted = wanted.filter(|wanted| refused != Some(wanted.mark));
-        let wanted = wanted.filter(|wanted| self.misreads(&wanted.content).next().is_none());
+        let is_offered = |content: &Content| self.meant.is_some() || self.misreads(content).next().is_none();
+        let wanted = wanted.filter(|wanted| is_offered(&wanted.content));
         let superseded = self.superseded.iter().map(|content| &**content);
         let wanted = wanted.map(|wanted| &*wanted.content);
         self.in_force
@@ -219,15 +231,29 @@ impl Agent {
             .chain(wanted)
     }
 
+    /// Whether it feeds a collector that the other feeds, too.
+    pub(super) fn shares_a_collector(&self, other: &Self) -> bool {
+        let (Some(one), Some(other)) = (&self.in_force, &other.in_force) else {
+            return false;
+        };
+        one.groups.iter().any(|group| other.groups.contains(group))
+    }
+
     /// The offer that an answer closes: the newest, and none when the nonce is another's.
     pub(super) fn answered(&mut self, nonce: u64) -> Option<Mark> {
         let line = self.line.as_mut().filter(|line| line.nonce == nonce)?;
         line.open.take()
     }
 
+    /// What it is to have, or would, if it did not misread it.
+    pub(super) fn intended(&self) -> Option<&Arc<Content>> {
+        let wanted = self.wanted.as_ref().map(|wanted| &wanted.content);
+        self.meant.as_ref().or(wanted)
+    }
+
     /// Name of the policy that it is to have.
     pub(super) fn policy(&self) -> Option<&str> {
-        self.wanted.as_ref()?.content.policy.as_deref()
+        self.intended()?.policy.as_deref()
     }
 
     /// The highest place that it holds, held or is to have.
@@ -258,17 +284,22 @@ impl Agent {
     /// Whether it has in force that it captures nothing.
     fn is_told_to_rest(&self) -> bool {
         let rests = |content: &Content| content.drain || content.policy.is_none();
-        self.converged() && self.wanted.as_ref().is_some_and(|wanted| rests(&wanted.content))
+        self.has_wanted() && self.wanted.as_ref().is_some_and(|wanted| rests(&wanted.content))
     }
 
     /// Whether what it is to have asks the same as this.
     pub(super) fn is_to_have(&self, content: &Content) -> bool {
-        let wanted = self.wanted.as_ref();
-        wanted.is_some_and(|wanted| wanted.content.sameness == content.sameness)
+        let intended = self.intended();
+        intended.is_some_and(|intended| intended.sameness == content.sameness)
     }
 
     /// Whether it has in force what it is to have, and reads it as it is meant.
     pub(super) fn converged(&self) -> bool {
+        self.has_wanted() && self.meant.is_none()
+    }
+
+    /// Whether it has in force what it is to have, or what stands in for that.
+    pub(super) fn has_wanted(&self) -> bool {
         let wanted = self.wanted.as_ref();
         wanted.is_some_and(|wanted| self.held == Some(wanted.mark)) && !self.is_withheld()
     }

@@ -7,9 +7,10 @@ use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet::{AgentChange, ApplyResponse, Object, ObjectName, Rollout, Steering};
 use prost::Message;
 
+use super::assign::{of_targets, targets};
 use super::rollouts::{Due, Steered};
 use super::row::RevisionRow;
-use super::{Fleet, Now, of_targets, targets};
+use super::{Fleet, Now};
 use crate::policy::{ChangeMistakes, Objects};
 use crate::store::Table;
 
@@ -208,6 +209,7 @@ impl Fleet {
             rollback_to: draft.rollback_to,
         };
         response.warnings.extend(self.idle_policies(&draft.objects));
+        response.warnings.extend(self.crowded(&draft.objects));
         if response.changes.is_empty() {
             return Ok(response);
         }
@@ -331,7 +333,7 @@ impl Fleet {
                 Some(other) => contents.keep(other),
                 None => next,
             };
-            let before = agent.wanted.as_ref().map(|wanted| &wanted.content);
+            let before = agent.intended();
             if before.is_some_and(|before| before.sameness == next.sameness) {
                 continue;
             }

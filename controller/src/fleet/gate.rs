@@ -5,7 +5,10 @@
 //! features is that of a version before there were any. What such an agent holds from a controller of before there were any it
 //! keeps, drained or not, and counts as understanding: nobody knows better, and an upgrade of the controller changes no agent.
 //!
-//! To be drained is no matter of a policy: who cannot be keeps its policy as it is, and says so beside it ([`Agent::drains`]).
+//! To be drained is no matter of a policy: who cannot be keeps its policy as it is, and says so beside it ([`Agent::drains`]);
+//! who can is, whatever else its policy needs, by what it has already ([`Fleet::stand_in`]).
+
+use std::sync::Arc;
 
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::session::{Feature, Nack, Section};
@@ -45,6 +48,16 @@ impl Agent {
         refusal.is_some_and(|nack| nack.section() == Section::NotOffered)
     }
 
+    /// Whether it does not know what it is to have, or how to be drained.
+    pub(super) fn does_not_know(&self) -> bool {
+        self.is_withheld() || self.meant.is_some() || self.refuses_to_drain()
+    }
+
+    /// Whether it refuses that, or does not know it.
+    pub(super) fn refuses(&self) -> bool {
+        self.refusal().is_some() || self.does_not_know()
+    }
+
     /// Whether what it is to have says that it is drained. One that does not know it would go on capturing, while others do not
     /// count on it any more.
     pub(super) fn drains(&self) -> bool {
@@ -74,6 +87,26 @@ impl Agent {
             ),
             ..Nack::default()
         })
+    }
+
+    /// Why it is not offered what it would have in place of what stands in for that.
+    pub(super) fn refusal_of_meant(&self) -> Option<Nack> {
+        self.refusal_of(self.meant.as_ref()?)
+    }
+
+    /// The same where it is withheld what would drain it: what it has could stand in, but is not known here.
+    fn refusal_of_rest(&self, refusal: Nack) -> Nack {
+        match self.drains() && self.held.is_some() && self.in_force.is_none() {
+            false => refusal,
+            true => Nack {
+                path: "drain".to_owned(),
+                reason: format!(
+                    "not drained: what it has is from after the backup that was restored, and not known here; {}",
+                    refusal.reason
+                ),
+                ..refusal
+            },
+        }
     }
 
     /// Whether it is to be drained, and goes on capturing instead. Before it has ever come it is not known what it knows.
@@ -120,6 +153,31 @@ fn listed(needs: &[&Need]) -> String {
 }
 
 impl Fleet {
+    /// What an agent that knows how to be drained is to have in place of what it would misread, when it is to be drained, or may be
+    /// and is to go on: what it has already, but for that. `None`: nothing; it would not misread it, or stays as it is.
+    ///
+    /// What it has it may misread, too, when its program is another one since: that it has it drained, or has it back, changes nothing
+    /// of that.
+    pub(super) fn stand_in(&mut self, id: &MemberName, content: &Content) -> Option<Arc<Content>> {
+        let agent = self.agents.get(id)?;
+        if !agent.knows(Feature::Drain) || agent.misreads(content).next().is_none() {
+            return None;
+        }
+        let drain = agent.drains();
+        let wanted = agent.wanted.as_ref().map(|wanted| &wanted.content);
+        let may_rest = agent.in_force.iter().chain(wanted).any(|content| content.drain);
+        match (&agent.in_force, agent.held) {
+            _ if !drain && !may_rest => None,
+            (Some(has), _) => {
+                let has = Arc::clone(has);
+                Some(self.drained(has, drain))
+            }
+            // It may not be taken away what it sends what waits to.
+            (None, Some(_)) => None,
+            (None, None) => self.targets.get(&None).filter(|_| drain).cloned(),
+        }
+    }
+
     /// Refuses, in an agent's place, what it is to have and would misread. Whether it does.
     pub(super) fn withhold(&mut self, id: &MemberName, now: Now) -> bool {
         let Some(agent) = self.agents.get_mut(id) else {
@@ -129,7 +187,12 @@ impl Fleet {
             return false;
         };
         let mark = wanted.mark;
-        let refusal = agent.refusal_of(&wanted.content);
+        let refusal = match agent.meant {
+            // What it has already, but for being drained or not.
+            Some(_) => None,
+            None => agent.refusal_of(&wanted.content),
+        };
+        let refusal = refusal.map(|refusal| agent.refusal_of_rest(refusal));
         let Some(line) = &mut agent.line else {
             return false;
         };

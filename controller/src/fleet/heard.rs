@@ -25,11 +25,16 @@ pub const ADDRESSES_MAX: usize = 256;
 pub const SENTENCE_CHARS_MAX: usize = 256;
 /// Longest name of a host, a version, a program, in octets. Source of the host's: RFC 1035 §2.3.4.
 pub const TEXT_OCTETS_MAX: usize = 255;
-/// Most entries of a list in a heartbeat or an ack that are kept: programs, drops, peers, collectors, limits.
+/// Most entries of a list in a heartbeat or an ack that are kept: programs, drops, collectors, limits.
 ///
-/// The agent's programs are tens, its peers are what may be many. Half of it hides peers of a busy host; double it, and
-/// 10,000 agents' health takes more memory than their streams.
+/// An honest agent has tens of each. Half of it still holds those; double it, and captured agents take more memory for what nobody
+/// reads.
 pub const LIST_KEPT_MAX: usize = 256;
+/// Most peers in a heartbeat that are kept. The agent tells of no more.
+///
+/// A hundred octets each. Half of it hides peers of a busy host; double it, and 10,000 busy agents' health takes more memory than
+/// their streams.
+pub const PEERS_KEPT_MAX: usize = 1_024;
 /// Most counts of lost records in a heartbeat that are kept of all collectors together.
 ///
 /// An honest agent tells some of each of its collectors, of which it has tens. Half of it still holds those; double it, and a
@@ -38,6 +43,8 @@ pub const DROPS_KEPT_MAX: usize = 1_024;
 
 /// Most octets of an agent's instance. Source: `session.proto`.
 const INSTANCE_OCTETS_MAX: usize = 16;
+/// Most octets of what tells an agent's build. Source: `session.proto`.
+const BUILD_OCTETS_MAX: usize = 32;
 
 /// What an agent says first, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,8 +91,8 @@ pub enum Heard {
         nonce: u64,
         /// What is in force.
         held: Mark,
-        /// As it turned out.
-        effective: Box<wire::Effective>,
+        /// As it turned out; `None`: as it was told on this stream.
+        effective: Option<Box<wire::Effective>>,
     },
     /// An offer is not in force.
     Nack(Box<wire::Nack>),
@@ -124,6 +131,8 @@ pub struct About {
     pub peer_address: IpAddr,
     /// Its port.
     pub peer_port: u16,
+    /// Whether it is asked for this flow alone.
+    pub of_flow: bool,
 }
 
 /// What an agent may not say. `Display`: one sentence.
@@ -176,6 +185,9 @@ impl Hello {
         }
         if said.instance.len() > INSTANCE_OCTETS_MAX {
             return Err(field("hello.instance", "has more than 16 octets"));
+        }
+        if said.build.len() > BUILD_OCTETS_MAX {
+            return Err(field("hello.build", "has more than 32 octets"));
         }
         let held = said
             .held
@@ -230,7 +242,7 @@ impl Heard {
                     Some(held) => mark("ack.held", &held)?,
                     None => return Err(field("ack.held", "is absent")),
                 },
-                effective: Box::new(kept_effective(sent.effective.unwrap_or_default())),
+                effective: sent.effective.map(|told| Box::new(kept_effective(told))),
             },
             Some(Body::Nack(mut sent)) => {
                 if let Some(held) = &sent.held {
@@ -341,6 +353,7 @@ fn about(sent: &wire::Question) -> Result<About, Refused> {
         },
         peer_address: octets("question.peer_address", &sent.peer_address)?,
         peer_port: port("question.peer_port", sent.peer_port)?,
+        of_flow: sent.of_flow,
     })
 }
 
@@ -361,7 +374,10 @@ fn kept_effective(mut sent: wire::Effective) -> wire::Effective {
 
 fn kept_health(mut sent: wire::Health) -> wire::Health {
     keep(&mut sent.drops, LIST_KEPT_MAX);
-    keep(&mut sent.peers, LIST_KEPT_MAX);
+    let peers = sent.peers.len();
+    keep(&mut sent.peers, PEERS_KEPT_MAX);
+    let left_out = u32::try_from(peers - sent.peers.len()).unwrap_or(u32::MAX);
+    sent.peers_left_out = sent.peers_left_out.saturating_add(left_out);
     keep(&mut sent.collectors, LIST_KEPT_MAX);
     keep(&mut sent.over_limits, LIST_KEPT_MAX);
     for drop in &mut sent.drops {

@@ -8,6 +8,7 @@ use flowtilla_proto::spiffe::MemberName;
 use prost::Message;
 
 use super::agent::Agent;
+use super::assign::targets;
 use super::content::{Content, Contents};
 use super::members::Members;
 use super::questions::Questions;
@@ -16,7 +17,7 @@ use super::row::{AgentRow, HoldingsRow, META_KEY, MetaRow, RevisionRow, RolloutR
 use super::short::ShortIds;
 use super::source::SourceIds;
 use super::top::Tops;
-use super::{Fleet, Now, Numbers, targets};
+use super::{Fleet, Now, Numbers};
 use crate::policy::Objects;
 use crate::rollout::{Head, Member, Moment, Rollout};
 use crate::store::counter::{self, Counter};
@@ -202,6 +203,7 @@ impl Fleet {
             holdings_late: BTreeSet::new(),
             meta_dirty: false,
             batch,
+            still: matches!(store.room(), Err(StoreError::Full { .. })),
             speech: VecDeque::new(),
         };
         drop(kept);

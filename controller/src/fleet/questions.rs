@@ -2,7 +2,8 @@
 //!
 //! A question goes to the agent whose address it asks about, once for everybody who asks the same within [`CACHE_MS`]. Every
 //! question is answered, with nothing when nobody knows in time. Invariants: an agent is asked only about its own addresses,
-//! and asks only for its own; only the agent that was asked answers.
+//! and asks only for its own; it is answered only about agents that feed a collector that it feeds, kept answers too; only the
+//! agent that was asked answers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -29,8 +30,19 @@ pub(super) const WAITING_MAX: usize = 16_384;
 /// Most questions of one stream that wait for an answer; further ones are answered with nothing.
 pub(super) const WAITING_OF_ONE_MAX: usize = 256;
 
-/// What a question asks about: address, port, protocol.
-type Key = (IpAddr, u16, u8);
+/// The lowest port that a system gives to an end that begins a flow, unless it is told otherwise: its owner is another in a moment.
+///
+/// Source: Linux, `ip_local_port_range`. An agent that knows says so in its question.
+const PASSING_PORT_MIN: u16 = 32_768;
+
+/// What a question asks about: address, port, protocol, and the other end when the port is one flow's.
+type Key = (IpAddr, u16, u8, Option<(IpAddr, u16)>);
+
+fn key(about: &About) -> Key {
+    let of_flow = about.of_flow || about.port >= PASSING_PORT_MIN;
+    let peer = of_flow.then_some((about.peer_address, about.peer_port));
+    (about.address, about.port, about.protocol, peer)
+}
 
 /// Questions that wait, and answers that are kept.
 #[derive(Default)]
@@ -79,10 +91,11 @@ impl Fleet {
             agent.addresses.contains(&address).then_some(agent)
         };
         let owner = own(asker, about.peer_address)
-            .and_then(|_| self.members.owner(about.address))
-            .filter(|owner| *owner != asker)
-            .and_then(|owner| own(owner, about.address))
-            .and_then(|owner| owner.line.as_ref())
+            .and_then(|asking| Some((asking, self.members.owner(about.address)?)))
+            .filter(|(_, owner)| *owner != asker)
+            .and_then(|(asking, owner)| Some((asking, own(owner, about.address)?)))
+            .filter(|(asking, owner)| asking.shares_a_collector(owner))
+            .and_then(|(_, owner)| owner.line.as_ref())
             .map(|line| line.session);
         let speech = match owner {
             None => answer(session, id, None),
@@ -105,7 +118,7 @@ impl Questions {
         owner: SessionId,
         now: Now,
     ) -> Option<(SessionId, Speech)> {
-        let key = (about.address, about.port, about.protocol);
+        let key = key(&about);
         if let Some((until_ms, end)) = self.cache.get(&key)
             && now.run_ms < *until_ms
         {
@@ -144,6 +157,7 @@ impl Questions {
             protocol: about.protocol.into(),
             peer_address: octets(about.peer_address),
             peer_port: about.peer_port.into(),
+            of_flow: about.of_flow,
         };
         Some((owner, Speech::Question(question)))
     }

@@ -246,7 +246,8 @@ impl Fleet {
         let Some(agent) = self.agents.get(id) else {
             return;
         };
-        let refusal = agent.refusal().map(|nack| nack.reason.clone());
+        let own = agent.refusal().map(|nack| nack.reason.clone());
+        let refusal = own.or_else(|| agent.refusal_of_meant().map(|nack| nack.reason));
         let converged = agent.converged();
         let moment = self.rollouts.moment(now);
         for run in self.rollouts.runs.values_mut() {

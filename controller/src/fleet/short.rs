@@ -21,10 +21,17 @@ use flowtilla_proto::spiffe::MemberName;
 
 use self::numbers::{Numbers, Use};
 use super::agent::Agent;
+use super::content::Content;
 use super::{Fleet, Now, Speech};
+use crate::policy::Objects;
 use crate::store::counter::Restored;
 
 mod numbers;
+
+/// Most collectors that a warning before a deploy is given of.
+///
+/// Each is a sentence of four lines. Half of it hides the third ntopng; double it, and the list of changes is out of sight.
+const CROWDED_TOLD_MAX: usize = 5;
 
 /// Numbers that are given, and who waits for one.
 #[derive(Debug)]
@@ -62,6 +69,9 @@ impl ShortIds {
 impl Fleet {
     /// Gives an agent its numbers at the collectors that it is to feed or feeds, and tells it, if there is news.
     pub(super) fn name_shortly(&mut self, id: &MemberName) {
+        if self.still {
+            return;
+        }
         let ids = self.allot_short(id);
         let Some(agent) = self.agents.get_mut(id) else {
             return;
@@ -73,6 +83,41 @@ impl Fleet {
             line.short_told = Some(ids.clone());
             self.speech.push_back((line.session, Speech::ShortIds(ids)));
         }
+    }
+
+    /// Where more agents than there are numbers are to feed one collector, by a set of objects: figures and remedy, for people.
+    pub(super) fn crowded(&self, objects: &Objects) -> Vec<String> {
+        let mut agents = BTreeMap::<&str, usize>::new();
+        for (id, agent) in self.agents.iter().filter(|(_, agent)| !agent.revoked) {
+            if let Some(policy) = objects.policy_for(id, &agent.labels, agent.policy()) {
+                *agents.entry(policy).or_default() += 1;
+            }
+        }
+        // Two collectors of one endpoint are one ntopng.
+        let mut fed = BTreeMap::<String, (usize, BTreeSet<String>)>::new();
+        for (policy, agents) in agents {
+            let content = Content::new(&objects.assignment(Some(policy), 0));
+            let mut endpoints = BTreeSet::new();
+            for collector in content.short {
+                let (count, names) = fed.entry(collector.endpoint.clone()).or_default();
+                names.insert(collector.name);
+                if endpoints.insert(collector.endpoint) {
+                    *count += agents;
+                }
+            }
+        }
+        let most = usize::from(self.short.numbers.most.get());
+        let crowded = fed.into_iter().filter(|(_, (agents, _))| *agents > most);
+        let told = crowded.map(|(endpoint, (agents, names))| {
+            let names = Vec::from_iter(names).join(" and ");
+            format!(
+                "{agents} agents are to feed collector {names} ({endpoint}), which tells agents apart by {most} numbers of 8 bits: {} of \
+                 them keep their records until one is free; give some agents another collector by a policy of their own, or, if it \
+                 reads it, have header version 2 (encoding: tlv)",
+                agents - most
+            )
+        });
+        told.take(CROWDED_TOLD_MAX).collect()
     }
 
     /// Looks which numbers nobody has use for any more, and who waits for one.
@@ -136,7 +181,7 @@ fn use_of(agents: &BTreeMap<MemberName, Agent>, id: &MemberName, endpoint: &str)
         contents.any(|content| content.short.iter().any(|one| one.endpoint == endpoint))
     };
     // Nothing older comes in force after what it has acked.
-    match agent.line.is_some() && agent.converged() && !agent.holds_unknown() && !is_there(agent) {
+    match agent.line.is_some() && agent.has_wanted() && !agent.holds_unknown() && !is_there(agent) {
         true => Use::Elsewhere,
         false => Use::MayFeed,
     }

@@ -2,14 +2,29 @@
 //!
 //! Of two agents at the ends of a flow one holds its records back, because the other tells it. That the other has the end's
 //! address need not mean that it has the end: private networks overlap, and an agent may claim what it likes. So what one
-//! holds back is compared with what the other says that it told, and who tells less than half of it is not relied upon:
-//! lists name it partial, and both tell such flows, by totals.
+//! holds back is compared with what the other says that it told. When that is less than half, lists say of the one that it is apart
+//! from the other, and of the flows between the two both tell, by totals. That is one agent's word against another's, and one of
+//! them may be captured: so it changes nothing for anybody else, and who says it is told with it.
+//! An agent that leaves flows to the other all the same (one of before there was `apart` does), or that is apart from more than
+//! [`APART_MAX`], counts as partial, and its word for nothing more.
 //!
 //! In: the sums of heartbeats, a time. Out: octets that nobody told. Nothing is kept of agents that hold nothing back.
 
 use std::collections::BTreeMap;
 
 use flowtilla_proto::spiffe::MemberName;
+
+use super::agent::Agent;
+use super::{Fleet, Now};
+
+/// Most agents that one is apart from. Source: `session.proto`.
+///
+/// One is usual: it is the one with an address of another host. Half of it still does; double it, and a captured agent makes lists that
+/// much longer.
+pub(super) const APART_MAX: usize = 16;
+
+/// Most agents that are named by whose word an agent tells too little.
+pub(super) const UNTOLD_BY_MAX: usize = 8;
 
 /// What is held back in one such time is compared with what was told in it and in the one after, in milliseconds.
 ///
@@ -39,14 +54,9 @@ struct Pair {
 pub(super) struct Left(BTreeMap<MemberName, Pair>);
 
 impl Left {
-    /// Forgets those that it does not name any more.
-    pub(super) fn retain(&mut self, named: impl Fn(&MemberName) -> bool) {
-        self.0.retain(|other, _| named(other));
-    }
-
     /// It has held back `held` octets in all, for which the other has `told` octets in all. Octets that are missing, when they
     /// are too many.
-    pub(super) fn compare(&mut self, other: &MemberName, held: u64, told: u64, now_ms: u64) -> Option<u64> {
+    fn compare(&mut self, other: &MemberName, held: u64, told: u64, now_ms: u64) -> Option<u64> {
         let begin = Pair {
             at_ms: now_ms,
             held: [held; 2],
@@ -71,6 +81,107 @@ impl Left {
             told: [pair.told[1], told],
         };
         (left >= OCTETS_MIN && told_since < left / 2).then(|| left - told_since)
+    }
+}
+
+impl Agent {
+    /// Whether it leaves flows to the other by its lists.
+    fn relies_on(&self, other: &Self) -> bool {
+        let tells_all = |agent: &Self| {
+            let content = agent.in_force.as_ref();
+            let whole = content.is_some_and(|content| !content.partial && !content.drain);
+            whole && agent.line.is_some() && !agent.unaware
+        };
+        tells_all(self) && tells_all(other) && self.shares_a_collector(other)
+    }
+}
+
+impl Fleet {
+    /// Compares what an agent left to others with what those say that they told.
+    pub(super) fn compare_told(&mut self, id: &MemberName, now: Now) {
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        let mut left = std::mem::take(&mut agent.left);
+        let found = self.missing(id, &mut left, now);
+        for (other, octets) in &found {
+            tracing::warn!(agent = %other, left_by = %id, octets, "an agent does not tell the flows that another leaves to it: both tell them from here on");
+            left.0.remove(other);
+            if let Some(teller) = self.agents.get_mut(other) {
+                teller.untold_octets = teller.untold_octets.saturating_add(*octets);
+                if teller.untold_by.len() < UNTOLD_BY_MAX {
+                    teller.untold_by.insert(id.clone());
+                }
+            }
+        }
+        if !found.is_empty() {
+            self.members.touch();
+        }
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        agent.left = left;
+        for (other, _) in found {
+            if agent.apart.contains_key(&other) || agent.apart.len() >= APART_MAX {
+                agent.unaware = true;
+            } else {
+                agent.apart.insert(other, now.run_ms);
+            }
+        }
+    }
+
+    /// Who did not tell what an agent left to it, and octets of that.
+    fn missing(&self, id: &MemberName, left: &mut Left, now: Now) -> Vec<(MemberName, u64)> {
+        let Some((agent, health)) = self
+            .agents
+            .get(id)
+            .and_then(|agent| Some((agent, agent.health.as_ref()?)))
+        else {
+            return Vec::new();
+        };
+        let held = health.peers.iter().filter(|sums| sums.held_octets > 0);
+        let held: BTreeMap<MemberName, u64> = held
+            .filter_map(|sums| Some((MemberName::parse(&sums.peer).ok()?, sums.held_octets)))
+            .filter(|(other, _)| {
+                let teller = self.agents.get(other);
+                let just_found = agent.apart.get(other);
+                let just_found = just_found.is_some_and(|since| now.run_ms < since.saturating_add(WINDOW_MS));
+                !just_found && teller.is_some_and(|teller| agent.relies_on(teller))
+            })
+            .collect();
+        left.0.retain(|other, _| held.contains_key(other));
+        let missing = held.into_iter().filter_map(|(other, held)| {
+            // One that has not told its sums yet is not relied upon anyway.
+            let health = self.agents.get(&other)?.health.as_ref()?;
+            let told = health.peers.iter().find(|sums| sums.peer == id.as_str());
+            let told = match told {
+                Some(sums) => sums.spoken_octets,
+                None if health.peers_left_out > 0 => {
+                    left.0.remove(&other); // It may have told them: there was no room to say so.
+                    return None;
+                }
+                None => 0,
+            };
+            let octets = left.compare(&other, held, told, now.run_ms)?;
+            Some((other, octets))
+        });
+        missing.collect()
+    }
+
+    /// An agent has other addresses now, or has gone: what was found of it was of others.
+    pub(super) fn handle_moved(&mut self, id: &MemberName) {
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        agent.apart.clear();
+        agent.unaware = false;
+        // All agents are looked through for one of which anything was found only.
+        if agent.untold_octets > 0 {
+            for agent in self.agents.values_mut() {
+                agent.apart.remove(id);
+            }
+        }
+        self.members.touch();
     }
 }
 

@@ -8,6 +8,7 @@ use super::heard::{Heard, Hello, Mark};
 use super::*;
 use crate::policy::KIND_POLICY;
 
+mod concerns;
 mod drain;
 mod gate;
 mod history;
@@ -75,7 +76,7 @@ pub(crate) fn ack(offer: &OfferOut) -> Heard {
     Heard::Ack {
         nonce: offer.nonce,
         held: offer.mark,
-        effective: Box::default(),
+        effective: Some(Box::default()),
     }
 }
 

@@ -5,7 +5,8 @@
 //! and nobody is told what a crash can take back; but acks are shown up to a sweep ([`super::SWEEP_MS`]) before they are on the disk.
 //!
 //! When the store fails, what was computed is forgotten: whoever waits is told so, every stream is ended, and the fleet is read
-//! from the store again before anything else is done.
+//! from the store again before anything else is done. A full disk is looked for before, at each tick: the fleet then stands still
+//! ([`super::still`]), and no stream ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -57,6 +58,8 @@ pub const TICK: Duration = Duration::from_millis(500);
 pub const WATCH_EVERY_MS: u64 = 200;
 /// One line of log for so many failed commits in a row: a full disk fails each of them.
 const LOG_EACH: u64 = 100;
+/// Looks at the history at once; further ones wait. Each takes a processor for as long as it lasts.
+const HISTORIES_AT_ONCE: usize = 1;
 /// How long to wait before the store is read again after it has failed.
 const RELOAD_AFTER: Duration = Duration::from_secs(1);
 
@@ -157,6 +160,7 @@ pub fn start(
     let fleet = Fleet::load(&*store, clock())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
+        .max_blocking_threads(HISTORIES_AT_ONCE)
         .build()
         .map_err(StartError::Thread)?;
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
@@ -179,7 +183,11 @@ pub fn start(
     };
     let thread = std::thread::Builder::new()
         .name("fleet".to_owned())
-        .spawn(move || runtime.block_on(driver.run(queue)))
+        .spawn(move || {
+            runtime.block_on(driver.run(queue));
+            // A look at the history is not waited for.
+            runtime.shutdown_background();
+        })
         .map_err(StartError::Thread)?;
     Ok((FleetHandle { commands, counts }, thread))
 }
@@ -257,6 +265,19 @@ impl Driver {
 
     fn handle_tick(&mut self) {
         let now = (self.clock)();
+        match self.store.room() {
+            Err(error @ StoreError::Full { .. }) => {
+                if self.fleet.stand_still() {
+                    tracing::error!(%error, "the fleet stands still: streams stay, nothing is changed until there is room");
+                }
+            }
+            // Another failure is told by the next batch.
+            _ => {
+                if self.fleet.go_on(now) {
+                    tracing::info!("there is room on the disk again: the fleet goes on");
+                }
+            }
+        }
         if now.run_ms >= self.sweep_at_ms {
             self.sweep_at_ms = now.run_ms.saturating_add(SWEEP_MS);
             let mailboxes = self.mailboxes.iter();
@@ -363,6 +384,18 @@ impl Driver {
 
     fn handle(&mut self, command: Command, now: Now) {
         match command {
+            Command::Apply(change, _, reply) if self.fleet.stands_still() && !change.dry_run => {
+                self.answer(reply, Err(FleetError::Full));
+            }
+            Command::RollBack(_, change, _, reply) if self.fleet.stands_still() && !change.dry_run => {
+                self.answer(reply, Err(FleetError::Full));
+            }
+            Command::Steer(.., reply) if self.fleet.stands_still() => {
+                self.answer(reply, Err(FleetError::Full))
+            }
+            Command::Drain(.., reply) if self.fleet.stands_still() => {
+                self.answer(reply, Err(FleetError::Full))
+            }
             Command::Heard(session, heard, _place) => {
                 self.offers.handle_heard(session, &heard, now.run_ms);
                 self.fleet.handle_heard(session, heard, now);
@@ -462,8 +495,7 @@ impl Driver {
                 self.answer(reply, objects);
             }
             Command::History(limit, reply) => {
-                let history = self.fleet.history(&*self.store, limit).map_err(failed);
-                self.answer(reply, history);
+                self.answer_history(limit, reply);
             }
             Command::Agents(request, reply) => {
                 let agents = self.fleet.agents(&request);
@@ -487,6 +519,21 @@ impl Driver {
             }
             _ => {}
         }
+    }
+
+    /// Once what this turn computes is on the disk, on a thread beside: it takes long, and what is there is not changed any more.
+    fn answer_history(&mut self, limit: usize, reply: Reply<HistoryResponse>) {
+        let (newest, store) = (self.fleet.newest(), Arc::clone(&self.store));
+        self.replies.push(Box::new(move |not_kept| {
+            if let Some(error) = not_kept {
+                let _ = reply.send(Err(error)); // Whoever asked may have gone.
+                return;
+            }
+            tokio::task::spawn_blocking(move || {
+                let history = newest.history(&*store, limit, || reply.is_closed());
+                let _ = reply.send(history.map_err(failed));
+            });
+        }));
     }
 
     fn roll_back(&mut self, to: u64, change: Change, now: Now) -> Result<ApplyResponse, FleetError> {

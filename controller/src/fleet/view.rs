@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::fleet::{
-    Agent as WireAgent, AgentState, AgentsRequest, HistoryResponse, ObjectsResponse, Revision, Rollout,
-    RolloutEvent, RolloutState,
+    Agent as WireAgent, AgentState, AgentsRequest, Concern, HistoryResponse, LeftOut, ObjectsResponse,
+    Revision, Rollout, RolloutEvent, RolloutState,
 };
-use flowtilla_proto::wire::session::{EndReason, Hello};
+use flowtilla_proto::wire::session::{EndReason, Hello, Nack};
 
 use super::agent::Agent;
 use super::load::{self, LoadError};
@@ -43,12 +43,18 @@ pub struct Standing {
     pub conflicts: u32,
     /// Agents that are to be drained, or are.
     pub draining: u32,
+    /// There is no room on the disk: nothing is changed ([`Fleet::stands_still`]).
+    pub still: bool,
     /// Agents by how they are known, those with a void identity too.
     pub by_state: BTreeMap<AgentState, u32>,
     /// Rollouts that are kept, by how they stand.
     pub rollouts: BTreeMap<RolloutState, u32>,
     /// The newest rollout.
     pub rollout: Option<Rollout>,
+    /// Agents of which something is the matter.
+    pub concerns: Vec<Concern>,
+    /// What agents left out on purpose; `None`: nobody has told anything.
+    pub left_out: Option<LeftOut>,
 }
 
 impl Fleet {
@@ -111,19 +117,25 @@ impl Fleet {
             effective: agent.effective.as_deref().cloned(),
             held: agent.held.map(super::Mark::to_wire),
             wanted: wanted.map(|wanted| wanted.mark.to_wire()),
-            policy: wanted
-                .and_then(|wanted| wanted.content.policy.clone())
-                .unwrap_or_default(),
-            nack: agent.refusal().cloned().or_else(|| agent.refusal_to_drain(id)),
+            policy: agent.policy().unwrap_or_default().to_owned(),
+            nack: self.refusal_told(id, agent),
             source_id: self.sources.of(id).map_or(0, |id| id.number()),
             revision_held: agent.in_force.as_ref().map_or(0, |content| content.revision),
-            revision_wanted: wanted.map_or(0, |wanted| wanted.content.revision),
+            revision_wanted: agent.intended().map_or(0, |content| content.revision),
             tied: self.objects.tied(id, &agent.labels),
             untold_octets: agent.untold_octets,
+            untold_by: agent.untold_by.iter().map(ToString::to_string).collect(),
             conflict: agent.turns.conflict.clone(),
             drain: agent.drain_state().into(),
             svid_serials: Vec::new(),
         }
+    }
+
+    /// Why an agent has not what it is to have, or is not drained.
+    pub(super) fn refusal_told(&self, id: &MemberName, agent: &Agent) -> Option<Nack> {
+        let own = agent.refusal().cloned();
+        let of_meant = own.or_else(|| agent.refusal_of_meant());
+        of_meant.or_else(|| agent.refusal_to_drain(id))
     }
 
     /// How the fleet stands, in numbers.
@@ -132,8 +144,6 @@ impl Fleet {
         let live = || self.agents.values().filter(|agent| !agent.revoked);
         let connected = || live().filter(|agent| agent.line.is_some());
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let unknown = |agent: &&Agent| agent.is_withheld() || agent.refuses_to_drain();
-        let refuses = |agent: &&Agent| agent.refusal().is_some() || unknown(agent);
         let mut by_state = BTreeMap::<AgentState, u32>::new();
         for agent in self.agents.values() {
             *by_state.entry(agent_state(agent)).or_default() += 1;
@@ -149,15 +159,18 @@ impl Fleet {
             agents: number(live().count()),
             connected: number(connected().count()),
             converged: number(connected().filter(|agent| agent.converged()).count()),
-            nacked: number(live().filter(refuses).count()),
-            not_offered: number(live().filter(unknown).count()),
+            nacked: number(live().filter(|agent| agent.refuses()).count()),
+            not_offered: number(live().filter(|agent| agent.does_not_know()).count()),
             behind: number(live().filter(|agent| !agent.converged()).count()),
             tied: number(self.tied()),
             draining: number(live().filter(|agent| agent.drain).count()),
             conflicts: number(live().filter(|agent| !agent.turns.conflict.is_empty()).count()),
+            still: self.still,
             by_state,
             rollouts,
             rollout: self.rollouts(1).pop(),
+            concerns: self.concerns(),
+            left_out: self.left_out(),
         }
     }
 
@@ -209,38 +222,9 @@ impl Fleet {
         Ok(row.map_or(0, |row| if back(&row) { row.rollback_to } else { row.before }))
     }
 
-    /// Revisions, the newest first.
-    ///
-    /// # Errors
-    ///
-    /// [`LoadError`].
-    pub fn history(&self, store: &dyn Store, limit: usize) -> Result<HistoryResponse, LoadError> {
-        let mut revisions = Vec::new();
-        let mut next = load::revision(store, self.meta.revision)?;
-        while let Some(row) = next {
-            if revisions.len() >= limit {
-                break;
-            }
-            let before = load::revision(store, row.before)?;
-            let read = |objects| Objects::from_wire(objects).unwrap_or_default();
-            let objects = before.as_ref().map(|before| read(&before.objects));
-            let changes = objects.unwrap_or_default().changes(&read(&row.objects));
-            revisions.push(Revision {
-                revision: row.number,
-                made_ms: row.made_ms,
-                by: row.by,
-                message: row.message,
-                changes,
-                rollback_to: row.rollback_to,
-                state: self.state_of(row.number).into(),
-            });
-            next = before;
-        }
-        Ok(HistoryResponse { revisions })
-    }
-
-    /// How the rollouts of a revision stand together: the one that says most.
-    fn state_of(&self, revision: u64) -> RolloutState {
+    /// The newest revision, and how the rollouts of each stand: where a look at the history begins.
+    #[must_use]
+    pub fn newest(&self) -> Newest {
         let going = self
             .rollouts
             .runs()
@@ -250,22 +234,85 @@ impl Fleet {
             .past()
             .values()
             .map(|past| (past.revision, past.state()));
-        let states: Vec<RolloutState> = going
-            .chain(past)
-            .filter(|(of, _)| *of == revision)
-            .map(|(_, state)| state)
-            .collect();
-        [
-            RolloutState::RollingBack,
-            RolloutState::RolledBack,
-            RolloutState::Paused,
-            RolloutState::Running,
-            RolloutState::Soaking,
-            RolloutState::Superseded,
-        ]
-        .into_iter()
-        .find(|state| states.contains(state))
-        .unwrap_or(RolloutState::Done)
+        let mut states = BTreeMap::<u64, RolloutState>::new();
+        for (revision, state) in going.chain(past) {
+            let most = states.entry(revision).or_insert(state);
+            if rank(state) < rank(*most) {
+                *most = state;
+            }
+        }
+        Newest {
+            revision: self.meta.revision,
+            states,
+        }
+    }
+}
+
+/// Where a look at the history begins. The rest of it is in the store.
+#[derive(Clone, Debug)]
+pub struct Newest {
+    revision: u64,
+    /// Of revisions with rollouts, the state that says most.
+    states: BTreeMap<u64, RolloutState>,
+}
+
+impl Newest {
+    /// Revisions, the newest first, until `stops`. Reads each whole and compares it with the one before, some milliseconds each for a
+    /// large fleet: not for the thread that owns the fleet.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`].
+    pub fn history(
+        &self,
+        store: &dyn Store,
+        limit: usize,
+        stops: impl Fn() -> bool,
+    ) -> Result<HistoryResponse, LoadError> {
+        let read = |row: &RevisionRow| Objects::from_wire(&row.objects).unwrap_or_default();
+        let mut revisions = Vec::new();
+        let newest = load::revision(store, self.revision)?;
+        let mut next = newest.map(|row| (read(&row), row));
+        while let Some((objects, row)) = next {
+            if revisions.len() >= limit || stops() {
+                break;
+            }
+            let before = load::revision(store, row.before)?.map(|row| (read(&row), row));
+            let none = Objects::default();
+            let changes = before
+                .as_ref()
+                .map_or(&none, |(objects, _)| objects)
+                .changes(&objects);
+            revisions.push(Revision {
+                revision: row.number,
+                made_ms: row.made_ms,
+                by: row.by,
+                message: row.message,
+                changes,
+                rollback_to: row.rollback_to,
+                state: self
+                    .states
+                    .get(&row.number)
+                    .copied()
+                    .unwrap_or(RolloutState::Done)
+                    .into(),
+            });
+            next = before;
+        }
+        Ok(HistoryResponse { revisions })
+    }
+}
+
+/// Which of the states of one revision's rollouts says most: the lowest.
+fn rank(state: RolloutState) -> u8 {
+    match state {
+        RolloutState::RollingBack => 0,
+        RolloutState::RolledBack => 1,
+        RolloutState::Paused => 2,
+        RolloutState::Running => 3,
+        RolloutState::Soaking => 4,
+        RolloutState::Superseded => 5,
+        RolloutState::Done | RolloutState::Unspecified => 6,
     }
 }
 

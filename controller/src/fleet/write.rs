@@ -24,8 +24,12 @@ impl Fleet {
         self.rollouts.write_what_waits();
     }
 
-    /// Rows that have changed. Nothing that [`Self::poll_speech`] gives may be said before they are on the disk.
+    /// Rows that have changed; none while the fleet stands still. Nothing that [`Self::poll_speech`] gives may be said before they
+    /// are on the disk.
     pub fn take_batch(&mut self) -> Batch {
+        if self.still {
+            return Batch::default();
+        }
         for id in std::mem::take(&mut self.dirty) {
             if let Some(agent) = self.agents.get(&id) {
                 self.batch.put(Table::Agents, id.as_str(), agent.to_row());

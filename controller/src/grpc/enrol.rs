@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use flowtilla_grpc::causes;
 use flowtilla_grpc::enrol::enrolment_server::{Enrolment, EnrolmentServer};
 use flowtilla_proto::spiffe::{Role, SpiffeId};
 use flowtilla_proto::wire::enrol::{EnrolRequest, Identity, RecoverRequest, RenewRequest};
@@ -192,7 +193,7 @@ pub fn status(error: &IdentityError) -> Status {
             )
         }
         IdentityError::Ca(_) | IdentityError::Store(_) => {
-            tracing::error!(error = %Chain(error), "an identity could not be given");
+            tracing::error!(error = %causes::chain(error), "an identity could not be given");
             Status::unavailable("the controller failed: see its log")
         }
     }
@@ -222,20 +223,5 @@ fn identity(granted: Granted) -> Identity {
         chain: granted.issued.chain.iter().map(|der| der.to_vec()).collect(),
         bundle: granted.bundle,
         not_after: granted.issued.not_after,
-    }
-}
-
-/// An error with what led to it, on one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
     }
 }

@@ -286,7 +286,7 @@ impl Stream {
 fn reason(error: &FleetError) -> EndReason {
     match error {
         FleetError::Unwelcome(crate::fleet::Unwelcome::Revoked) => EndReason::Revoked,
-        FleetError::Unwelcome(crate::fleet::Unwelcome::Full)
+        FleetError::Unwelcome(crate::fleet::Unwelcome::Full | crate::fleet::Unwelcome::NoRoom)
         | FleetError::Refused(_)
         | FleetError::Top(_) => EndReason::Slow,
         FleetError::Store | FleetError::Full | FleetError::Stopping => EndReason::Stopping,

@@ -225,10 +225,11 @@ impl Identities {
         let mut id = [0; 8];
         fill(&mut secret)?;
         fill(&mut id)?;
+        let (pin, root) = self.authority.pin().map_err(IdentityError::Ca)?;
         let token = JoinToken {
             id: TokenId(u64::from_be_bytes(id)),
             secret: TokenSecret(secret),
-            pin: self.authority.pin().map_err(IdentityError::Ca)?,
+            pin,
         };
         let expires = now.plus(order.life);
         let row = TokenRow {
@@ -241,6 +242,7 @@ impl Identities {
             made_ms: now.0,
             expires_ms: expires.0,
             made_by,
+            root,
             ..TokenRow::default()
         };
         put_token(&mut batch, token.id, &row);
@@ -260,7 +262,8 @@ impl Identities {
         Ok((token, expires))
     }
 
-    /// Takes a step of a change of root. Blocking. `force`: retire a root although some would not believe the controller then.
+    /// Takes a step of a change of root. Blocking. `force`: retire a root although some would not believe the controller then:
+    /// identities that have not renewed, and whoever gets a token that pins it.
     ///
     /// # Errors
     ///
@@ -273,14 +276,33 @@ impl Identities {
     ) -> Result<Vec<RootFacts>, IdentityError> {
         let _changing = self.change();
         if step == RotateStep::Retire && !force {
-            let left = self.believers_of_retiring(now);
+            let retiring: Vec<u64> = self
+                .authority
+                .roots()
+                .iter()
+                .filter(|root| root.retiring)
+                .map(|root| root.number)
+                .collect();
+            let mut why = Vec::new();
+            let left = self.believers(&retiring, now);
             if let Some(one) = left.first() {
-                let why = format!(
+                why.push(format!(
                     "{} identities have not renewed since the root was activated, {one} among them: they would not \
                      believe the controller any more; wait, revoke them, or force it",
                     left.len()
-                );
-                return Err(IdentityError::Precondition(why));
+                ));
+            }
+            let tokens = self.read(|view| tokens_of(&view.tokens, &retiring, now));
+            if let Some(one) = tokens.first() {
+                why.push(format!(
+                    "{} join tokens that nobody has used pin the root that is to be retired, {one} among them: whoever shows \
+                     one would take the controller for another; wait until they are used or have run out, take them back with \
+                     `agentctl revoke token`, or force it",
+                    tokens.len()
+                ));
+            }
+            if !why.is_empty() {
+                return Err(IdentityError::Precondition(why.join("; ")));
             }
         }
         self.authority.rotate(step, now).map_err(|error| match error {
@@ -289,14 +311,8 @@ impl Identities {
         })
     }
 
-    /// Those whose newest SVID was signed under the root that is to be retired, and who may still come back by themselves.
-    fn believers_of_retiring(&self, now: WallMs) -> Vec<SpiffeId> {
-        let roots = self.authority.roots();
-        let retiring: Vec<u64> = roots
-            .iter()
-            .filter(|root| root.retiring)
-            .map(|root| root.number)
-            .collect();
+    /// Those whose newest SVID was signed under a root that is to be retired, and who may still come back by themselves.
+    fn believers(&self, retiring: &[u64], now: WallMs) -> Vec<SpiffeId> {
         let may_come = |row: &IdentityRow| {
             row.revoked_ms == 0 && now.since(WallMs::from_seconds(row.not_after)) <= self.grace
         };
@@ -308,6 +324,14 @@ impl Identities {
             left.map(|(id, _)| id.clone()).collect()
         })
     }
+}
+
+/// Tokens that somebody may still use and that pin a root that is to be retired; of those that do not tell, all.
+fn tokens_of(tokens: &BTreeMap<TokenId, TokenRow>, retiring: &[u64], now: WallMs) -> Vec<TokenId> {
+    let counts = |row: &TokenRow| row.used_by.is_empty() && !row.revoked && now.0 < row.expires_ms;
+    let pins = |row: &TokenRow| !retiring.is_empty() && (row.root == 0 || retiring.contains(&row.root));
+    let those = tokens.iter().filter(|(_, row)| counts(row) && pins(row));
+    those.map(|(id, _)| *id).collect()
 }
 
 /// Those that have run out long ago; and when there is no room, of those that are of no use any more the oldest. Used ones that have
@@ -333,6 +357,35 @@ fn tokens_to_drop(tokens: &BTreeMap<TokenId, TokenRow>, now: WallMs) -> Vec<Toke
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_that_pin_a_root_are_counted_while_somebody_may_use_them() {
+        let now = WallMs(1_000_000);
+        let row = |root| TokenRow {
+            root,
+            expires_ms: now.0 + 1,
+            ..TokenRow::default()
+        };
+        let of_no_use = [
+            TokenRow {
+                used_by: "x".to_owned(),
+                ..row(1)
+            },
+            TokenRow {
+                revoked: true,
+                ..row(1)
+            },
+            TokenRow {
+                expires_ms: now.0,
+                ..row(1)
+            },
+        ];
+        let rows = [row(1), row(2), row(0)].into_iter().chain(of_no_use);
+        let tokens: BTreeMap<TokenId, TokenRow> = (0..).map(TokenId).zip(rows).collect();
+        assert_eq!(tokens_of(&tokens, &[1], now), [TokenId(0), TokenId(2)]);
+        assert_eq!(tokens_of(&tokens, &[2], now), [TokenId(1), TokenId(2)]);
+        assert_eq!(tokens_of(&tokens, &[], now), [], "nothing is retired");
+    }
 
     #[test]
     fn tokens_of_no_use_make_room_and_unused_ones_stay() {

@@ -264,14 +264,15 @@ impl Authority {
         shown
     }
 
-    /// What a token made at this moment pins: the key that signs.
+    /// What a token made at this moment pins, the key that signs; and the number of its root.
     ///
     /// # Errors
     ///
     /// [`CaError::None`].
-    pub fn pin(&self) -> Result<RootPin, CaError> {
+    pub fn pin(&self) -> Result<(RootPin, u64), CaError> {
         let root = self.signing()?;
-        pin_of(&root.signer).map(RootPin).ok_or(CaError::Certificate)
+        let pin = pin_of(&root.signer).ok_or(CaError::Certificate)?;
+        Ok((RootPin(pin), root.number))
     }
 
     /// The roots, the oldest first.
@@ -376,7 +377,8 @@ impl Authority {
         if cross.is_none() {
             tracing::warn!(
                 root = prepared.number,
-                "agents that were away since before `prepare` will not believe the new root"
+                "agents that were away since before `prepare` will not believe the new root, nor will whoever shows a token that \
+                 was made before this"
             );
         }
         let before = self.again(&signing, RootState::Retiring, None)?;

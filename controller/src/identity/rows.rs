@@ -59,6 +59,9 @@ pub(crate) struct TokenRow {
     /// SPIFFE ID of whoever made it; empty: a command on the controller's host.
     #[prost(string, tag = "9")]
     pub(crate) made_by: String,
+    /// Number of the root that it pins; 0: it was made before this was noted.
+    #[prost(uint64, tag = "10")]
+    pub(crate) root: u64,
 }
 
 /// `Identities`, by SPIFFE ID.

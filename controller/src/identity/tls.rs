@@ -29,6 +29,29 @@ pub struct Tls {
     current: ArcSwap<ServerConfig>,
 }
 
+/// When the controller's own SVID is to be renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// When it was issued.
+    issued: WallMs,
+    /// Half of its life.
+    at: WallMs,
+}
+
+impl Renewal {
+    /// Whether it is to be renewed now.
+    #[must_use]
+    pub fn is_due(self, now: WallMs) -> bool {
+        now >= self.at || self.is_ahead(now)
+    }
+
+    /// Whether it was issued in what is the future now: the clock was ahead then, and nobody may believe it yet.
+    #[must_use]
+    pub fn is_ahead(self, now: WallMs) -> bool {
+        now < self.issued
+    }
+}
+
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -52,9 +75,10 @@ impl Tls {
     /// # Errors
     ///
     /// [`TlsError`].
-    pub fn new(authority: Arc<Authority>, id: SpiffeId, clock: Clock) -> Result<(Self, WallMs), TlsError> {
-        let (config, issued) = configure(&authority, &id, &clock)?;
-        let due = half_life(&clock, &issued);
+    pub fn new(authority: Arc<Authority>, id: SpiffeId, clock: Clock) -> Result<(Self, Renewal), TlsError> {
+        let now = clock.now();
+        let (config, issued) = configure(&authority, &id, &clock, now)?;
+        let due = renewal(now, &issued);
         let tls = Self {
             authority,
             id,
@@ -65,15 +89,16 @@ impl Tls {
     }
 
     /// Makes a new key, has it signed, and uses it and the present roots from the next connection on. Tells when to do so
-    /// again: at half of the SVID's life.
+    /// again: at half of the SVID's life, or when the clock turns out to have been ahead.
     ///
     /// # Errors
     ///
     /// [`TlsError`]: what was in use stays so.
-    pub fn renew(&self) -> Result<WallMs, TlsError> {
-        let (config, issued) = configure(&self.authority, &self.id, &self.clock)?;
+    pub fn renew(&self) -> Result<Renewal, TlsError> {
+        let now = self.clock.now();
+        let (config, issued) = configure(&self.authority, &self.id, &self.clock, now)?;
         self.current.store(Arc::new(config));
-        Ok(half_life(&self.clock, &issued))
+        Ok(renewal(now, &issued))
     }
 
     /// Who the controller is.
@@ -95,19 +120,22 @@ impl Tls {
     }
 }
 
-fn half_life(clock: &Clock, issued: &Issued) -> WallMs {
-    let now = clock.now();
+fn renewal(now: WallMs, issued: &Issued) -> Renewal {
     let life = WallMs::from_seconds(issued.not_after).since(now);
-    now.plus(life / 2)
+    Renewal {
+        issued: now,
+        at: now.plus(life / 2),
+    }
 }
 
 fn configure(
     authority: &Authority,
     id: &SpiffeId,
     clock: &Clock,
+    now: WallMs,
 ) -> Result<(ServerConfig, Issued), TlsError> {
     let pair = rcgen::KeyPair::generate().map_err(CaError::Sign)?;
-    let issued = authority.issue(id, &PublicKey::of_pair(&pair), clock.now())?;
+    let issued = authority.issue(id, &PublicKey::of_pair(&pair), now)?;
     let roots = trust::roots(&authority.bundle())?;
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), trust::provider())
         .allow_unauthenticated()
@@ -121,4 +149,30 @@ fn configure(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok((config, issued))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_svid_is_due_at_half_its_life_and_when_it_is_of_the_future() {
+        let now = WallMs(1_000_000);
+        let issued = Issued {
+            chain: Vec::new(),
+            not_after: 1_200,
+            serial: Vec::new(),
+            root: 1,
+        };
+        let renewal = renewal(now, &issued);
+        for (at, due, ahead) in [
+            (999_999, true, true),
+            (1_000_000, false, false),
+            (1_099_999, false, false),
+            (1_100_000, true, false),
+        ] {
+            let at = WallMs(at);
+            assert_eq!((renewal.is_due(at), renewal.is_ahead(at)), (due, ahead), "{at:?}");
+        }
+    }
 }

@@ -228,3 +228,31 @@ fn a_host_in_two_groups_is_refused_where_it_was_sent() {
     // Another port is another host.
     assert!(held.changed(&[group("db", &["a:2222"])], &[]).is_ok());
 }
+
+#[test]
+fn more_than_the_store_takes_at_once_is_refused_with_the_figures() {
+    // Near to the most that one policy may have.
+    let large = |n: usize| {
+        let mut policy = policy(&format!("p{n}"), n as u32, &[], &[]);
+        let names = |rule: usize| (0..60).map(move |at| format!("/usr/lib/{:0200}", rule * 100 + at));
+        let rule = |rule: usize| wire::FlowRule {
+            processes: names(rule).collect(),
+            ..wire::FlowRule::default()
+        };
+        policy.capture = Some(wire::Capture {
+            exclude: (0..16).map(rule).collect(),
+            ..wire::Capture::default()
+        });
+        object(policy)
+    };
+    let octets = prost::Message::encoded_len(&large(0));
+    assert!(octets < ASSIGNMENT_OCTETS_MAX, "{octets}");
+    // Each counts twice: as it is kept, and as it is offered.
+    let fits = REVISION_OCTETS_MAX / octets / 2 - 1;
+    let all: Vec<Object> = (0..=fits + 2).map(large).collect();
+    let whole = set(&all[..fits]);
+    let told = mistakes(whole.changed(&all[fits..], &[]));
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].0, None, "no object alone is too much");
+    assert!(told[0].1.contains(&REVISION_OCTETS_MAX.to_string()), "{told:?}");
+}

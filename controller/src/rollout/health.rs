@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use flowtilla_proto::loss::Dropped;
 use flowtilla_proto::wire::session as wire;
 use serde::{Deserialize, Serialize};
 
@@ -41,9 +42,6 @@ const SENTENCE_OCTETS_MAX: usize = 256;
 
 /// Most collectors and places of loss that are read of one heartbeat: twice what an agent can have.
 const ENTRIES_MAX: usize = 64;
-
-/// Places at which nothing of value is lost: hints that are found again, and what a policy keeps back on purpose.
-const HARMLESS: [&str; 4] = ["FlowRingFull", "NameRingFull", "Withheld", "ReportedByPeer"];
 
 /// What one span of time was like for an agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,7 +303,7 @@ impl Totals {
             drops
                 .iter()
                 .take(ENTRIES_MAX)
-                .filter(|drop| !HARMLESS.contains(&drop.point.as_str()))
+                .filter(|drop| Dropped::at(&drop.point) == Dropped::Lost)
                 .fold(0_u64, |sum, drop| sum.saturating_add(drop.count))
         };
         let coverage = health.coverage.unwrap_or_default();

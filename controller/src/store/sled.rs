@@ -276,6 +276,10 @@ impl Store for SledStore {
         }
         outcome
     }
+
+    fn room(&self) -> Result<(), StoreError> {
+        room(&self.path)
+    }
 }
 
 impl SledStore {

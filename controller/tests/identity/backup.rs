@@ -6,14 +6,18 @@ use clap::Parser as _;
 use flowtilla_controller::backup::{self, JUMP};
 use flowtilla_controller::command;
 use flowtilla_controller::config::Cli;
+use flowtilla_controller::enrolment::TokenOrder;
+use flowtilla_controller::identities::{Identities, Revocation};
 use flowtilla_controller::run::{Controller, Options};
 use flowtilla_controller::setup;
 use flowtilla_controller::store::counter::{self, Counter};
 use flowtilla_controller::store::{Batch, Store as _};
+use flowtilla_grpc::fleet::fleet_client::FleetClient;
 use flowtilla_proto::token::JoinToken;
 use flowtilla_proto::wire::enrol::Reason;
+use flowtilla_proto::wire::fleet::StatusRequest;
 
-use super::scene::{Scene, loopback, reason};
+use super::scene::{Member, Scene, loopback, reason};
 
 /// Runs a command as `main` does; what it wrote.
 async fn command(scene: &Scene, words: &[&str]) -> anyhow::Result<String> {
@@ -89,6 +93,156 @@ async fn a_restore_brings_everybody_back_and_gives_no_number_again() {
     assert!(epochs.is_sorted_by(|a, b| a < b), "{epochs:?}");
     let there = command(&scene, &["restore", text(&file), "--state", text(&state)]).await;
     there.expect_err("a state that is there is not overwritten");
+}
+
+/// A controller's disk dies, and its last backup is older than the SVIDs that are in use.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_renewed_after_the_backup_comes_back_and_who_was_replaced_or_revoked_before_it_does_not() {
+    let scene = Scene::start().await;
+    let hours = |n: u64| {
+        scene.clock.advance(Duration::from_secs(n * 3_600));
+        scene.controller.parts().tls.renew().expect("its own SVID");
+    };
+    let (first, asleep, void) = (scene.member().await, scene.member().await, scene.member().await);
+    let order = TokenOrder {
+        operator: "ada".into(),
+        ..TokenOrder::default()
+    };
+    let token = scene
+        .identities()
+        .create_token(&order, None, scene.clock.now())
+        .expect("a token")
+        .0;
+    let ada = scene.enrol(&token).await.expect("an operator");
+    let mut agent = scene.believes(&first).await.expect("renewed");
+    for _ in 0..3 {
+        agent = scene.believes(&agent).await.expect("renewed");
+    }
+    let revoke = |identities: &Identities, member: &Member| {
+        let what = Revocation::Identity(member.id.clone());
+        identities
+            .revoke(&what, None, scene.clock.now())
+            .expect("revoked");
+    };
+    revoke(scene.identities(), &void);
+    let late_void = scene.member().await;
+    hours(1);
+    let (state, file) = (
+        scene.directory.path().join("state"),
+        scene.directory.path().join("backup"),
+    );
+    command(&scene, &["backup", "--state", text(&state), text(&file)])
+        .await
+        .expect("a backup");
+    hours(1);
+    let asleep = scene.believes(&asleep).await.expect("renewed");
+    let late_void = scene.believes(&late_void).await.expect("renewed");
+    hours(12);
+    let agent = scene.believes(&agent).await.expect("renewed");
+    let ada = scene.believes(&ada).await.expect("renewed");
+    let newcomer = scene.member().await;
+    revoke(scene.identities(), &late_void);
+    hours(13);
+
+    let to = scene.directory.path().join("restored");
+    let told = command(&scene, &["restore", text(&file), "--state", text(&to)])
+        .await
+        .expect("restored");
+    assert!(told.contains("needs a new token"), "{told}");
+    let mut options = Options::new(to, vec![loopback()]);
+    options.clock = scene.clock.clone();
+    let restored = Scene {
+        controller: Controller::start(options).await.expect("a controller"),
+        clock: scene.clock.clone(),
+        directory: tempfile::tempdir().expect("a directory"),
+    };
+    // All SVIDs that the backup knows have run out; this one lives.
+    let channel = restored.channel_of(&ada).await.expect("a channel");
+    let status = FleetClient::new(channel.clone())
+        .status(StatusRequest {})
+        .await
+        .expect("allowed");
+    assert!(status.get_ref().caller.ends_with("/operator/ada"), "{status:?}");
+    let parts = restored.controller.parts();
+    let over = parts
+        .connections
+        .identities_where(|id, shown| restored.identities().has_run_out(id, shown, restored.clock.now()));
+    assert!(over.is_empty(), "nothing is to be cut: {over:?}");
+    let recover = |member: &Member| {
+        let (svid, pair) = (member.chain[0].clone(), member.same_pair());
+        let restored = &restored;
+        async move { restored.recover(&svid, pair).await }
+    };
+    // These do not: they were given between the backup and the restore.
+    let back = recover(&asleep).await.expect("it comes back");
+    assert_eq!(back.id, asleep.id);
+    restored.believes(&back).await.expect("it is believed again");
+    recover(&asleep)
+        .await
+        .expect("once more, for the answer may be lost");
+    recover(&agent).await.expect("and so does one that lives still");
+    assert_eq!(reason(recover(&first).await), Reason::OtherKey);
+    assert_eq!(reason(recover(&void).await), Reason::Revoked);
+    assert_eq!(reason(recover(&newcomer).await), Reason::NotAllowed);
+    // Its revocation is lost, as `restore` says: it is to be revoked again.
+    recover(&late_void)
+        .await
+        .expect("nobody knows that it was revoked");
+    revoke(restored.identities(), &late_void);
+    assert_eq!(reason(recover(&late_void).await), Reason::Revoked);
+    drop(channel);
+    restored.controller.stop().await.expect("a stop");
+}
+
+const NOBODY: Option<u32> = Some(65_534);
+
+/// Runs as root only: it gives directories to another user.
+#[tokio::test(flavor = "multi_thread")]
+async fn root_asks_the_controller_of_another_user_and_makes_nothing_that_the_user_cannot_use() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: it gives directories away, which needs root");
+        return;
+    }
+    let scene = Scene::start().await;
+    let state = scene.directory.path().join("state");
+    let file = scene.directory.path().join("backup");
+    std::os::unix::fs::chown(&state, NOBODY, NOBODY).expect("root may");
+    command(&scene, &["backup", "--state", text(&state), text(&file)])
+        .await
+        .expect("a backup of one that runs");
+    backup::verify(&file).expect("it is whole");
+    let token = command(&scene, &["token", "--state", text(&state), "--operator", "ada"]).await;
+    let token = JoinToken::parse(&token.expect("a token")).expect("readable");
+    scene.enrol(&token).await.expect("an identity");
+
+    // Nobody answers any more: what root does there would be root's.
+    let Scene {
+        controller,
+        clock,
+        directory,
+    } = scene;
+    controller.stop().await.expect("a stop");
+    let private = directory.path().join("private");
+    std::fs::create_dir(&private).expect("ours");
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o700)).expect("ours");
+    std::os::unix::fs::chown(&private, NOBODY, NOBODY).expect("root may");
+    let theirs = private.join("state");
+    let other = directory.path().join("other");
+    for words in [
+        vec!["backup", "--state", text(&state), text(&other)],
+        vec!["token", "--state", text(&state), "--operator", "bob"],
+        vec!["restore", text(&file), "--state", text(&theirs)],
+        vec!["init", "--state", text(&theirs)],
+    ] {
+        let cli = Cli::parse_from(["flowtilla-controller"].iter().chain(&words));
+        let refused = command::execute(cli.command, clock.clone(), &mut Vec::new()).await;
+        let told = format!("{:#}", refused.expect_err("refused"));
+        assert!(
+            told.contains("belongs to user 65534") && told.contains("runuser"),
+            "{words:?}: {told}"
+        );
+    }
+    assert!(!theirs.exists() && !other.exists(), "nothing is made");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -109,7 +109,7 @@ async fn the_last_operator_is_revoked_on_the_controllers_host_only() {
     assert!(refused.to_string().contains("last operator"), "{refused}");
     scene
         .identities()
-        .check(&admin, scene.clock.now())
+        .check(&admin, 0, scene.clock.now())
         .expect("in still");
     revoke(&admin, None).expect("the controller's host may");
 }

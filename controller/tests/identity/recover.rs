@@ -32,6 +32,24 @@ async fn the_controller_renews_its_own_svid_when_half_its_life_is_over() {
         .expect("a day has passed, and nobody has noticed");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_whose_clock_was_ahead_is_believed_once_it_is_set_back() {
+    let scene = Scene::start().await;
+    let token = scene.token();
+    let first = scene.controller.parts().tls.current();
+    scene.clock.set_back(Duration::from_secs(8 * 3_600));
+    let renews = async {
+        while Arc::ptr_eq(&first, &scene.controller.parts().tls.current()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, renews)
+        .await
+        .expect("it does not wait for eight hours");
+    let member = scene.enrol(&token).await.expect("its SVID counts");
+    scene.believes(&member).await.expect("and so does what it gives");
+}
+
 /// The controller has noticed that its own SVID is void after the clock jumped.
 async fn renewed(scene: &Scene) {
     scene.controller.parts().tls.renew().expect("its own SVID");

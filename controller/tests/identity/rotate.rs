@@ -74,6 +74,7 @@ async fn a_root_changes_while_both_are_trusted() {
         .await
         .expect_err("one has not renewed");
     assert!(refused.to_string().contains(slow.id.name.as_str()), "{refused}");
+    assert!(!refused.to_string().contains("join tokens"), "{refused}");
     assert_eq!(step(&scene, RotateStep::Retire, true).await.expect("forced"), 1);
     scene
         .believes(&slow)
@@ -88,6 +89,26 @@ async fn a_root_changes_while_both_are_trusted() {
         .expect("there")
         .count();
     assert_eq!(keys, 1, "the key of the retired root is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_is_not_retired_while_an_unused_token_pins_it() {
+    let scene = Scene::start().await;
+    let token = scene.token();
+    for next in [RotateStep::Prepare, RotateStep::Activate] {
+        step(&scene, next, false).await.expect("in its turn");
+    }
+    let newer = scene.token();
+    let refused = step(&scene, RotateStep::Retire, false).await;
+    let told = refused.expect_err("a host may have it yet").to_string();
+    assert!(
+        told.starts_with("1 join tokens that nobody has used pin the root")
+            && told.contains(&token.id.to_string()),
+        "{told}"
+    );
+    scene.enrol(&token).await.expect("it is used while it can be");
+    assert_eq!(step(&scene, RotateStep::Retire, false).await.expect("retired"), 1);
+    scene.enrol(&newer).await.expect("it pins the root that signs");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use flowtilla_grpc::causes;
 use flowtilla_grpc::channel::ConnectError;
 use flowtilla_proto::wire::enrol::{Reason, Refusal};
 use flowtilla_proto::wire::fleet::{Mistake, Mistakes};
@@ -16,9 +17,6 @@ use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error a
 use tonic::{Code, Status};
 
 use crate::output::harmless;
-
-/// Causes that are looked through.
-const CAUSES_MAX: usize = 16;
 
 /// What the TLS library says before the name of an alert that it was sent.
 const ALERT: &str = "received fatal alert: ";
@@ -88,7 +86,7 @@ impl Failed {
             Some(refusal) => format!(
                 "the controller refuses: {}; {}",
                 harmless(&refusal.message),
-                remedy(refusal.reason())
+                remedy(stage, refusal.reason())
             ),
             None => match status.code() {
                 Code::InvalidArgument => complaint(status.message(), &mistakes),
@@ -161,15 +159,20 @@ fn complaint(message: &str, mistakes: &[Mistake]) -> String {
     lines.join("\n")
 }
 
-fn remedy(reason: Reason) -> &'static str {
+/// Of an operator who is there, nobody but itself may make a token elsewhere than on the controller's host.
+const SAME_NAME: &str = "log in again with a token that `flowtilla-controller token --operator NAME` makes on the controller's host; \
+                         one from another operator needs another name";
+
+fn remedy(stage: Stage, reason: Reason) -> &'static str {
     match reason {
         Reason::TokenMalformed | Reason::TokenUnknown | Reason::TokenUsed | Reason::TokenExpired => {
             "make another token: agentctl token create --operator NAME"
         }
-        Reason::ForeignSvid | Reason::OtherKey | Reason::Revoked | Reason::NotAllowed => {
-            "log in again with a token from another operator"
-        }
-        Reason::AwaitingApproval => "ask another operator for a token, and log in again",
+        Reason::NotAllowed if stage == Stage::Enrol => SAME_NAME,
+        Reason::ForeignSvid | Reason::OtherKey | Reason::AwaitingApproval => SAME_NAME,
+        // Unknown here, the name is free; revoked, it is for nobody any more.
+        Reason::NotAllowed => "log in again with a token from another operator",
+        Reason::Revoked => "log in again under another name, with a token from another operator",
         Reason::Busy => "try again in a moment",
         Reason::Unspecified | Reason::Csr => "see the controller's log",
     }
@@ -246,36 +249,53 @@ enum Cause<'a> {
 
 /// The TLS library's error among the causes, or else the system's.
 fn cause<'a>(error: &'a (dyn Error + 'static)) -> Cause<'a> {
-    let mut found = Cause::Other;
-    let mut at = Some(error);
-    for _ in 0..CAUSES_MAX {
-        let Some(this) = at else { break };
-        if let Some(tls) = this.downcast_ref::<Tls>() {
-            return Cause::Tls(tls);
-        }
-        let io = this.downcast_ref::<io::Error>();
-        if let Some(io) = io {
-            found = Cause::Io(io);
-        }
-        let inner = io.and_then(io::Error::get_ref);
-        at = inner
-            .map(|inner| inner as &(dyn Error + 'static))
-            .or_else(|| this.source());
-    }
-    found
+    let tls = causes::all(error).find_map(|cause| cause.downcast_ref::<Tls>());
+    let io = || {
+        causes::all(error)
+            .filter_map(|cause| cause.downcast_ref::<io::Error>())
+            .last()
+    };
+    tls.map(Cause::Tls)
+        .or_else(|| io().map(Cause::Io))
+        .unwrap_or(Cause::Other)
 }
 
-/// An error with its causes, those left out that say what the one before has said.
+/// An error with its causes, made harmless for a terminal.
 fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut at = error.source();
-    for _ in 0..CAUSES_MAX {
-        let Some(this) = at else { break };
-        let said = this.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
+    harmless(&causes::chain(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_who_cannot_renew_is_told_of_a_token_that_can_be_made() {
+        let told = |stage, reason: Reason| {
+            let refusal = Refusal {
+                reason: reason.into(),
+                message: "no".to_owned(),
+            };
+            let details = refusal.encode_to_vec().into();
+            Failed::status(
+                stage,
+                &Status::with_details(Code::PermissionDenied, "no", details),
+            )
+            .to_string()
+        };
+        for reason in [Reason::AwaitingApproval, Reason::OtherKey, Reason::ForeignSvid] {
+            let told = told(Stage::Renew, reason);
+            assert!(
+                told.contains("`flowtilla-controller token --operator NAME`"),
+                "{told}"
+            );
         }
-        at = this.source();
+        // The name is free: another operator can help.
+        let unknown = told(Stage::Renew, Reason::NotAllowed);
+        assert!(unknown.ends_with("a token from another operator"), "{unknown}");
+        let taken = told(Stage::Enrol, Reason::NotAllowed);
+        assert!(taken.ends_with("needs another name"), "{taken}");
+        let revoked = told(Stage::Renew, Reason::Revoked);
+        assert!(revoked.contains("another name"), "{revoked}");
     }
-    harmless(&text)
 }

@@ -3,7 +3,6 @@
 //! In: a directory as the operator gave it. Out: a [`Survey`], or one sentence with the remedy; what a walk finds, read in
 //! a thread of its own ([`Walker`]); a [`Replay`].
 
-use std::error::Error;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -112,17 +111,6 @@ pub(crate) fn why(cause: LostCause) -> &'static str {
         LostCause::SpoolDamaged => "damaged on the disk, or never synced to it",
         LostCause::SpoolUnwritable => "the disk did not take them, nor could memory hold them",
     }
-}
-
-/// An error with its sources.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// How the spool stands in one line.

@@ -22,7 +22,7 @@ use super::ssh::Payload;
 use super::trouble::{Step, Trouble};
 use super::who::{self, Who};
 use super::{ACTION_WITHIN, INSTALL_WITHIN, Job, Outcome, Shared, progress};
-use crate::output::{harmless, memory, word};
+use crate::output::{harmless, hex, memory, word};
 
 /// What hosts' agents prove who they are for.
 const PURPOSE: &str = "deploy";
@@ -30,6 +30,9 @@ const PURPOSE: &str = "deploy";
 const REVERTED: &str = "reverted";
 /// How long a token may be used, in milliseconds: it is used at once, or the host is looked after by hand.
 const TOKEN_LIFE_MS: u64 = 15 * 60 * 1_000;
+
+/// Octets of a build's digest that are told: enough to see which of two it is.
+const BUILD_OCTETS_SHOWN: usize = 6;
 
 /// The service's unit, as it is on hosts.
 const UNIT: &str = include_str!("../../../agent/flowtilla-agent.service");
@@ -57,6 +60,8 @@ pub(super) struct Awaited {
     pub(super) not: Option<Vec<u8>>,
     /// Empty: whichever.
     pub(super) version: String,
+    /// SHA-256 of its program, hex; empty: whichever.
+    pub(super) build: String,
 }
 
 impl Awaited {
@@ -64,9 +69,15 @@ impl Awaited {
         let hello = agent.hello.as_ref();
         let instance = hello.map(|hello| &hello.instance[..]);
         let version = hello.map_or("", |hello| &hello.version);
+        let build = hello.map_or(&[][..], |hello| &hello.build);
+        // Two builds may be of one version. An agent from before they told theirs is known by its version alone.
+        let is_program = match self.build.is_empty() || build.is_empty() {
+            true => self.version.is_empty() || self.version == version,
+            false => self.build == hex(build),
+        };
         agent.state() == AgentState::Connected
             && (self.not.is_none() || self.not.as_deref() != instance)
-            && (self.version.is_empty() || self.version == version)
+            && is_program
     }
 }
 
@@ -74,6 +85,14 @@ impl Shared<'_> {
     pub(super) async fn look(&self, job: &Job) -> Result<(Found, Plan), Trouble> {
         progress(job, "looks at it");
         let (found, agent) = self.look_again(job).await?;
+        if let Some(other) = found.shown.other_fleet(&self.client.trusted().domain) {
+            let why = format!("its agent is of another fleet, {other}");
+            let remedy = format!(
+                "if this is the right fleet (--context), take it out of that one first: agentctl agents remove {}, there or here",
+                job.name
+            );
+            return Err(Trouble::new(Step::Prove, why, remedy));
+        }
         plan::fits(&found, &self.program, &job.runtimes)?;
         if !found.package.is_empty() {
             let package = harmless(&found.package);
@@ -200,7 +219,7 @@ impl Shared<'_> {
             }
         };
         let words = ["install", &unit, &settings, &access, program, how];
-        insist(job, self.patience, async || {
+        insist(job, self.patience, false, async || {
             let payload = payload.clone();
             let running = self
                 .ssh
@@ -212,14 +231,14 @@ impl Shared<'_> {
 
     /// The program on trial has proven itself.
     pub(super) async fn keep(&self, job: &Job) -> Result<(), Trouble> {
-        self.act(job, &["keep"]).await.map(drop)
+        self.act(job, &["keep"], true).await.map(drop)
     }
 
-    /// A short action that may be done twice.
-    async fn act(&self, job: &Job, words: &[&str]) -> Result<String, Trouble> {
+    /// A short action that may be done twice. `begun`: as [`insist`] has it.
+    async fn act(&self, job: &Job, words: &[&str], begun: bool) -> Result<String, Trouble> {
         // When it is the service that does not do, the script says so by itself.
         let step = Step::Install;
-        insist(job, self.patience, async || {
+        insist(job, self.patience, begun, async || {
             let running = self.ssh.run(&job.way, step, words, Payload::new(), ACTION_WITHIN);
             running.await
         })
@@ -240,15 +259,16 @@ impl Shared<'_> {
             AgentState::Connected => "is connected",
             _ => "is not connected",
         };
-        let version = known.hello.map_or_else(String::new, |hello| hello.version);
-        let version = match version.as_str() {
-            "" => "of a version that is not known",
-            version => version,
+        let hello = known.hello.unwrap_or_default();
+        let version = match (hello.version.as_str(), hello.build.get(..BUILD_OCTETS_SHOWN)) {
+            ("", _) => "of a version that is not known".to_owned(),
+            (version, None) => version.to_owned(),
+            (version, Some(build)) => format!("{version} (build {})", hex(build)),
         };
         format!(
             "by what the controller knows {} {connected} and runs {}; the program there is on trial, and the next call goes on from that",
             word(agent),
-            harmless(version)
+            harmless(&version)
         )
     }
 
@@ -298,7 +318,7 @@ impl Shared<'_> {
             return Ok(());
         };
         progress(job, format_args!("{}s the agent", service.word()));
-        self.act(job, &["start", service.word()]).await.map(drop)
+        self.act(job, &["start", service.word()], false).await.map(drop)
     }
 
     /// Waits until the controller has the agent.
@@ -336,8 +356,10 @@ impl Shared<'_> {
         progress(job, "goes back to the program from before");
         let former = self.known(agent).await;
         let instance = former.and_then(|agent| Some(agent.hello?.instance));
-        let said = match self.act(job, &["revert"]).await {
-            Err(trouble) if trouble.broke_off => return Err(trouble.and(&self.runs(agent).await)),
+        let said = match self.act(job, &["revert"], true).await {
+            Err(trouble) if trouble.broke_off => {
+                return Err(trouble.and(&self.runs(agent).await).left_on_trial());
+            }
             said => said?,
         };
         // Where nothing was on trial, the process from before is there still.

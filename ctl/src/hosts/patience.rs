@@ -74,7 +74,8 @@ pub(super) async fn until<T>(mut ask: impl AsyncFnMut() -> Result<Option<T>, Fai
     }
 }
 
-/// Does something on a host that may be done twice, again when ssh breaks off under it; for `within` at most.
+/// Does something on a host that may be done twice, again when ssh breaks off under it; for `within` at most. `begun`: what it ends or
+/// undoes was begun before, so a host that is not reached at the first try is waited for, too.
 ///
 /// # Errors
 ///
@@ -83,9 +84,10 @@ pub(super) async fn until<T>(mut ask: impl AsyncFnMut() -> Result<Option<T>, Fai
 pub(super) async fn insist<T>(
     job: &Job,
     within: Duration,
+    begun: bool,
     mut what: impl AsyncFnMut() -> Result<T, Trouble>,
 ) -> Result<T, Trouble> {
-    let mut end = None;
+    let mut end = begun.then(|| Instant::now() + within);
     loop {
         let trouble = match what().await {
             Ok(done) => return Ok(done),
@@ -182,26 +184,52 @@ mod tests {
         at_work.busy = true;
         let busy = Err(at_work);
         let again = vec![broke.clone(), unreached.clone(), busy.clone(), Ok(7)];
-        assert_eq!(insist(&job, WITHIN, turns(again)).await, Ok(7));
+        assert_eq!(insist(&job, WITHIN, false, turns(again)).await, Ok(7));
         // Not reached at the first try: nothing was begun.
-        let told = insist(&job, WITHIN, turns(vec![unreached.clone(), Ok(7)]))
+        let told = insist(&job, WITHIN, false, turns(vec![unreached.clone(), Ok(7)]))
             .await
             .expect_err("told");
         assert!(!told.broke_off && !told.late);
-        let told = insist(&job, WITHIN, turns(vec![busy.clone(), Ok(7)]))
+        let told = insist(&job, WITHIN, false, turns(vec![busy.clone(), Ok(7)]))
             .await
             .expect_err("somebody else is at work");
         assert!(!told.broke_off && !told.late);
         for step in [Step::Start, Step::Install, Step::Sudo, Step::Probe] {
             let refused = vec![broke.clone(), Err(trouble(step)), Ok(7)];
-            let told = insist(&job, WITHIN, turns(refused)).await.expect_err("its word");
+            let told = insist(&job, WITHIN, false, turns(refused))
+                .await
+                .expect_err("its word");
             assert!(!told.broke_off && told.late && told.step == step, "{told}");
         }
         let began = Instant::now();
-        let told = insist(&job, WITHIN, turns(vec![broke, unreached]))
+        let told = insist(&job, WITHIN, false, turns(vec![broke, unreached]))
             .await
             .expect_err("it is gone");
         assert!(told.broke_off, "what became of it is not known");
         assert!(began.elapsed() >= WITHIN && began.elapsed() < WITHIN * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_begun_is_brought_to_its_end_on_a_host_that_is_away_at_the_first_try_too() {
+        let target = Target {
+            user: None,
+            host: "a".to_owned(),
+            port: NonZeroU16::new(22),
+        };
+        let job = super::super::tests::job_of(target);
+        let unreached = Err::<u8, _>(Trouble::new(Step::Connect, "why", "remedy"));
+        let back = turns(vec![unreached.clone(), unreached.clone(), Ok(7)]);
+        assert_eq!(insist(&job, WITHIN, true, back).await, Ok(7));
+        let began = Instant::now();
+        let told = insist(&job, WITHIN, true, turns(vec![unreached]))
+            .await
+            .expect_err("it is gone");
+        assert!(told.broke_off, "what is there is not known");
+        assert!(began.elapsed() >= WITHIN && began.elapsed() < WITHIN * 2);
+        let said = Err::<u8, _>(Trouble::new(Step::Start, "why", "remedy"));
+        let told = insist(&job, WITHIN, true, turns(vec![said, Ok(7)]))
+            .await
+            .expect_err("its own word");
+        assert!(!told.broke_off);
     }
 }

@@ -131,6 +131,11 @@ impl Found {
         self.program == program.digest
     }
 
+    /// SHA-256 of the program that is there, hex; empty: there is none.
+    pub(crate) fn program(&self) -> &str {
+        &self.program
+    }
+
     /// Whether what runs is another program than the one that is there.
     pub(crate) fn is_stale(&self) -> bool {
         self.stale

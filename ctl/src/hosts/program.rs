@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::output::{harmless, hex};
+
 /// Most octets of a program. A debug build with its symbols has 200 MiB.
 const OCTETS_MAX: u64 = 512 << 20;
 /// ELF machines that agents are built for. Source: ELF, e_machine; names as of uname(1).
@@ -20,6 +22,8 @@ const MACHINES: [(u16, &str); 2] = [(62, "x86_64"), (183, "aarch64")];
 const NAME: &str = "flowtilla-agent";
 /// Where agentctl's package has it, from the folder above agentctl's own.
 const PACKAGED: &str = "lib/flowtilla/flowtilla-agent";
+/// Most characters of what another program calls itself that are told.
+const SAID_MAX: usize = 60;
 /// How names of the C library's symbol versions begin.
 const GLIBC: &[u8] = b"GLIBC_2.";
 
@@ -85,7 +89,19 @@ impl Program {
             machine(&octets).ok_or_else(|| format!("is no program that runs on Linux; {REMEDY}"))?;
         let said = Command::new(path).arg("--version").stdin(Stdio::null()).output();
         let version = match &said {
-            Ok(output) if output.status.success() => version_of(&String::from_utf8_lossy(&output.stdout)),
+            Ok(output) if output.status.success() => {
+                let said = String::from_utf8_lossy(&output.stdout);
+                if said.split_whitespace().next() != Some(NAME) {
+                    let said: String = harmless(said.lines().next().unwrap_or_default())
+                        .chars()
+                        .take(SAID_MAX)
+                        .collect();
+                    return Err(format!(
+                        "is another program, which calls itself {said:?}; {REMEDY}"
+                    ));
+                }
+                version_of(&said)
+            }
             _ => String::new(), // For hosts of another machine, say.
         };
         Ok(Self {
@@ -100,10 +116,7 @@ impl Program {
 
 /// SHA-256, hex.
 pub(crate) fn digest(octets: &[u8]) -> String {
-    Sha256::digest(octets)
-        .iter()
-        .map(|octet| format!("{octet:02x}"))
-        .collect()
+    hex(&Sha256::digest(octets))
 }
 
 /// `flowtilla-agent 0.1.0` → `0.1.0`.
@@ -178,6 +191,16 @@ mod tests {
             let why = Program::load(wrong).expect_err("it is none");
             assert!(why.ends_with("--agent-binary"), "{why}");
         }
+    }
+
+    #[test]
+    fn a_program_that_is_no_agent_is_refused_by_what_it_calls_itself() {
+        let why = Program::load(Path::new("/bin/true")).expect_err("it is none");
+        assert!(
+            why.starts_with("is another program, which calls itself \"true"),
+            "{why}"
+        );
+        assert!(why.ends_with("--agent-binary"), "{why}");
     }
 
     #[test]

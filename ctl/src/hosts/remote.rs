@@ -481,6 +481,27 @@ fn the_program_is_asked_who_its_agent_is_and_what_it_cannot_say_is_told() {
     );
 }
 
+#[test]
+fn the_program_is_asked_what_it_finds_and_how_it_ended_is_told() {
+    let Some(host) = Host::new() else { return };
+    host.settle(&files("1", None));
+    let of = |text: &str| {
+        executable(&host.at(PROGRAM), text);
+        host.must(&["doctor"], b"")
+    };
+    assert_eq!(
+        of("#!/bin/sh\necho \"{$*}\"; echo noise >&2; exit 1\n"),
+        "flowtilla-doctor\n{doctor -o json}\n\nended=1 noise\n"
+    );
+    assert_eq!(
+        of("#!/bin/sh\necho first >&2; echo 'no such command' >&2; exit 2\n"),
+        "flowtilla-doctor\n\nended=2 no such command\n"
+    );
+    fs::remove_file(host.at(PROGRAM)).expect("it was there");
+    assert_eq!(host.must(&["doctor"], b""), "flowtilla-doctor\n\nended= \n");
+    assert!(!host.has(&format!("{STUBS}/leaks")));
+}
+
 /// Copies a directory with everything in it, links included.
 fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status();

@@ -12,6 +12,7 @@
 #   remove                             takes everything away that the other actions brought, records that wait included
 #   revert                             puts back what was there before the program on trial, and says so; without one, nothing is done
 #   state                              says how the service does
+#   doctor                             says what the agent's own program finds out about the host, as JSON; changes nothing
 #
 # A program that takes the place of another one is on trial until `keep`: a mark says so, whatever becomes of whoever called. Meanwhile
 # the one that has proven itself is beside it (.previous), with its unit, its settings and its access to runtimes; the mark names those
@@ -148,6 +149,19 @@ identify() {
     fi
     echo svid
     printf '%s\n' "$said" | head -c 65536
+}
+
+# What the program finds out, then how it ended and its last words. Nothing follows `ended=`: there is no program.
+doctor() {
+    echo flowtilla-doctor
+    code=
+    words=
+    if [ -x $program ]; then
+        code=0
+        { words=$(timeout 90 $program doctor -o json 2>&1 >&3) || code=$?; } 3>&1
+    fi
+    echo
+    echo "ended=$code $(printf '%s\n' "$words" | tail -n 1 | head -c 400)"
 }
 
 # All of it arrives before anything is touched.
@@ -313,6 +327,7 @@ enrol) enrol "$2" ;;
 start) start "$2" ;;
 remove) remove ;;
 revert) revert ;;
+doctor) doctor ;;
 state)
     systemctl is-active $name || :
     tell 2>&1

@@ -71,7 +71,7 @@ fn stays_drained(agents: &str) -> String {
 pub(crate) async fn run(args: RemoveArgs) -> anyhow::Result<Exit> {
     let client = Client::reach(&args.reach).await?;
     let groups = upgrade::held(&client).await?;
-    let jobs = jobs(&groups, ("HOST", &args.hosts), &client)?;
+    let jobs = jobs(&groups, ("HOST", &args.hosts), &client.address().to_string())?;
     let asked = jobs.iter().map(|job| {
         let how = match args.drain {
             Some(_) => "drain and remove the agent",

@@ -69,6 +69,19 @@ fn each_host_has_its_sentence_and_all_have_a_sum() {
          c: stays as it is: its agent is of the Debian package 0.1.0-1, which apt-get upgrades there\n\
          hosts: 0 changed, 1 as they are to be, 1 failed, 1 not yet\n"
     );
+    let lost = Trouble::new(Step::Install, "it is not back", "deploy again");
+    let left = [
+        Outcome::Failed(lost.clone()),
+        Outcome::Failed(lost.clone().left_on_trial()),
+        Outcome::Back("lag".to_owned()),
+        Outcome::Failed(lost.and("more").left_on_trial()),
+    ];
+    let said = told(&jobs, &left, false);
+    let (_, last) = said.rsplit_once("4 failed\n").expect("the sum");
+    assert!(
+        last.starts_with("ON TRIAL STILL: b, d: a program that nobody has kept may run there; once"),
+        "{said}"
+    );
     let planned = [
         Outcome::Planned(Vec::new()),
         Outcome::Planned(vec!["install 0.1.0".to_owned()]),

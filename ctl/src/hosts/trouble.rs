@@ -37,6 +37,8 @@ pub(crate) enum Step {
     /// Waits until nothing waits at the agent.
     Drain,
     Remove,
+    /// Has the agent's program say how it finds the host.
+    Doctor,
 }
 
 impl Step {
@@ -53,6 +55,7 @@ impl Step {
             Self::Join => "join",
             Self::Drain => "drain",
             Self::Remove => "remove",
+            Self::Doctor => "doctor",
         }
     }
 }
@@ -69,6 +72,8 @@ pub(crate) struct Trouble {
     pub(crate) busy: bool,
     /// It was told at another try, after ssh broke off: what the first one did may be there.
     pub(crate) late: bool,
+    /// A program is left on trial there that nobody has kept, for all that is known.
+    pub(crate) on_trial: bool,
 }
 
 impl Trouble {
@@ -80,6 +85,7 @@ impl Trouble {
             broke_off: false,
             busy: false,
             late: false,
+            on_trial: false,
         }
     }
 
@@ -95,10 +101,31 @@ impl Trouble {
         self
     }
 
+    /// The same, of a host that is left with a program on trial.
+    pub(crate) fn left_on_trial(mut self) -> Self {
+        self.on_trial = true;
+        self
+    }
+
     /// The same, with something else to do.
     pub(crate) fn remedied(mut self, remedy: &str) -> Self {
         remedy.clone_into(&mut self.remedy);
         self
+    }
+
+    /// The same, told by a command that deploys nothing.
+    pub(crate) fn not_of_deploy(mut self) -> Self {
+        self.remedy = self.remedy.replace("deploy again", "call it again");
+        self
+    }
+
+    /// Each part under its name.
+    pub(crate) fn parts(&self) -> [(&'static str, &str); 3] {
+        [
+            ("step", self.step.word()),
+            ("why", &self.why),
+            ("remedy", &self.remedy),
+        ]
     }
 
     /// The same, with something more to know.

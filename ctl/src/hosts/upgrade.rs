@@ -14,6 +14,10 @@ use crate::cmd::fleet::{deploy, diff};
 use crate::exit::{Exit, UsageError};
 use crate::output::harmless;
 
+/// What is wrong with files that have no hosts.
+pub(super) const NO_GROUP: &str =
+    "--file: there is no group of hosts in these files; add a document of kind HostGroup";
+
 #[derive(Args, Clone, Debug)]
 pub(crate) struct UpgradeArgs {
     /// File, directory (its *.yaml and *.yml), or - for stdin, with groups of hosts. May be repeated.
@@ -50,8 +54,7 @@ pub(crate) async fn run(args: UpgradeArgs) -> anyhow::Result<Exit> {
         }
     };
     if groups.is_empty() {
-        let why = "--file: there is no group of hosts in these files; add a document of kind HostGroup";
-        return Err(UsageError(vec![why.to_owned()]).into());
+        return Err(UsageError(vec![NO_GROUP.to_owned()]).into());
     }
     let brought = bring_all(&client, &groups, &args.hosts, Aim::Upgrade, args.dry_run).await?;
     Ok(brought.unwrap_or(Exit::Done))

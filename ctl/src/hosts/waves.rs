@@ -13,19 +13,18 @@
 //! A controller that is away for a moment is waited for. Whatever happens to this process, a host has one program or the other, and
 //! says so: what an earlier call left on trial is watched first, as a wave of its own. Only at the end is anything kept.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flowtilla_proto::policy::Wave;
-use flowtilla_proto::wire::fleet::{
-    Figures, GateFailure, JudgeRequest, JudgeResponse, Judged, MeasureRequest, Standing,
-};
+use flowtilla_proto::wire::fleet::{Figures, GateFailure, JudgeRequest, JudgeResponse, MeasureRequest};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 
 use self::host::{Blame, Failed, finish, upgrade_one};
+use self::queue::Queue;
 use super::patience::while_away;
 use super::plan::{Found, Plan};
 use super::trouble::Trouble;
@@ -35,6 +34,7 @@ use crate::exit::say;
 use crate::output::{harmless, word};
 
 mod host;
+mod queue;
 
 /// How often the controller is asked how a wave does.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -86,11 +86,9 @@ pub(super) struct Run<'a> {
     shared: &'a Shared<'a>,
     jobs: &'a [Job],
     how: &'a How,
-    queue: VecDeque<Upgrade>,
-    upgraded: Vec<Upgraded>,
+    queue: Queue,
     /// By agent: its last soak before its upgrade.
     before: BTreeMap<String, Figures>,
-    outcomes: BTreeMap<usize, Outcome>,
 }
 
 /// What would be done, with the wave of each.
@@ -124,10 +122,8 @@ impl<'a> Run<'a> {
             shared,
             jobs,
             how,
-            queue: upgrades.into(),
-            upgraded: Vec::new(),
+            queue: Queue::new(upgrades),
             before: BTreeMap::new(),
-            outcomes: BTreeMap::new(),
         }
     }
 
@@ -137,7 +133,7 @@ impl<'a> Run<'a> {
     ///
     /// The controller cannot say, or is not reached.
     pub(super) async fn measure(&mut self) -> anyhow::Result<()> {
-        let waiting = self.queue.iter().filter(|upgrade| !upgrade.is_on_trial());
+        let waiting = self.queue.waiting().filter(|upgrade| !upgrade.is_on_trial());
         let agents: Vec<String> = waiting.map(|upgrade| upgrade.agent().to_owned()).collect();
         if agents.is_empty() || self.how.soak.is_zero() {
             return Ok(());
@@ -165,25 +161,21 @@ impl<'a> Run<'a> {
 
     /// Brings it to all, or back.
     pub(super) async fn run(mut self) -> BTreeMap<usize, Outcome> {
-        let sizes = sizes(&self.how.waves, self.queue.len());
-        let ended = self.waves(&sizes).await;
-        match ended {
+        let sizes = sizes(&self.how.waves, self.queue.waiting().count());
+        match self.waves(&sizes).await {
             Ok(()) => self.keep().await,
             Err(why) => self.take_back(&why).await,
         }
-        self.outcomes
     }
 
     async fn waves(&mut self, sizes: &[usize]) -> Result<(), String> {
-        let (trial, waiting): (VecDeque<_>, VecDeque<_>) =
-            (self.queue.drain(..)).partition(Upgrade::is_on_trial);
-        self.queue = waiting;
+        let trial = self.queue.take_trial();
         if !trial.is_empty() {
             say(format_args!(
                 "upgrade: {} on trial since an earlier call",
                 hosts(trial.len())
             ));
-            self.bring(trial.into(), 0).await?;
+            self.bring(trial, 0).await?;
             self.watch(0, "what was on trial").await?;
         }
         for (n, &size) in sizes.iter().enumerate() {
@@ -192,22 +184,19 @@ impl<'a> Run<'a> {
             if let Err(error) = self.measure().await {
                 return Err(format!("{name}: the controller was lost: {error:#}"));
             }
-            let began = self.counted();
-            while self.counted() < size && !self.queue.is_empty() {
-                let more = (size - self.counted()).min(self.queue.len());
-                let batch = self.queue.drain(..more).collect();
+            let began = self.queue.counted();
+            loop {
+                let batch = self.queue.next(size);
+                if batch.is_empty() {
+                    break;
+                }
                 self.bring(batch, wave).await?;
             }
-            if self.counted() > began {
+            if self.queue.counted() > began {
                 self.watch(wave, &name).await?;
             }
         }
         Ok(())
-    }
-
-    /// How many have the program, for all that is known.
-    fn counted(&self) -> usize {
-        self.upgraded.iter().filter(|one| one.counts).count()
     }
 
     /// Brings the program to some hosts. An error: it does not do, and why.
@@ -220,38 +209,22 @@ impl<'a> Run<'a> {
         let done: Vec<_> = all.buffered(HOSTS_AT_ONCE).collect().await;
         let mut why = None;
         for (upgrade, done) in done {
-            match done {
-                Ok(()) => self.upgraded.push(Upgraded {
-                    upgrade,
-                    wave,
-                    unsure: None,
-                    counts: true,
-                }),
-                Err(Failed {
-                    trouble,
-                    blame: Blame::Unsure { counts },
-                }) => {
-                    let job = &jobs[upgrade.at];
-                    progress(
-                        job,
-                        format_args!("not known whether it has its program: {trouble}"),
-                    );
-                    if !counts {
-                        progress(job, "its agent is there as before, and is not watched");
-                    }
-                    self.upgraded.push(Upgraded {
-                        upgrade,
-                        wave,
-                        unsure: Some(trouble),
-                        counts,
-                    });
+            let job = &jobs[upgrade.at];
+            if let Err(Failed {
+                trouble,
+                blame: Blame::Unsure { counts },
+            }) = &done
+            {
+                progress(
+                    job,
+                    format_args!("not known whether it has its program: {trouble}"),
+                );
+                if !counts {
+                    progress(job, "its agent is there as before, and is not watched");
                 }
-                Err(Failed { trouble, blame }) => {
-                    if blame == Blame::Program && why.is_none() {
-                        why = Some(format!("{}: {trouble}", jobs[upgrade.at].name));
-                    }
-                    self.outcomes.insert(upgrade.at, Outcome::Failed(trouble));
-                }
+            }
+            if let Err(trouble) = self.queue.took(wave, upgrade, done) {
+                why.get_or_insert_with(|| format!("{}: {trouble}", job.name));
             }
         }
         why.map_or(Ok(()), Err)
@@ -264,11 +237,7 @@ impl<'a> Run<'a> {
         }
         say(format_args!(
             "upgrade: {name}, {}: watched for {} s",
-            hosts(
-                (self.upgraded.iter())
-                    .filter(|one| one.wave == wave && one.counts)
-                    .count()
-            ),
+            hosts(self.queue.counted_in(wave)),
             self.how.soak.as_secs()
         ));
         let mut since_ms = 0;
@@ -304,27 +273,8 @@ impl<'a> Run<'a> {
     }
 
     fn question(&self, wave: usize, since_ms: u64) -> JudgeRequest {
-        let judged = |upgrade: &Upgrade, standing: Standing| Judged {
-            agent: upgrade.agent().to_owned(),
-            standing: standing.into(),
-            before: self.before.get(upgrade.agent()).copied(),
-        };
-        let counted = self.upgraded.iter().filter(|one| one.counts);
-        let changed = counted.map(|one| {
-            let standing = match one.wave == wave {
-                true => Standing::Changed,
-                false => Standing::ChangedBefore,
-            };
-            judged(&one.upgrade, standing)
-        });
-        let waiting = self
-            .queue
-            .iter()
-            // Who has not proven who it is says nothing of others.
-            .filter(|upgrade| upgrade.is_proven())
-            .map(|upgrade| judged(upgrade, Standing::Unspecified));
         JudgeRequest {
-            agents: changed.chain(waiting).collect(),
+            agents: self.queue.judged(wave, &self.before),
             soak_ms: self.soak_ms(),
             since_ms,
         }
@@ -335,22 +285,24 @@ impl<'a> Run<'a> {
     }
 
     /// All is well: every host is told so, and what else its plan has is done.
-    async fn keep(&mut self) {
+    async fn keep(self) -> BTreeMap<usize, Outcome> {
         let (shared, jobs) = (self.shared, self.jobs);
-        let all = self.upgraded.drain(..).map(async |one| {
+        let (upgraded, never, failed) = self.queue.end();
+        let all = upgraded.into_iter().map(async |one| {
             let at = one.upgrade.at;
             let outcome = finish(shared, &jobs[at], one).await;
             (at, outcome.unwrap_or_else(Outcome::Failed))
         });
         let done: Vec<_> = stream::iter(all).buffered(HOSTS_AT_ONCE).collect().await;
-        self.outcomes.extend(done);
+        outcomes(done, never, failed)
     }
 
     /// All that have it go back; those that have it not keep what they have.
-    async fn take_back(&mut self, why: &str) {
+    async fn take_back(self, why: &str) -> BTreeMap<usize, Outcome> {
         say(format_args!("upgrade: goes back: {}", harmless(why)));
         let (shared, jobs) = (self.shared, self.jobs);
-        let all = self.upgraded.drain(..).map(async |one| {
+        let (upgraded, never, failed) = self.queue.end();
+        let all = upgraded.into_iter().map(async |one| {
             let at = one.upgrade.at;
             let outcome = match shared.back(&jobs[at], one.upgrade.agent()).await {
                 Ok(()) => Outcome::Back(why.to_owned()),
@@ -359,10 +311,18 @@ impl<'a> Run<'a> {
             (at, outcome)
         });
         let done: Vec<_> = stream::iter(all).buffered(HOSTS_AT_ONCE).collect().await;
-        self.outcomes.extend(done);
-        self.outcomes
-            .extend(self.queue.drain(..).map(|waits| (waits.at, Outcome::Waits)));
+        outcomes(done, never, failed)
     }
+}
+
+fn outcomes(
+    done: Vec<(usize, Outcome)>,
+    never: Vec<usize>,
+    failed: Vec<(usize, Trouble)>,
+) -> BTreeMap<usize, Outcome> {
+    let failed = (failed.into_iter()).map(|(at, trouble)| (at, Outcome::Failed(trouble)));
+    let never = never.into_iter().map(|at| (at, Outcome::Waits));
+    done.into_iter().chain(failed).chain(never).collect()
 }
 
 fn hosts(count: usize) -> String {

@@ -13,7 +13,7 @@
 use std::fmt;
 
 use flowtilla_grpc::{proof, svid};
-use flowtilla_proto::spiffe::{Role, SpiffeId};
+use flowtilla_proto::spiffe::{Role, SpiffeId, TrustDomain};
 use flowtilla_proto::wire::fleet::{Agent, AgentState, AgentsRequest};
 use rustls::pki_types::CertificateDer;
 
@@ -129,6 +129,12 @@ impl Shown {
     /// Whether there is an SVID of an agent, whoever's.
     pub(super) fn is_agents(&self) -> bool {
         self.claim().is_some()
+    }
+
+    /// The fleet that its agent is of, when that is another one.
+    pub(super) fn other_fleet(&self, ours: &TrustDomain) -> Option<TrustDomain> {
+        let claim = self.claim()?;
+        (claim.domain != *ours).then_some(claim.domain)
     }
 
     /// Who it says to be.

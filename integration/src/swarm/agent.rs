@@ -206,6 +206,7 @@ fn parts(number: u32, noting: Noting) -> Parts<Noting> {
         labels: [("role".to_owned(), "web".to_owned())].into(),
         boot: BootId([7; 16]),
         instance: u64::from(number),
+        build: None,
         scope: String::new(),
     };
     let address = IpAddr::V4(Ipv4Addr::from(0x0a00_0000_u32.wrapping_add(number)));

@@ -64,6 +64,7 @@ impl Host {
             boot: BootId([3; 16]),
             scope: String::new(),
             instance,
+            build: None,
         };
         let vitals = Vitals {
             health: Box::new(wire::Health::default),

@@ -1,11 +1,14 @@
 //! Promise: what breaks under an upgrade is no verdict. A host whose ssh broke off is tried again, counts as one of its wave, and
 //! goes back with it; a controller that restarts is waited for.
 
+use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::hosts::Site;
 use integration::process::Process;
 use integration::wait;
 
@@ -48,23 +51,30 @@ fn an_upgrade_under_which_ssh_or_the_controller_breaks_off_is_judged_and_goes_ba
     scene.expect_version(0, former)?;
     scene.expect_flow(0)?;
 
-    // It breaks off once, and the controller restarts while the agent does.
+    // The controller restarts when it is asked what the agent was like before, and again while the agent restarts, whose install
+    // breaks off once.
     broken.breaks(1)?;
-    let mut process = Process::start(scene.upgrade_by(&broken, &["--soak", "1s"])?)?;
-    let err = process.err().clone();
-    wait::until(ENDED_WITHIN, "an install that is tried again", || {
-        Ok(err
-            .all()
-            .iter()
-            .any(|line| line.contains("h0: tries again: connect: "))
-            .then_some(()))
-    })
-    .with_context(|| process.last_words())?;
+    let mut process = Process::start(scene.upgrade_asked_by(&broken, &["--soak", "1s"])?)?;
+    let lines = process.out().clone();
+    let says = |what: &str| {
+        wait::until(ENDED_WITHIN, what, || {
+            let said = lines.all().iter().any(|line| line.contains(what));
+            Ok(said.then_some(()))
+        })
+    };
+    says(&format!("h0: upgrade {former} to {OURS}")).with_context(|| process.last_words())?;
+    scene.controller.kill()?;
+    let listener = scene.deaf_controller()?;
+    process.write_line("y")?;
+    expect_asked(&listener).with_context(|| process.last_words())?;
+    drop(listener);
+    scene.controller.come_back()?;
+    says("h0: tries again: connect: ").with_context(|| process.last_words())?;
     scene.controller.kill()?;
     scene.controller.come_back()?;
     let ended = process.wait_end(ENDED_WITHIN)?;
     let out = process.out().all().join("\n");
-    ensure!(ended.success(), "{ended}: {out}\n{}", err.all().join("\n"));
+    ensure!(ended.success(), "{ended}: {out}");
     ensure!(
         out.contains(&format!("h0: done: upgrade {former} to {OURS}")),
         "{out}"
@@ -76,6 +86,18 @@ fn an_upgrade_under_which_ssh_or_the_controller_breaks_off_is_judged_and_goes_ba
         0,
         &["h0: nothing to do"],
     )
+}
+
+/// Waits until the operator has called the controller that is away.
+fn expect_asked(listener: &TcpListener) -> Result<()> {
+    wait::until(ENDED_WITHIN, "a call of the operator's", || {
+        match listener.accept() {
+            // Agents call it, too.
+            Ok((_, from)) => Ok((from.ip() == Site::hub_address()).then_some(())),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })
 }
 
 /// An `ssh` that breaks off under installs.
@@ -92,6 +114,14 @@ impl Broken {
 }
 
 impl Scene {
+    /// In the place of a controller that is away: takes calls, and says nothing.
+    fn deaf_controller(&self) -> Result<TcpListener> {
+        let address = self.controller.address();
+        let bound = self.site.hub.enter(|| Ok(TcpListener::bind(address)?))?;
+        bound.set_nonblocking(true)?;
+        Ok(bound)
+    }
+
     fn ssh_that_breaks(&self) -> Result<Broken> {
         let folder = self.folder.path().join("breaks");
         std::fs::create_dir(&folder)?;
@@ -121,7 +151,17 @@ exit 255
     fn upgrade_by(&self, broken: &Broken, flags: &[&str]) -> Result<Command> {
         let file = self.file(super::GROUP)?;
         let words = [&["agents", "upgrade", "-f", &file, "--limit", "h0"], flags].concat();
-        let mut command = self.controller.ctl_command(&words)?;
+        self.by(broken, self.controller.ctl_command(&words)?)
+    }
+
+    /// The same on a terminal, where somebody is asked; all that it says is on its standard output.
+    fn upgrade_asked_by(&self, broken: &Broken, flags: &[&str]) -> Result<Command> {
+        let file = self.file(super::GROUP)?;
+        let words = [&["agents", "upgrade", "-f", &file, "--limit", "h0"], flags].concat();
+        self.by(broken, self.controller.ctl_on_terminal(&words)?)
+    }
+
+    fn by(&self, broken: &Broken, mut command: Command) -> Result<Command> {
         self.site.operator(&mut command)?;
         let path = command.get_envs().find(|(name, _)| *name == "PATH");
         let path = path

@@ -24,6 +24,14 @@ fn a_host_that_shows_anothers_identity_has_nothing_done_to_it_and_one_that_is_ol
     let output = scene.deploy(&["--limit", "h1", "--agent-binary", &older])?;
     told(&output, 0, &[&format!("h1: done: install {OLDER}")])?;
     let victim = scene.id(1)?;
+    // By a user who is not root, whom sudo lets become it: so the agent proves who it is as a third one.
+    let seen = scene.site.ssh(1, "journalctl _COMM=sudo -o cat")?;
+    ensure!(
+        seen.lines().any(|line| line.contains("op : ")
+            && line.contains("USER=root")
+            && line.contains("flowtilla probe")),
+        "{seen}"
+    );
 
     // Nothing but its word is there, and nothing that could give more.
     let output = scene.deploy(&["--limit", "h1", "--agent-binary", &older])?;

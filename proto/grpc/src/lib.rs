@@ -3,8 +3,9 @@
 //! A crate of its own, because the agent's core uses the API's messages and must not reach a network.
 //! In: where the controller is, whom to trust, who one is. Out: a [`tonic::transport::Channel`]. Reads no files.
 //! Beside it stands what all programs do the same way so that one change is one trace: [`telemetry`]. And [`cri`]: the API of
-//! Kubernetes' runtimes, which is another's.
+//! Kubernetes' runtimes, which is another's. [`causes`] tells an error whole.
 
+pub mod causes;
 pub mod channel;
 pub mod codec;
 pub mod cri;

@@ -29,6 +29,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, fmt as log};
 
 mod journal;
+pub mod page;
 
 /// Variable of the environment that says the same as the flag `--otlp`. Source: OpenTelemetry, OTLP exporter configuration.
 pub const OTLP_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";

@@ -14,6 +14,10 @@
 //! | `libpod-<id>.scope`, `libpod-<id>`, `libpod-payload-<id>` | podman |
 //! | `<id>` below `pod<uid>` or `kubepods*` | Kubernetes, runtime not told |
 //! | `<id>`, `<anything else>-<id>.scope` | other |
+//! | any of them below a service, `user@1000.service` among them | a user's own |
+//!
+//! A service's cgroup may be handed to the user that it runs as, and whoever has it makes folders of any name. Runtimes of the host
+//! put none there, but podman where a unit asks for it (`libpod-payload-<id>`).
 //!
 //! Source: paths measured with Docker 20.10, podman 4.3, containerd 1.6 to 2.1; CRI-O's from its documentation.
 
@@ -47,12 +51,24 @@ pub fn container(path: &str) -> Option<Container> {
     } else {
         prefixed(before.strip_suffix('-')?)?
     };
+    let runtime = if is_handed_on(above, before) {
+        Runtime::User
+    } else {
+        runtime
+    };
     Some(Container {
         id: id.to_owned(),
         runtime,
         name: None,
         pod: None,
     })
+}
+
+/// Whether somebody else than the host's root may have named the cgroup. `before`: what stands before the id.
+fn is_handed_on(above: &[&str], before: &str) -> bool {
+    let to_user = |part: &&str| part.starts_with("user@") && part.ends_with(".service");
+    let to_service = |part: &&str| part.ends_with(".service");
+    above.iter().any(to_user) || before != "libpod-payload-" && above.iter().any(to_service)
 }
 
 /// The run of exactly [`ID_DIGITS`] lower-case hex digits in one component.
@@ -123,9 +139,18 @@ mod tests {
             ),
             (
                 "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope/container",
-                Runtime::Podman,
+                Runtime::User,
             ),
             ("/system.slice/web.service/libpod-payload-ID", Runtime::Podman),
+            ("/system.slice/ci.service/docker-ID.scope", Runtime::User),
+            (
+                "/user.slice/user-7.slice/user@7.service/libpod-payload-ID",
+                Runtime::User,
+            ),
+            (
+                "/user.slice/user-7.slice/user@7.service/kubepods/podUID/ID",
+                Runtime::User,
+            ),
             ("/kubepods/burstable/podUID/ID", Runtime::Kubernetes),
             ("/kubepods/podUID/ID", Runtime::Kubernetes),
             (

@@ -341,6 +341,7 @@ impl RuntimeKind {
             Runtime::Containerd | Runtime::CriO => self == Self::Cri,
             // Containers of a kubelet by any runtime, and whatever an agent in a cgroup namespace of its own sees.
             Runtime::Kubernetes | Runtime::Other => true,
+            Runtime::User => false,
         }
     }
 }
@@ -380,6 +381,11 @@ enum Entry {
     Known(ContainerFacts),
 }
 
+/// The id by which runtimes may be asked for a container; `None`: whoever named its cgroup may have taken another one's.
+fn container_id(container: &Container) -> Option<ContainerId> {
+    ContainerId::parse(&container.id).filter(|_| container.runtime != Runtime::User)
+}
+
 /// Containers, and who tells of them.
 pub(super) struct Containers {
     entries: LruCache<ContainerId, Entry>,
@@ -408,8 +414,8 @@ impl Containers {
     }
 
     /// What was told about a container, without a change of what was used last.
-    pub(super) fn told(&self, id: ContainerId) -> Option<&ContainerFacts> {
-        match self.entries.peek(&id)? {
+    pub(super) fn told(&self, container: &Container) -> Option<&ContainerFacts> {
+        match self.entries.peek(&container_id(container)?)? {
             Entry::Known(facts) => Some(facts),
             Entry::Sought { .. } => None,
         }
@@ -459,7 +465,7 @@ impl Containers {
         now: KernelTime,
     ) -> (Option<&ContainerFacts>, bool) {
         let may_tell = self.may_tell(runtime);
-        if may_tell == 0 && !self.entries.contains(&id) {
+        if runtime == Runtime::User || may_tell == 0 && !self.entries.contains(&id) {
             return (None, false);
         }
         if !self.entries.contains(&id) {
@@ -496,7 +502,7 @@ impl Containers {
         container: &Container,
         now: KernelTime,
     ) -> (Option<&ContainerFacts>, bool) {
-        match ContainerId::parse(&container.id) {
+        match container_id(container) {
             Some(id) => self.look(id, container.runtime, now),
             None => (None, false),
         }

@@ -120,7 +120,9 @@ fn options(
         for (rest, mode) in rules.after_flag(unit.text, &active) {
             match (rest.is_empty(), mode) {
                 (false, Mode::Joined | Mode::Both) => hide(unit, unit.text.len() - rest.len(), hidden),
-                (true, Mode::Next | Mode::Both) => next.into_iter().for_each(|next| hide(next, 0, hidden)),
+                (true, Mode::Next | Mode::Both | Mode::Cluster) => {
+                    next.into_iter().for_each(|next| hide(next, 0, hidden))
+                }
                 _ => {}
             }
         }

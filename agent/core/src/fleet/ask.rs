@@ -122,6 +122,7 @@ impl Asks {
             protocol: key.protocol.number().into(),
             peer_address: octets(near.address),
             peer_port: near.port.into(),
+            of_flow: key.flow.is_some(),
         });
         self.kept.put(key, Kept::Asked { since: now });
         Found::Waiting

@@ -23,6 +23,9 @@ pub const ADDRESSES_MAX: usize = 4096;
 /// Most lists: one a collector.
 pub const LISTS_MAX: usize = 64;
 
+/// Most agents with which one member is apart. The controller tells 16; beyond that it tells that the member is partial.
+const APART_MAX: usize = 64;
+
 /// How long an address that left its list is remembered.
 ///
 /// Its agent may live on, cut off from the controller, and speak for all its flows. Half of it doubles the flows of an
@@ -48,6 +51,9 @@ pub enum MembersError {
         /// How many.
         octets: usize,
     },
+    /// Agents with which a member is apart: too many, or one has no name of an agent.
+    #[error("members[{0}].apart has more than {APART_MAX} names, or one that is no name of an agent")]
+    Apart(usize),
     /// More than [`ADDRESSES_MAX`].
     #[error("members have more than {ADDRESSES_MAX} addresses")]
     TooMany,
@@ -74,6 +80,14 @@ pub(super) struct Told {
     pub(super) stream: u64,
     pub(super) since: u64,
     pub(super) partial: bool,
+    /// Agents with which both ends speak.
+    apart: Arc<[MemberName]>,
+}
+
+impl Told {
+    fn is_apart_from(&self, other: &Self) -> bool {
+        self.apart.contains(&*other.agent)
+    }
 }
 
 impl Members {
@@ -100,11 +114,17 @@ impl Members {
         let mut twice: HashSet<IpAddr, FixedState> = HashSet::default();
         for (n, member) in wire.members.iter().enumerate() {
             let agent = MemberName::parse(&member.agent).map_err(|_| MembersError::Agent(n))?;
+            if member.apart.len() > APART_MAX {
+                return Err(MembersError::Apart(n));
+            }
+            let apart = member.apart.iter().map(|name| MemberName::parse(name));
+            let apart = apart.collect::<Result<Arc<[_]>, _>>();
             let told = Told {
                 agent: Arc::new(agent),
                 stream: member.stream,
                 since: member.since,
                 partial: member.partial,
+                apart: apart.map_err(|_| MembersError::Apart(n))?,
             };
             names.push(Arc::clone(&told.agent));
             for (m, octets) in member.addresses.iter().enumerate() {
@@ -291,7 +311,8 @@ impl Lists {
         if *near.told.agent != *own || *far.told.agent == *own {
             return None;
         }
-        let unsure = !list.current;
+        let apart = near.told.is_apart_from(&far.told) || far.told.is_apart_from(&near.told);
+        let unsure = !list.current || apart;
         let (near_out, far_out) = (
             near.told.partial || near.left || unsure,
             far.told.partial || far.left || unsure,
@@ -309,6 +330,12 @@ impl Lists {
             },
             peer: Arc::clone(&far.told.agent),
         })
+    }
+
+    /// Names of all that any list has, and of those that have left it and are remembered.
+    pub(super) fn names(&self) -> HashSet<&MemberName, FixedState> {
+        let places = self.by_collector.values().flat_map(|list| list.places.values());
+        places.map(|place| &*place.told.agent).collect()
     }
 
     /// Whether this is the address of a listed agent.

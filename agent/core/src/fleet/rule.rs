@@ -22,8 +22,8 @@ use crate::time::KernelTime;
 
 /// Most time between the moments at which the agents of one list learn of the same change.
 ///
-/// The controller sends all of them the same change together; a stream that has died is noticed by both its ends within
-/// this time. Half of it is not enough for a keep-alive that goes unanswered; double it, and what is held back after a
+/// The controller sends all of them the same change within 5 s, and keeps no list that it could not; a stream that has died is
+/// noticed by both its ends within this time. Half of it is not enough for a keep-alive that goes unanswered; double it, and what is held back after a
 /// change comes so late that ntopng may have forgotten the flow.
 pub const LISTS_APART: Duration = Duration::from_secs(10);
 

@@ -167,6 +167,7 @@ fn capture_of(policy: &Policy) -> CapturePlan {
         tcp: policy.capture.tcp,
         udp: policy.capture.udp,
         scopes: policy.capture.scopes.clone(),
+        max_flows: u32::try_from(policy.capture.max_flows).unwrap_or(u32::MAX),
     }
 }
 

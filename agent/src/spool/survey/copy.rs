@@ -10,6 +10,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use flowtilla_grpc::causes::chain;
+
 use super::files;
 use super::{Segment, SurveyError};
 use crate::spool::segment::{SegmentError, Verdict};
@@ -66,7 +68,7 @@ impl SegmentCopy {
         let (segment, log_alone) = match Segment::open_as_it_is(&path) {
             Ok(segment) => (segment, None),
             Err(error) if error.verdict() == Verdict::Damaged => {
-                let why = super::walk::chain(&error);
+                let why = chain(&error);
                 (Segment::open(&path).map_err(CopyError::Segment)?, Some(why))
             }
             Err(error) => return Err(CopyError::Segment(error)),

@@ -5,7 +5,6 @@
 //! that were given a number and that not everyone has passed are missing, unless an agent runs and may still write them.
 //! Invariant: between two values that are told, every record that is not in one was told as [`Damage`], once.
 
-use std::error::Error;
 use std::fmt;
 use std::ops::ControlFlow;
 
@@ -13,6 +12,7 @@ use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::spool::Value;
 use flowtilla_agent_core::spool::value::{self, Header, ValueError};
 use flowtilla_agent_core::time::WallTime;
+use flowtilla_grpc::causes::chain;
 
 use super::copy::{CopyError, SegmentCopy};
 use super::{LostRange, SegmentInfo, SegmentState, Survey, SurveyError};
@@ -503,15 +503,4 @@ fn told(error: &CopyError) -> String {
         CopyError::Survey(error) => chain(error),
         CopyError::Segment(error) => chain(error),
     }
-}
-
-/// An error with its sources.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

@@ -50,6 +50,13 @@ fn what_is_beyond_a_bound_is_refused_or_cut() {
         ..good()
     });
     assert!(labels.is_err_and(|refused| refused.to_string().starts_with("hello.labels")));
+    for (build, is_refused) in [(vec![7; 32], false), (vec![7; 33], true)] {
+        let told = parse(wire::Hello { build, ..good() });
+        assert_eq!(
+            told.is_err_and(|refused| refused.to_string().starts_with("hello.build")),
+            is_refused
+        );
+    }
     let long = parse(wire::Hello {
         version: "ü".repeat(TEXT_OCTETS_MAX),
         ..good()
@@ -132,6 +139,28 @@ fn a_heartbeat_of_empty_elements_takes_the_memory_of_what_is_kept() {
         let drops: usize = health.collectors.iter().map(|one| one.dropped.capacity()).sum();
         assert!(drops <= DROPS_KEPT_MAX, "{drops}");
     }
+}
+
+#[test]
+fn peers_that_are_not_kept_are_counted() {
+    let heartbeat = wire::Heartbeat {
+        health: Some(wire::Health {
+            peers: vec![wire::PeerSums::default(); PEERS_KEPT_MAX + 5],
+            peers_left_out: 7,
+            ..wire::Health::default()
+        }),
+        ..wire::Heartbeat::default()
+    };
+    let said = wire::FromAgent {
+        body: Some(Body::Heartbeat(heartbeat)),
+    };
+    let Ok(Heard::Heartbeat {
+        health: Some(health), ..
+    }) = Heard::parse(said)
+    else {
+        panic!("it is a heartbeat");
+    };
+    assert_eq!((health.peers.len(), health.peers_left_out), (PEERS_KEPT_MAX, 12));
 }
 
 #[test]

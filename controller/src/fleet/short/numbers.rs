@@ -10,7 +10,8 @@
 //!
 //! A restore forgets what was given after the backup. Each restore therefore counts from another point, the first one backwards: the
 //! life before it gave its next numbers from one end, the one after it gives from the other, and they meet when both together have
-//! given all. Not kept apart are two restores of one and the same backup, and what a backup older than the quarantine does not know of
+//! given all. Not kept apart are two restores of one and the same backup (255 numbers cannot be drawn at random, and nothing tells the
+//! second one of the first: `flowtilla-controller restore` says so), and what a backup older than the quarantine does not know of
 //! numbers that were given twice since.
 //!
 //! Row: key `endpoint, 0, number`; value the agent's id while it has use for the number, and behind it 0 and 8 octets, when it

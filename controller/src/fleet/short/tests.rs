@@ -497,3 +497,40 @@ fn offers(fleet: &mut Fleet) -> BTreeMap<u64, OfferOut> {
     };
     drain(fleet).into_iter().filter_map(offer).collect()
 }
+
+#[test]
+fn it_is_told_before_a_deploy_that_more_agents_feed_a_collector_than_it_can_tell_apart() {
+    let mut fleet = fleet(&Memory::default());
+    most(&mut fleet, 3);
+    let none = Labels::default();
+    let twin = labels(&[("at", "twin")]);
+    let crowded = |fleet: &mut Fleet, dry_run: bool, objects: Vec<Object>| {
+        let change = super::super::Change {
+            dry_run,
+            ..change(objects, &[])
+        };
+        let answer = fleet.apply(change, at(3)).expect("applied");
+        let warnings = answer.warnings.into_iter();
+        Vec::from_iter(warnings.filter(|warning| warning.contains("8 bits")))
+    };
+    for n in 1..=3 {
+        come(&mut fleet, n, if n == 3 { &twin } else { &none });
+    }
+    come(&mut fleet, 4, &labels(&[("at", "new")]));
+    assert_eq!(crowded(&mut fleet, true, Vec::new()), [""; 0], "three have room");
+    // The fourth of one ntopng, which has two names.
+    let moved = object(policy("news", 1, &[("at", "new")], &["twin"]));
+    let told = "4 agents are to feed collector old and twin (tcp://192.0.2.1:5556), which tells agents apart by 3 numbers of 8 bits: 1 \
+                of them keep their records until one is free; give some agents another collector by a policy of their own, or, if \
+                it reads it, have header version 2 (encoding: tlv)";
+    assert_eq!(crowded(&mut fleet, true, vec![moved.clone()]), [told]);
+    assert_eq!(
+        crowded(&mut fleet, true, Vec::new()),
+        [""; 0],
+        "nothing was changed"
+    );
+    assert_eq!(crowded(&mut fleet, false, vec![moved]), [told]);
+    assert_eq!(crowded(&mut fleet, true, Vec::new()), [told], "it stands");
+    fleet.handle_revoked(&name("agent-1"));
+    assert_eq!(crowded(&mut fleet, true, Vec::new()), [""; 0]);
+}

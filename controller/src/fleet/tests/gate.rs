@@ -10,11 +10,15 @@ use super::*;
 use crate::fleet::members::{COALESCE_MS, FROZEN_MS};
 use crate::store::{Batch, Store as _};
 
+mod rest;
+
 /// What an agent is.
 #[derive(Clone, Copy, PartialEq)]
 enum Build {
     /// Of before there were features.
     Old,
+    /// Of before rules had labels of pods; it can be drained.
+    Middle,
     /// Of this version.
     New,
 }
@@ -25,6 +29,8 @@ struct Scene {
     /// The newest offer of each agent, and all assignments that it was ever offered.
     offers: BTreeMap<u64, OfferOut>,
     offered: BTreeMap<u64, Vec<Assignment>>,
+    /// Labels of the enrolments of those that have some.
+    labels: BTreeMap<u64, Labels>,
     ms: u64,
 }
 
@@ -36,6 +42,7 @@ impl Scene {
             store: Memory::default(),
             offers: BTreeMap::new(),
             offered: BTreeMap::new(),
+            labels: BTreeMap::new(),
             ms: 1,
         };
         scene.apply(vec![collector("one"), plain(10)], false);
@@ -67,6 +74,13 @@ impl Scene {
             held: held.map(Mark::to_wire),
             features: match build {
                 Build::Old => Vec::new(),
+                Build::Middle => {
+                    let labels = i32::from(say::Feature::RulePodLabels);
+                    features()
+                        .into_iter()
+                        .filter(|feature| *feature != labels)
+                        .collect()
+                }
                 Build::New => features(),
             },
             ..hello_wire(u32::try_from(n).expect("few") + 1)
@@ -75,7 +89,7 @@ impl Scene {
         self.fleet
             .handle_open(
                 &name(&format!("a{n}")),
-                &Labels::default(),
+                &self.labels.get(&n).cloned().unwrap_or_default(),
                 hello,
                 SessionId(n),
                 at(self.ms),

@@ -1,7 +1,8 @@
 //! Generated histories of a fleet, by seed: agents come, go and crash, operators change and take back, the controller dies
-//! before or after any commit. After each step, and after quiet, the named invariants hold.
+//! before or after any commit, its disk is full and has room again. After each step, and after quiet, the named invariants hold.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
 use flowtilla_proto::wire::session::Assignment;
 use prost::Message;
@@ -82,6 +83,7 @@ impl World {
             75..79 => self.roll_back(),
             79..90 => self.fleet.handle_timeout(self.now()),
             90..94 => self.abort(),
+            94..97 => self.fill(),
             _ => return self.restart(),
         }
         // Now and then the controller dies with a batch that is not written, or written and not yet spoken of.
@@ -100,7 +102,9 @@ impl World {
         let now = self.now();
         self.fleet.finish_turn(now);
         let batch = self.fleet.take_batch();
-        self.store.commit(batch).expect("memory");
+        if !batch.is_empty() {
+            self.store.commit(batch).expect("memory with room");
+        }
     }
 
     fn turn(&mut self) {
@@ -139,9 +143,25 @@ impl World {
         actor.inbox.clear();
         // Every second one prefers the same number.
         let hello = hello(1 + (n as u32 % 2) * n as u32, actor.held);
-        self.fleet
-            .handle_open(&actor.id, &actor.labels, hello, session, now)
-            .expect("welcome");
+        let opened = self
+            .fleet
+            .handle_open(&actor.id, &actor.labels, hello, session, now);
+        if opened == Err(Unwelcome::NoRoom) {
+            assert!(self.fleet.stands_still(), "seed {}", self.seed);
+            actor.session = None;
+            return;
+        }
+        opened.expect("welcome");
+    }
+
+    /// The disk is full from here on, or is so no longer.
+    fn fill(&mut self) {
+        let full = !self.fleet.stands_still();
+        self.store.full.store(full, Ordering::SeqCst);
+        match full {
+            true => assert!(self.fleet.stand_still()),
+            false => assert!(self.fleet.go_on(self.now())),
+        }
     }
 
     fn close(&mut self, n: usize) {
@@ -244,12 +264,17 @@ impl World {
             _ => {}
         }
         // Removing what is not there is refused, and then nothing has changed.
-        let _ = self.fleet.apply(change(objects, &removed), now);
+        if !self.fleet.stands_still() {
+            let _ = self.fleet.apply(change(objects, &removed), now);
+        }
     }
 
     fn roll_back(&mut self) {
         let now = self.now();
         let to = self.random.u64(0..=self.fleet.revision());
+        if self.fleet.stands_still() {
+            return;
+        }
         if let Some(row) = load::revision(&self.store, to).expect("memory") {
             self.fleet
                 .roll_back(&row, Change::default(), now)
@@ -260,6 +285,9 @@ impl World {
     fn abort(&mut self) {
         let now = self.now();
         let ids: Vec<u64> = self.fleet.rollouts.runs().map(|run| run.head().id).collect();
+        if self.fleet.stands_still() {
+            return;
+        }
         for id in ids {
             let _ = self
                 .fleet
@@ -302,6 +330,9 @@ impl World {
     /// Everybody connects, reads and acks; then what everybody has is what the objects of record say.
     fn quiet(&mut self) {
         self.nacks = false;
+        if self.fleet.stands_still() {
+            self.fill();
+        }
         for n in 0..self.actors.len() {
             self.open(n);
         }

@@ -12,6 +12,7 @@ type Rows = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
 pub(crate) struct Memory {
     rows: Mutex<Rows>,
     pub(crate) failing: AtomicBool,
+    pub(crate) full: AtomicBool,
     pub(crate) commits: AtomicU64,
 }
 
@@ -47,8 +48,9 @@ impl Store for Memory {
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
         if self.failing.load(Ordering::SeqCst) {
-            return Err(StoreError::Failed("the test's disk is full".into()));
+            return Err(StoreError::Failed("the test's disk has failed".into()));
         }
+        self.room()?;
         self.commits.fetch_add(1, Ordering::SeqCst);
         let mut rows = self.rows.lock().expect("rows");
         for (table, key, value) in batch.0 {
@@ -58,5 +60,16 @@ impl Store for Memory {
             };
         }
         Ok(())
+    }
+
+    fn room(&self) -> Result<(), StoreError> {
+        match self.full.load(Ordering::SeqCst) {
+            true => Err(StoreError::Full {
+                path: "memory".into(),
+                free: 1,
+                needed: 2,
+            }),
+            false => Ok(()),
+        }
     }
 }

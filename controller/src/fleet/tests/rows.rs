@@ -199,3 +199,47 @@ fn an_agent_is_always_in_the_same_row() {
 
 /// On disks by now.
 const PINNED: [u8; 4] = [197, 237, 112, 34];
+
+#[test]
+fn what_comes_while_the_disk_is_full_is_written_when_there_is_room() {
+    let store = Memory::default();
+    let mut fleet = fleet_of(&store, 3);
+    fleet.apply(change(another(), &[]), at(10)).expect("applied");
+    fleet.finish_turn(at(10));
+    store.commit(fleet.take_batch()).expect("kept");
+    assert!(fleet.stand_still() && !fleet.stand_still());
+    let offered = answer(&mut fleet, 11);
+    assert!(offered > 0);
+    // The next wave waits, whatever time it is: it would have to be on the disk before it is said.
+    for ms in (20..200_000).step_by(5_000) {
+        fleet.handle_timeout(at(ms));
+        fleet.finish_turn(at(ms));
+        assert!(fleet.take_batch().is_empty());
+        for id in 1..=3 {
+            let beat = Heard::Heartbeat {
+                held: None,
+                health: None,
+                addresses: None,
+            };
+            fleet.handle_heard(SessionId(id), beat, at(ms));
+        }
+        assert_eq!(answer(&mut fleet, ms), 0);
+    }
+    assert!(fleet.go_on(at(200_000)) && !fleet.go_on(at(200_000)));
+    fleet.handle_timeout(at(200_001));
+    fleet.finish_turn(at(200_001));
+    let batch = fleet.take_batch();
+    assert!(
+        rows(&batch, Table::Holdings) > 0,
+        "what was acked meanwhile is written"
+    );
+    store.commit(batch).expect("kept");
+    let mut answered = 0;
+    for ms in 200_002..200_040 {
+        answered += answer(&mut fleet, ms);
+        fleet.finish_turn(at(ms));
+        store.commit(fleet.take_batch()).expect("kept");
+    }
+    assert_eq!(offered + answered, 3, "each agent has the change once");
+    assert_eq!(fleet.standing().converged, 3);
+}

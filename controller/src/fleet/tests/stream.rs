@@ -110,12 +110,21 @@ impl Controller {
             panic!("no welcome");
         };
         assert_eq!(welcome.id, format!("spiffe://fleet.test/agent/{agent}"));
-        assert_eq!(welcome.source_id, source_id);
+        assert_eq!((welcome.source_id, welcome.keeps_effective), (source_id, true));
         line
     }
 
     async fn apply(&self, objects: Vec<Object>) -> flowtilla_proto::wire::fleet::ApplyResponse {
         self.fleet.apply(change(objects, &[])).await.expect("applied")
+    }
+
+    async fn stands_still(&self, still: bool) {
+        let reached = async {
+            while self.fleet.standing().await.expect("standing").still != still {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.expect("it looks");
     }
 
     async fn converged(&self, count: u32) {
@@ -394,6 +403,57 @@ async fn a_store_that_fails_makes_nobody_believe_anything() {
     let offer = line.offer().await;
     line.ack(&offer).await;
     controller.converged(1).await;
+}
+
+#[tokio::test]
+async fn a_full_disk_ends_no_stream_and_takes_changes_again_when_there_is_room() {
+    let controller = controller().await;
+    let channel = controller.channel().await;
+    let mut line = controller.join(&channel, "a", 7).await;
+    let offer = line.offer().await;
+    line.ack(&offer).await;
+    let mut other = controller.join(&channel, "b", 8).await;
+    let offer = other.offer().await;
+    other.ack(&offer).await;
+    controller.converged(2).await;
+    controller.store.full.store(true, Ordering::SeqCst);
+    controller.stands_still(true).await;
+    let commits = controller.store.commits.load(Ordering::SeqCst);
+    let refused = controller.fleet.apply(change(one_policy(5_000), &[])).await;
+    assert!(matches!(refused, Err(thread::FleetError::Full)), "{refused:?}");
+    let refused = controller.fleet.drain(vec![name("a")], true).await;
+    assert!(matches!(refused, Err(thread::FleetError::Full)), "{refused:?}");
+    // Who was here comes back, who never was does not come in.
+    let mut back = controller.join(&controller.channel().await, "b", 8).await;
+    assert_eq!(other.ended().await.0, EndReason::Replaced);
+    let mut new = controller.open(&channel, "c").await;
+    new.say(from_agent::Body::Hello(hello_wire(9))).await;
+    let (reason, why) = new.ended().await;
+    assert_eq!(reason, EndReason::Slow);
+    assert!(why.contains("disk is full"), "{why}");
+    let standing = controller.fleet.standing().await.expect("standing");
+    assert_eq!(
+        (standing.agents, standing.connected, standing.revision),
+        (2, 2, 0)
+    );
+    assert_eq!(controller.store.commits.load(Ordering::SeqCst), commits);
+
+    controller.store.full.store(false, Ordering::SeqCst);
+    controller.stands_still(false).await;
+    assert_eq!(controller.apply(one_policy(5_000)).await.revision, 1);
+    // On the streams that there were.
+    for line in [&mut line, &mut back] {
+        loop {
+            let offer = line.offer().await;
+            line.ack(&offer).await;
+            let content = prost::Message::decode(&offer.content[..]);
+            let assignment: say::Assignment = content.expect("an assignment");
+            if assignment.revision == 1 {
+                break;
+            }
+        }
+    }
+    controller.converged(2).await;
 }
 
 #[tokio::test]

@@ -69,9 +69,18 @@ pub struct Connections {
 struct Inner {
     last: u64,
     cuts: HashMap<u64, Arc<Cut>>,
-    /// By whose they are, the oldest first.
-    theirs: HashMap<SpiffeId, BTreeSet<u64>>,
+    /// By whose they are.
+    theirs: HashMap<SpiffeId, Theirs>,
     visitors: BTreeSet<u64>,
+}
+
+/// Connections of an identity.
+#[derive(Debug, Default)]
+struct Theirs {
+    /// The oldest first.
+    numbers: BTreeSet<u64>,
+    /// Seconds since the epoch after which the last of the SVIDs is void that were shown since there is one.
+    not_after: i64,
 }
 
 /// Cuts a connection off. Asked at each of its reads and writes, so it takes no lock.
@@ -102,14 +111,17 @@ impl Connections {
     /// Cuts all connections of an identity; tells how many.
     pub fn cut(&self, id: &SpiffeId) -> usize {
         let inner = self.lock();
-        inner.theirs.get(id).map_or(0, |theirs| inner.cut(theirs))
+        inner
+            .theirs
+            .get(id)
+            .map_or(0, |theirs| inner.cut(&theirs.numbers))
     }
 
     /// Cuts all connections of identities that `void` says are void.
     pub fn cut_where(&self, void: impl Fn(&SpiffeId) -> bool) -> usize {
         let inner = self.lock();
         let theirs = inner.theirs.iter().filter(|(id, _)| void(id));
-        theirs.map(|(_, theirs)| inner.cut(theirs)).sum()
+        theirs.map(|(_, theirs)| inner.cut(&theirs.numbers)).sum()
     }
 
     /// Whether an identity has one.
@@ -118,10 +130,15 @@ impl Connections {
         self.lock().theirs.contains_key(id)
     }
 
-    /// Identities that have one, of which `is` says so.
-    pub fn identities_where(&self, is: impl Fn(&SpiffeId) -> bool) -> BTreeSet<SpiffeId> {
+    /// Identities that have one, of which `is` says so. It hears, too, when the last of their SVIDs is void that were shown, in
+    /// seconds since the epoch.
+    pub fn identities_where(&self, is: impl Fn(&SpiffeId, i64) -> bool) -> BTreeSet<SpiffeId> {
         let inner = self.lock();
-        inner.theirs.keys().filter(|id| is(id)).cloned().collect()
+        let those = inner
+            .theirs
+            .iter()
+            .filter(|(id, theirs)| is(id, theirs.not_after));
+        those.map(|(id, _)| id.clone()).collect()
     }
 
     /// How many there are.
@@ -139,7 +156,8 @@ impl Connections {
         let (theirs, most) = match &peer.svid {
             Some(svid) => {
                 let theirs = inner.theirs.entry(svid.id.clone()).or_default();
-                (theirs, CONNECTIONS_OF_ONE_MAX)
+                theirs.not_after = theirs.not_after.max(svid.not_after);
+                (&mut theirs.numbers, CONNECTIONS_OF_ONE_MAX)
             }
             None => (&mut inner.visitors, self.visitors_max),
         };
@@ -195,8 +213,8 @@ impl Drop for Entry {
             return;
         };
         if let Some(theirs) = inner.theirs.get_mut(&svid.id) {
-            theirs.remove(&self.number);
-            if theirs.is_empty() {
+            theirs.numbers.remove(&self.number);
+            if theirs.numbers.is_empty() {
                 inner.theirs.remove(&svid.id);
             }
         }

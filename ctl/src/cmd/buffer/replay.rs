@@ -18,6 +18,7 @@ use flowtilla_agent_core::encode::tlv::Loopback as TlvLoopback;
 use flowtilla_agent_core::flow::record::FlowRecord;
 use flowtilla_agent_core::loss::DropPoint;
 use flowtilla_agent_core::time::WallTime;
+use flowtilla_grpc::causes;
 use flowtilla_proto::collector::{Collector, RECORDS_PER_SECOND};
 use flowtilla_proto::mistake::Mistake;
 use flowtilla_proto::wire;
@@ -346,7 +347,7 @@ async fn send(
     let mut replay = Replay::start(collector, loopback).map_err(|error| {
         anyhow::anyhow!(
             "{}; set TMPDIR to a directory with some room",
-            spooled::chain(&error)
+            causes::chain(&error)
         )
     })?;
     let mut watch = Watch::new(&replay, endpoint);

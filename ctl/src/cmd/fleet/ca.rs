@@ -33,7 +33,7 @@ pub(crate) struct RotateArgs {
     /// Which step.
     #[arg(value_name = "STEP", value_enum)]
     pub(crate) step: Step,
-    /// Retire although some have not renewed yet: they must enrol again.
+    /// Retire although some have not renewed yet, who must enrol again, or have tokens that would not count any more.
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]

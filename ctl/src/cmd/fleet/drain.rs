@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use flowtilla_proto::wire::fleet::{Agent, AgentState, AgentsRequest, DrainRequest, DrainState};
-use flowtilla_proto::wire::session::Section;
+use flowtilla_proto::wire::session::{Nack, Section};
 use tokio::time::{Instant, sleep};
 
 use super::print;
@@ -139,11 +139,13 @@ pub(crate) async fn wait(
 
 /// Whether it is there, of a version that cannot be drained: waiting does not help.
 fn knows_no_drain(agent: &Agent) -> bool {
-    let withheld = agent
-        .nack
-        .as_ref()
-        .is_some_and(|nack| nack.section() == Section::NotOffered);
+    let withheld = agent.nack.as_ref().is_some_and(is_of_drain);
     withheld && agent.drain() == DrainState::Draining && agent.state() == AgentState::Connected
+}
+
+/// Whether the controller says that it cannot be drained. That it cannot have its policy does not keep it from that.
+fn is_of_drain(nack: &Nack) -> bool {
+    nack.section() == Section::NotOffered && nack.path == "drain"
 }
 
 /// How far an agent is, in words.
@@ -154,7 +156,8 @@ pub(crate) fn stands(agent: &Agent) -> String {
         (DrainState::Draining, AgentState::Connected) => {}
         (DrainState::Draining, _) => return "is not connected; it is drained when it is back".to_owned(),
     }
-    if let Some(nack) = &agent.nack {
+    let own = |nack: &&Nack| nack.section() != Section::NotOffered || is_of_drain(nack);
+    if let Some(nack) = agent.nack.as_ref().filter(own) {
         return harmless(&view::refusal(nack, "refuses"));
     }
     let Some(health) = &agent.health else {
@@ -183,7 +186,7 @@ pub(crate) fn stands(agent: &Agent) -> String {
 
 #[cfg(test)]
 mod tests {
-    use flowtilla_proto::wire::session::{CollectorHealth, Health, Nack};
+    use flowtilla_proto::wire::session::{CollectorHealth, Health};
 
     use super::*;
 
@@ -221,7 +224,17 @@ mod tests {
         });
         assert_eq!(stands(&agent), "not drained: version 0.1.0 does not know how");
         assert!(knows_no_drain(&agent), "nobody waits for it");
-        agent.nack = None;
+        agent.nack = Some(Nack {
+            section: Section::NotOffered.into(),
+            path: "capture.exclude[0].podLabels".to_owned(),
+            reason: "not offered: version 0.1.0 does not know it".to_owned(),
+            ..Nack::default()
+        });
+        assert_eq!(stands(&agent), "7 records wait for main (refused)");
+        assert!(
+            !knows_no_drain(&agent),
+            "it is drained, though it cannot have its policy"
+        );
         agent.drain = DrainState::Drained.into();
         assert_eq!(stands(&agent), "drained");
     }

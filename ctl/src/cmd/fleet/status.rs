@@ -1,5 +1,6 @@
 //! `agentctl status`: how the controller and its fleet do. Exit code 0 when every agent has what it is to have, one of them at least
-//! is there to say so, and no two use one identity.
+//! is there to say so, and no two use one identity: the first line says so, and what else is the matter with whom follows
+//! ([`matters`]).
 //!
 //! `-o json`: the shape `status` in [`crate::view`].
 
@@ -13,6 +14,8 @@ use crate::client::{Client, Reach};
 use crate::exit::Exit;
 use crate::output::{grid, harmless, word};
 use crate::view::{self, ago, until};
+
+mod matters;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct StatusArgs {
@@ -37,7 +40,7 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<Exit> {
             client.say_view(now);
             text(&status, now)
         }
-        Brief::Json => json(&view::status(&status)),
+        Brief::Json => json(&view::status(&status, well(&status))),
     };
     print(&text)?;
     Ok(if well(&status) { Exit::Done } else { Exit::Failed })
@@ -52,13 +55,9 @@ pub(crate) fn well(status: &StatusResponse) -> bool {
     heard && all && status.conflicts == 0
 }
 
-/// Lines for people.
+/// Lines for people: the verdict, then figures.
 pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
     let offline = status.agents.saturating_sub(status.connected);
-    let behind = status
-        .connected
-        .saturating_sub(status.converged)
-        .saturating_sub(status.nacked);
     let mut rows = vec![
         [
             "controller".to_owned(),
@@ -80,31 +79,8 @@ pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
                 status.agents, status.connected
             ),
         ],
-        [
-            "of those connected".to_owned(),
-            format!(
-                "{} have what they are to have, {} refuse it, {behind} are on the way",
-                status.converged, status.nacked
-            ),
-        ],
     ];
-    // Of those connected they are in the row above.
-    let away = (status.behind).saturating_sub(status.connected.saturating_sub(status.converged));
-    if away > 0 {
-        rows.push([
-            "of those offline".to_owned(),
-            format!("{away} have not what they are to have; they get it when back"),
-        ]);
-    }
-    if status.not_offered > 0 {
-        rows.push([
-            "too old".to_owned(),
-            format!(
-                "{} do not know what they are to have: see agents",
-                status.not_offered
-            ),
-        ]);
-    }
+    rows.extend(matters::rows(status, now));
     if status.tied > 0 {
         rows.push([
             "tied".to_owned(),
@@ -120,15 +96,7 @@ pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
             format!("{} agents are, or are to be: see agents", status.draining),
         ]);
     }
-    if status.conflicts > 0 {
-        rows.push([
-            "copies".to_owned(),
-            format!(
-                "{} identities are used by two agents in turns: see `agentctl agents`",
-                status.conflicts
-            ),
-        ]);
-    }
+    rows.extend(matters::left_out(status));
     if let Some(rollout) = &status.rollout {
         let policy = match rollout.policy.is_empty() {
             true => String::new(),
@@ -176,5 +144,6 @@ pub(crate) fn text(status: &StatusResponse, now: WallTime) -> String {
         ),
     ]);
     let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
-    grid(&rows, &[]).into_iter().map(|line| line + "\n").collect()
+    let figures = grid(&rows, &[]).into_iter().map(|line| line + "\n");
+    matters::verdict(status) + "\n" + &figures.collect::<String>()
 }

@@ -113,6 +113,7 @@ async fn begin(control: &Control, asked: Asked, state: Option<PathBuf>) -> anyho
         alone: true,
         view_records_max: VIEW_RECORDS_MAX,
         clock: WallClock::system(),
+        build: None,
     })
     .await?;
     let news = agent.news.clone();

@@ -57,6 +57,10 @@ pub(super) async fn upgrade_one(shared: &Shared<'_>, job: &Job, upgrade: &mut Up
         awaited = Awaited {
             not: before.and_then(|agent| Some(agent.hello?.instance)),
             version: newer.unwrap_or(&shared.program.version).clone(),
+            build: match upgrade.plan.program {
+                Some(_) => shared.program.digest.clone(),
+                None => upgrade.found.program().to_owned(),
+            },
         };
         let started = match upgrade.is_on_trial() {
             true => shared.start(job, &upgrade.plan).await,
@@ -113,7 +117,13 @@ async fn go_back(
 ) -> Failed {
     let trouble = match shared.back(job, upgrade.agent()).await {
         Ok(()) => trouble.and("the program from before is back"),
-        Err(more) => trouble.and(&format!("the program from before is not back: {more}")),
+        Err(more) => {
+            let trouble = trouble.and(&format!("the program from before is not back: {more}"));
+            match more.on_trial {
+                true => trouble.left_on_trial(),
+                false => trouble,
+            }
+        }
     };
     Failed { trouble, blame }
 }
@@ -123,7 +133,7 @@ async fn prove(shared: &Shared<'_>, job: &Job, upgrade: &mut Upgrade) -> Result<
     if let Who::Proven(_) = upgrade.found.who {
         return Ok(());
     }
-    let (found, _) = insist(job, shared.patience, async || shared.look_again(job).await).await?;
+    let (found, _) = insist(job, shared.patience, false, async || shared.look_again(job).await).await?;
     let same = found.who.said() == upgrade.found.who.said();
     match found.who.trouble() {
         Some(trouble) => Err(trouble),
@@ -146,12 +156,12 @@ pub(super) async fn finish(shared: &Shared<'_>, job: &Job, one: Upgraded) -> Res
         reach_again(shared, job, &mut upgrade, broke_off).await?;
         if !one.counts {
             let why = "ssh broke off while it was brought its program, which runs now, is on trial, and was not watched";
-            return Err(Trouble::new(Step::Join, why, REMEDY));
+            return Err(Trouble::new(Step::Join, why, REMEDY).left_on_trial());
         }
     }
     if let Err(trouble) = shared.keep(job).await {
         return Err(match trouble.broke_off {
-            true => trouble.and(&shared.runs(upgrade.agent()).await),
+            true => trouble.and(&shared.runs(upgrade.agent()).await).left_on_trial(),
             false => trouble,
         });
     }
@@ -190,7 +200,7 @@ async fn reach_again(
     broke_off: Trouble,
 ) -> Result<(), Trouble> {
     let Ok((found, _)) = shared.look_again(job).await else {
-        return Err(broke_off.and(&shared.runs(upgrade.agent()).await));
+        return Err(broke_off.and(&shared.runs(upgrade.agent()).await).left_on_trial());
     };
     if !found.has(&shared.program) {
         let version = match found.version() {
@@ -202,14 +212,14 @@ async fn reach_again(
     }
     if found.is_stale() {
         let why = "ssh broke off while it was brought its program, which is there and does not run yet";
-        return Err(Trouble::new(Step::Start, why, REMEDY));
+        return Err(Trouble::new(Step::Start, why, REMEDY).left_on_trial());
     }
     let said = upgrade.found.who.said().map(str::to_owned);
     match &found.who {
         Who::Proven(agent) if Some(agent) == said.as_ref() => upgrade.found.who = found.who,
         who => {
             let other = || Trouble::new(Step::Prove, "its agent is another one than before", REMEDY);
-            return Err(who.trouble().unwrap_or_else(other));
+            return Err(who.trouble().unwrap_or_else(other).left_on_trial());
         }
     }
     Ok(())
@@ -226,29 +236,38 @@ mod tests {
         let awaited = Awaited {
             not: Some(vec![1]),
             version: "0.2.0".to_owned(),
+            build: "00ff".to_owned(),
         };
-        let agent = |state: AgentState, instance: u8, version: &str| Agent {
+        let agent = |state: AgentState, instance: u8, version: &str, build: &[u8]| Agent {
             id: "a".to_owned(),
             state: state.into(),
             hello: Some(Hello {
                 instance: vec![instance],
                 version: version.to_owned(),
+                build: build.to_vec(),
                 ..Hello::default()
             }),
             ..Agent::default()
         };
-        for (state, instance, version, wanted) in [
-            (AgentState::Connected, 1, "0.1.0", false),
+        const NONE: &[u8] = &[];
+        for (state, instance, version, build, wanted) in [
+            (AgentState::Connected, 1, "0.1.0", NONE, false),
             // Its host has restarted, with the program from before.
-            (AgentState::Connected, 2, "0.1.0", false),
-            (AgentState::Connected, 2, "0.2.0", true),
-            (AgentState::Offline, 1, "0.1.0", true),
+            (AgentState::Connected, 2, "0.1.0", NONE, false),
+            (AgentState::Connected, 2, "0.2.0", NONE, true),
+            (AgentState::Offline, 1, "0.1.0", NONE, true),
+            // The same, when both are of one version.
+            (AgentState::Connected, 2, "0.2.0", &[0, 0xfe], false),
+            (AgentState::Connected, 2, "0.2.0", &[0, 0xff], true),
+            // What agentctl could not run here to ask its version, such as a program for another machine.
+            (AgentState::Connected, 2, "0.3.0", &[0, 0xff], true),
+            (AgentState::Connected, 1, "0.2.0", &[0, 0xff], false),
         ] {
-            let known = agent(state, instance, version);
+            let known = agent(state, instance, version, build);
             assert_eq!(
                 counts(&awaited, Some(&known)),
                 wanted,
-                "{state:?} {instance} {version}"
+                "{state:?} {instance} {version} {build:?}"
             );
         }
         assert!(counts(&awaited, None), "the controller is away");

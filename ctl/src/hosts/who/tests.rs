@@ -137,6 +137,12 @@ fn who_counts_for_nothing_is_nobody() {
     assert_eq!(judge(ours, AgentState::Revoked), Who::Nobody);
     let elsewhere = "spiffe://other.test/agent/a";
     assert_eq!(judge(elsewhere, AgentState::Connected), Who::Nobody);
+    for (id, other) in [(ours, None), (elsewhere, Some("other.test"))] {
+        let identity = fleet.identity(id);
+        let shown = Shown::read(None, &identity.prove(&now, &identity.svid));
+        let told = shown.other_fleet(&fleet.trusted.domain);
+        assert_eq!(told.map(|domain| domain.to_string()), other.map(str::to_owned));
+    }
     let operator = "spiffe://fleet.test/operator/a";
     assert_eq!(judge(operator, AgentState::Connected), Who::Nobody);
     let identity = fleet.identity(ours);

@@ -235,6 +235,23 @@ fn nobody_waits_when_nobody_could_tell() {
 }
 
 #[test]
+fn who_names_his_own_cgroup_after_a_container_gets_nothing_of_it() {
+    let mut containers = with(&[Teller::Tells(RuntimeKind::Docker)]);
+    containers.learn(ContainerNews::Known(facts(1, "backup-1")));
+    let shown = |runtime| Container {
+        id: id(1).to_string(),
+        runtime,
+        name: None,
+        pod: None,
+    };
+    assert!(containers.told(&shown(Runtime::Docker)).is_some());
+    assert!(containers.told(&shown(Runtime::User)).is_none());
+    assert_eq!(named(&mut containers, Runtime::User, TOLD), (None, false));
+    assert!(containers.agree(Some(&shown(Runtime::User)), TOLD));
+    assert!(containers.poll_ask().is_none());
+}
+
+#[test]
 fn waiting_ends_when_every_runtime_that_could_know_has_said_no() {
     let mut containers = with(&[
         Teller::Tells(RuntimeKind::Docker),

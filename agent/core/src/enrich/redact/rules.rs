@@ -6,12 +6,15 @@ use std::sync::LazyLock;
 
 const FILE: &str = include_str!("../redact_rules.txt");
 
+/// Most short options that are looked through in one word; curl is called with six.
+const CLUSTER_MAX: usize = 12;
+
 /// Why a line of the rule file is no rule.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum RuleError {
     #[error("line {line}: no such kind of rule: {kind:?}")]
     Kind { line: usize, kind: String },
-    #[error("line {line}: a flag rule is PROGRAM,… FLAG,… joined|next|both")]
+    #[error("line {line}: a flag rule is PROGRAM,… FLAG,… joined|next|both|cluster")]
     Flag { line: usize },
     #[error("line {line}: a rule without words")]
     Empty { line: usize },
@@ -23,6 +26,8 @@ pub(super) enum Mode {
     Joined,
     Next,
     Both,
+    /// In the next word, behind other short options too: `-xw SECRET`.
+    Cluster,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -115,8 +120,34 @@ impl Rules {
             .any(|scheme| scheme.eq_ignore_ascii_case(word))
     }
 
-    /// What follows an option with `user:secret` in the same word; empty when that is the next word.
+    /// What follows an option with `user:secret` in the same word; empty when that is the next word. A short option may stand behind
+    /// others: `-su user:secret`, `-suuser:secret`.
     pub(super) fn after_userpass<'a>(&self, unit: &'a str) -> Option<&'a str> {
+        self.userpass_at_the_front(unit)
+            .or_else(|| self.userpass_behind_others(unit))
+    }
+
+    fn userpass_behind_others<'a>(&self, unit: &'a str) -> Option<&'a str> {
+        let body = unit.strip_prefix('-')?;
+        let letters = body
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .unwrap_or(body.len());
+        let is_one = |at: usize| {
+            let letter = &body[at..=at];
+            self.userpass
+                .iter()
+                .any(|flag| flag.strip_prefix('-') == Some(letter))
+        };
+        let at = (1..letters.min(CLUSTER_MAX)).find(|at| is_one(*at))?;
+        let rest = &body[at + 1..];
+        let is_pair = rest
+            .split_once([':', '%', ','])
+            .is_some_and(|(user, _)| !user.contains('='));
+        // Anything else is some other word.
+        (rest.is_empty() || is_pair).then_some(rest)
+    }
+
+    fn userpass_at_the_front<'a>(&self, unit: &'a str) -> Option<&'a str> {
         self.userpass.iter().find_map(|flag| {
             let rest = unit.strip_prefix(flag.as_str())?;
             if flag.starts_with("--") && !rest.is_empty() {
@@ -167,8 +198,22 @@ impl Rules {
             let rule = &self.flags[at];
             rule.flags
                 .iter()
-                .filter_map(move |flag| Some((unit.strip_prefix(flag.as_str())?, rule.mode)))
+                .filter_map(move |flag| Some((rule.mode.after(unit, flag)?, rule.mode)))
         })
+    }
+}
+
+impl Mode {
+    /// What of a word follows this flag.
+    fn after<'a>(self, unit: &'a str, flag: &str) -> Option<&'a str> {
+        if self != Self::Cluster {
+            return unit.strip_prefix(flag);
+        }
+        let others = unit.strip_prefix('-')?.strip_suffix(flag.strip_prefix('-')?)?;
+        others
+            .bytes()
+            .all(|octet| octet.is_ascii_alphabetic())
+            .then_some("")
     }
 }
 
@@ -185,6 +230,7 @@ impl Flag {
                 "joined" => Mode::Joined,
                 "next" => Mode::Next,
                 "both" => Mode::Both,
+                "cluster" => Mode::Cluster,
                 _ => return None,
             },
         })

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use flowtilla_proto::spiffe::MemberName;
 use flowtilla_proto::wire::session;
 use proptest::prelude::*;
 
@@ -10,7 +11,7 @@ use super::super::ask::{ABSENT_FRESH, ANSWER_WAIT, IN_FLIGHT_MAX};
 use super::super::end::{
     Asked, LONG_TEXT_OCTETS_MAX, POD_OCTETS_MAX, QuestionError, TEXT_OCTETS_MAX, owner_of,
 };
-use super::super::{ADDRESSES_MAX, FarEnd, Fleet, Members, MembersError, start_of};
+use super::super::{ADDRESSES_MAX, FarEnd, Fleet, Members, MembersError, PeerSums, SUMS_KEPT, start_of};
 use super::world::{SLOT, ms, name, stream};
 use crate::flow::record::{Counting, EndReason, FlowRecord};
 use crate::owner::{Confidence, Container, Names, Owner, Pod, Runtime};
@@ -23,6 +24,7 @@ fn member(agent: &str, addresses: &[&[u8]]) -> session::Member {
         partial: false,
         stream: 1,
         since: 1,
+        apart: Vec::new(),
     }
 }
 
@@ -238,6 +240,73 @@ fn until_its_first_list_an_agent_tells_totals_while_it_is_connected() {
 }
 
 #[test]
+fn of_flows_with_one_that_was_not_told_by_the_other_both_ends_tell() {
+    for (by, with) in [(0, 1), (1, 0)] {
+        let mut told = Vec::new();
+        for own in 0..2 {
+            let mut fleet = Fleet::new();
+            fleet.expect();
+            fleet.feed(stream(), SLOT, ms(0));
+            fleet.handle_connected(name(own));
+            let listed = |host: u8| member(&format!("host-{host}"), &[&[10, 0, 0, host + 1]]);
+            let mut members: Vec<session::Member> = (0..3).map(listed).collect();
+            members[by].apart = vec![format!("host-{with}")];
+            fleet.handle_members(Members::parse(&list(1, members)).unwrap(), ms(0));
+            let ports = [[50_000, 443], [443, 50_000]][own];
+            for far in [1 - own, 2] {
+                let mut record = super::world::record_between([own, far], ports, 90_000);
+                fleet.judge(&mut record, ms(90_000), ms(90_500));
+                told.push((record.held_from.contains(SLOT), record.counting));
+            }
+            // Nothing is relied upon between the two.
+            assert!(fleet.sums().all(|(peer, _)| *peer == name(2)));
+        }
+        assert_eq!(told[0], (false, Counting::Total));
+        assert_eq!(told[1], (false, Counting::Delta), "with others all is as before");
+        assert_eq!(told[2], (false, Counting::Total));
+        assert!(told[3].0, "with others all is as before");
+    }
+}
+
+#[test]
+fn agents_with_which_one_is_apart_are_refused_when_they_make_no_sense() {
+    let apart = |names: Vec<String>| {
+        let mut one = member("host-0", &[&[10, 0, 0, 1]]);
+        one.apart = names;
+        Members::parse(&list(1, vec![one])).map(drop)
+    };
+    assert_eq!(apart(vec!["host-1".into(); 16]), Ok(()));
+    assert_eq!(apart(vec!["host-1".into(); 65]), Err(MembersError::Apart(0)));
+    assert_eq!(apart(vec!["no name".into()]), Err(MembersError::Apart(0)));
+}
+
+#[test]
+fn sums_with_agents_that_are_gone_make_room_for_others() {
+    let (mut fleet, _) = settled();
+    let gone = |n: usize| MemberName::parse(&format!("gone-{n}")).unwrap();
+    let members = || {
+        vec![
+            member("host-0", &[&[10, 0, 0, 1]]),
+            member("host-1", &[&[10, 0, 0, 2]]),
+        ]
+    };
+    let mut generation = 1;
+    let mut tell = |fleet: &mut Fleet| {
+        generation += 1;
+        fleet.handle_members(Members::parse(&list(generation, members())).unwrap(), ms(1_000));
+    };
+    fleet.sums.insert(name(1), PeerSums::default());
+    fleet
+        .sums
+        .extend((1..SUMS_KEPT).map(|n| (gone(n), PeerSums::default())));
+    tell(&mut fleet);
+    assert_eq!(fleet.sums.len(), SUMS_KEPT, "there is room");
+    fleet.sums.insert(gone(0), PeerSums::default());
+    tell(&mut fleet);
+    assert_eq!(fleet.sums.keys().collect::<Vec<_>>(), [&name(1)]);
+}
+
+#[test]
 fn questions_on_the_way_have_a_bound() {
     let (mut fleet, _) = settled();
     let mut asked = 0;
@@ -258,6 +327,7 @@ fn questions_that_make_no_sense_are_refused() {
         protocol: 6,
         peer_address: vec![10, 0, 0, 2],
         peer_port: 50_000,
+        of_flow: false,
     };
     assert!(Asked::parse(&good).is_ok());
     let refused = |change: fn(&mut session::Question)| {
@@ -307,6 +377,7 @@ fn a_container_and_its_pod_are_told_as_they_are_known() {
         protocol: 6,
         peer_address: vec![10, 0, 0, 2],
         peer_port: 50_000,
+        of_flow: false,
     };
     let answer = Asked::parse(&question)
         .expect("sound")
@@ -382,6 +453,7 @@ proptest! {
             protocol,
             peer_address: address.clone(),
             peer_port: port,
+            of_flow: false,
         };
         if let Ok(asked) = Asked::parse(&question) {
             prop_assert!(asked.near.port > 0 && matches!(address.len(), 4 | 16));

@@ -210,6 +210,7 @@ impl World {
             partial: agent.partial,
             stream: agent.stream,
             since: agent.told_as.1,
+            apart: Vec::new(),
         });
         session::Members {
             collector: "main".to_owned(),

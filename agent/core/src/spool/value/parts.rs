@@ -279,7 +279,8 @@ fn runtime_number(runtime: Runtime) -> u8 {
         Runtime::CriO => 2,
         Runtime::Podman => 3,
         Runtime::Kubernetes => 4,
-        Runtime::Other => 5,
+        // Earlier versions read no other number, and nothing hangs on it in what is kept.
+        Runtime::Other | Runtime::User => 5,
     }
 }
 

@@ -244,7 +244,8 @@ impl World {
         for (key, value) in store.scan(Table::Meta, None, 1_000).expect("rows") {
             meta.put(Table::Meta, key, value);
         }
-        backup::raise(&mut meta, backup::JUMP, WallMs(at(self.ms).wall_ms));
+        let now = WallMs(at(self.ms).wall_ms);
+        backup::raise(&mut meta, now, now);
         store.commit(meta).expect("kept");
         self.store = store;
         self.start_over();

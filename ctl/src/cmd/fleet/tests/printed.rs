@@ -307,6 +307,11 @@ fn what_was_not_offered_is_told_apart_from_what_an_agent_refused() {
         ..refusal
     });
     assert!(view::converged(&agent), "its policy is not touched");
+    agent.drain = DrainState::Drained.into();
+    let of_drain = view::condition(&agent);
+    assert_eq!(of_drain, "misread: it has this from another program");
+    agent.nack.as_mut().expect("there").path = "collectors[0].encoding".to_owned();
+    assert_eq!(view::condition(&agent), format!("drained; {of_drain}"));
 }
 
 #[test]
@@ -321,9 +326,31 @@ fn marks_of_direction_reach_no_terminal() {
     assert_eq!(read["host"], "\u{202e}exe.txt");
 }
 
-#[test]
-fn status_and_loss_are_pinned() {
-    let status = StatusResponse {
+/// A fleet of which much is the matter.
+fn troubled() -> StatusResponse {
+    let concern = |kind: ConcernKind, agents: u32, first: &[(&str, u64, &str)]| Concern {
+        kind: kind.into(),
+        agents,
+        first: first
+            .iter()
+            .map(|(agent, seen, why)| ConcernedAgent {
+                agent: (*agent).to_owned(),
+                last_seen_ms: match seen {
+                    0 => 0,
+                    seen => ms(Duration::from_secs(*seen)),
+                },
+                why: (*why).to_owned(),
+            })
+            .collect(),
+    };
+    let aside = |records| {
+        Some(told::Aside {
+            records,
+            octets: records * 1_500,
+            packets: records * 3,
+        })
+    };
+    StatusResponse {
         conflicts: 0,
         version: "0.1.0".to_owned(),
         trust_domain: "fleet.example".to_owned(),
@@ -346,7 +373,56 @@ fn status_and_loss_are_pinned() {
         rollout: taken_back().pop().and_then(|event| event.rollout),
         caller: "spiffe://fleet.example/operator/ann".to_owned(),
         caller_not_after_ms: ms(Duration::ZERO) + 3_600_000,
-    };
+        concerns: vec![
+            concern(
+                ConcernKind::Refuses,
+                1,
+                &[(
+                    "web-3-00ff00",
+                    1,
+                    "not offered: version 0.0.9\u{1b}[31m does not know it",
+                )],
+            ),
+            concern(ConcernKind::Behind, 1, &[("web-2-1a2b3c", 2, "")]),
+            concern(
+                ConcernKind::AwayBehind,
+                12,
+                &[
+                    ("db-1-777777", 0, "it has never come"),
+                    ("db-2-777777", 90_000, ""),
+                    ("db-3-777777", 7_500, ""),
+                    ("db-4-777777", 7_500, ""),
+                    (&"x".repeat(63), 80, ""),
+                ],
+            ),
+            concern(
+                ConcernKind::Export,
+                1,
+                &[(
+                    "web-1-abcdef",
+                    3,
+                    "main: the collector does not read: records wait",
+                )],
+            ),
+        ],
+        left_out: Some(LeftOut {
+            agents: 3,
+            filtered: aside(2_000),
+            sampled_out: aside(0),
+            kernel: Some(told::KernelLeftOut {
+                connections: 1_000,
+                packets: 12_000,
+                octets: 3_000_000,
+                cgroups: 2,
+                beyond: 0,
+            }),
+        }),
+    }
+}
+
+#[test]
+fn status_and_loss_are_pinned() {
+    let status = troubled();
     assert!(!status::well(&status));
     let well = StatusResponse {
         agents: 2,
@@ -372,32 +448,132 @@ fn status_and_loss_are_pinned() {
         spoken_octets: 1_000,
         ..told::PeerSums::default()
     }];
-    let text = format!("{}\n{}", status::text(&status, NOW), loss::text(&agents, NOW));
-    assert_pinned("status-loss.txt", &text);
-    let tables = status::text(&status, NOW).lines().count() + agents.len();
-    assert!(
-        text.lines().take(tables).all(|line| width(line) <= COLUMNS),
-        "{text}"
-    );
-    assert!(!loss::nothing_lost(&agents));
+    let older = StatusResponse {
+        concerns: Vec::new(),
+        left_out: None,
+        ..status.clone()
+    };
+    let text = [
+        status::text(&status, NOW),
+        status::text(&older, NOW),
+        loss::text(&agents, NOW),
+    ];
+    assert_pinned("status-loss.txt", &text.join("\n"));
+    // But for what agents and collectors said themselves.
+    for line in text[1].lines().chain(text[2].lines().take(agents.len())) {
+        assert!(width(line) <= COLUMNS, "{line}");
+    }
+    assert!(!text.concat().chars().any(|c| c.is_control() && c != '\n'));
+    assert!(!loss::nothing_lost(&agents, NOW));
     let well: Vec<Agent> = vec![agents[0].clone(), agents[1].clone()];
     assert!(
-        loss::nothing_lost(&well),
+        loss::nothing_lost(&well, NOW),
         "one is new, of the other records are withheld on purpose"
     );
     let mut broken = well.clone();
     broken[1].health.as_mut().expect("there").collectors[0].made += 1;
-    assert!(!loss::nothing_lost(&broken));
+    assert!(!loss::nothing_lost(&broken, NOW));
     let mut silent = well;
     silent[1].health = None;
     assert!(
-        !loss::nothing_lost(&silent),
+        !loss::nothing_lost(&silent, NOW),
         "what tells nothing may have lost something"
     );
-    let json: serde_json::Value = serde_json::from_str(&json(&loss::told(&agents))).expect("it is JSON");
+    let mut hints = vec![agents[1].clone()];
+    let dropped = |point: &str| told::Drop {
+        point: point.to_owned(),
+        count: 3,
+    };
+    let of_first = |agents: &mut Vec<Agent>, point: &str| {
+        agents[0].health.as_mut().expect("there").drops = vec![dropped(point)];
+    };
+    of_first(&mut hints, "FlowRingFull");
+    assert!(loss::nothing_lost(&hints, NOW), "only hints are");
+    assert!(loss::text(&hints, NOW).contains("FlowRingFull 3, before the records, hints only"));
+    of_first(&mut hints, "SocketMapFull");
+    assert!(!loss::nothing_lost(&hints, NOW));
+    let json: serde_json::Value = serde_json::from_str(&json(&loss::told(&agents, NOW))).expect("it is JSON");
     assert_eq!(json["nothingLost"], false);
     assert_eq!(json["agents"][1]["collectors"][0]["lost"], 25);
     assert_eq!(json["agents"][1]["collectors"][0]["missing"], 0);
+    assert_eq!(json["agents"][0]["known"], true);
+    assert_eq!(json["notKnown"], serde_json::json!([agents[4].id]));
+    let json: serde_json::Value =
+        serde_json::from_str(&json_line(&view::status(&status, status::well(&status)))).expect("it is JSON");
+    assert_eq!(json["well"], false);
+    assert_eq!(json["concerns"][2]["agents"], 12);
+    assert_eq!(json["concerns"][2]["kind"], "awayBehind");
+    assert_eq!(json["concerns"][2]["first"][0]["why"], "it has never come");
+    assert_eq!(json["leftOut"]["kernel"]["cgroups"], 2);
+}
+
+#[test]
+fn a_verdict_says_who_is_away_though_all_is_well() {
+    let first = |status: &StatusResponse| status::text(status, NOW).lines().next().map(str::to_owned);
+    let well = StatusResponse {
+        agents: 2,
+        connected: 2,
+        converged: 2,
+        ..StatusResponse::default()
+    };
+    let said = first(&well).expect("a line");
+    assert_eq!(said, "well: all agents have what they are to have");
+    let away = StatusResponse {
+        connected: 1,
+        converged: 1,
+        ..well.clone()
+    };
+    assert!(status::well(&away));
+    assert_eq!(first(&away), Some(format!("{said}; 1 is away")));
+    let nobody = StatusResponse {
+        connected: 0,
+        converged: 0,
+        ..well
+    };
+    let said = first(&nobody).expect("a line");
+    assert_eq!(said, "NOT KNOWN: no agent is connected; 2 are away");
+    let said = first(&StatusResponse::default()).expect("a line");
+    assert!(said.starts_with("no agent has an identity here yet: "), "{said}");
+}
+
+#[test]
+fn what_an_agent_lost_that_is_away_for_long_is_not_known_and_it_is_named() {
+    let [_, here, _, _, away] = <[Agent; 5]>::try_from(agents()).expect("five");
+    let ids = |count: usize| -> Vec<Agent> {
+        let one = |n: usize| Agent {
+            id: format!("web-{n}"),
+            ..away.clone()
+        };
+        std::iter::once(here.clone()).chain((0..count).map(one)).collect()
+    };
+    let last = |agents: &[Agent]| loss::text(agents, NOW).lines().last().map(str::to_owned);
+    let said = last(&ids(2)).expect("a line");
+    assert_eq!(
+        said,
+        "nothing lost that is known; NOT KNOWN of 2 of 3 agents, which are away or have told nothing: web-0 (2h05m old), web-1 (2h05m old)"
+    );
+    assert!(!loss::nothing_lost(&ids(2), NOW));
+    let said = last(&ids(12)).expect("a line");
+    assert!(said.ends_with("web-9 (2h05m old), and 2 more"), "{said}");
+    // One that boots is not gone.
+    let mut boots = ids(1);
+    boots[1].last_seen_ms = ms(Duration::from_secs(300));
+    assert!(loss::nothing_lost(&boots, NOW));
+    assert_eq!(last(&boots).as_deref(), Some("nothing lost"));
+    boots[1].last_seen_ms = ms(Duration::from_secs(301));
+    assert!(!loss::nothing_lost(&boots, NOW));
+    // It lost something before it went.
+    let mut lost = ids(1);
+    lost[1].health.as_mut().expect("there").collectors[0].made += 1;
+    let said = last(&lost).expect("a line");
+    assert!(
+        said.starts_with("something is lost at 1 of 2 agents; NOT KNOWN of 1 of 2 "),
+        "{said}"
+    );
+}
+
+fn json_line(value: &Plain) -> String {
+    super::json(value)
 }
 
 #[test]
