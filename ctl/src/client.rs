@@ -2,7 +2,7 @@
 //!
 //! In: a context ([`contexts`]) and what its directory holds ([`identity`]). Out: a [`Client`], and each failure as one sentence
 //! with the remedy ([`explain`]). Before a call the SVID is looked at: past half of its life it is renewed on the same channel,
-//! and when it has run out it is recovered with its old key. The new one is on the disk before it is used.
+//! and when it has run out it is recovered with its old key ([`keep`]).
 //! Invariants: a key leaves its file in no message; each call has a time limit.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use flowtilla_grpc::fleet::fleet_client::FleetClient;
 use flowtilla_grpc::trust;
 use flowtilla_proto::spiffe::{Role, TrustDomain};
 use flowtilla_proto::token::JoinToken;
-use flowtilla_proto::wire::enrol::{EnrolRequest, RecoverRequest, RenewRequest};
+use flowtilla_proto::wire::enrol::EnrolRequest;
 use rustls::pki_types::CertificateDer;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -31,6 +31,7 @@ use crate::output::{clock as clock_of, harmless};
 pub(crate) mod contexts;
 pub(crate) mod explain;
 pub(crate) mod identity;
+mod keep;
 
 /// How long a call may take that is no stream.
 ///
@@ -108,34 +109,12 @@ impl Client {
                 harmless(&place.controller)
             )
         })?;
-        let kept = Identity::load(&place.identity)?;
-        if kept.is_over(now) {
-            let identity = recover(&address, &kept).await?;
-            identity.store(&place.identity)?;
-            return Ok(Self {
-                fleet: over(channel(&address, &identity).await?),
-                address,
-                context,
-                trusted: Trusted::of(&identity),
-            });
-        }
-        let channel = channel(&address, &kept).await?;
-        let mut trusted = Trusted::of(&kept);
-        if kept.is_due(now) {
-            match renew(channel.clone()).await {
-                Ok(next) => {
-                    trusted = Trusted::of(&next);
-                    next.store(&place.identity)?;
-                }
-                // The one there is counts for hours: what was asked is not held up.
-                Err(error) => say(format_args!("the SVID was not renewed: {error:#}")),
-            }
-        }
+        let (identity, channel) = keep::keep(&address, &place.identity, now).await?;
         Ok(Self {
             fleet: over(channel),
             address,
             context,
-            trusted,
+            trusted: Trusted::of(&identity),
         })
     }
 
@@ -222,27 +201,6 @@ async fn channel(address: &Address, identity: &Identity) -> anyhow::Result<Chann
     Ok(connect(address, Arc::new(tls))
         .await
         .map_err(|error| Failed::connect(Stage::Call, &error))?)
-}
-
-async fn renew(channel: Channel) -> anyhow::Result<Identity> {
-    let key = Key::new();
-    let request = RenewRequest { csr: key.request() };
-    let answer = answered(Stage::Renew, EnrolmentClient::new(channel).renew(request)).await?;
-    Identity::of_answer(key, answer)
-}
-
-async fn recover(address: &Address, expired: &Identity) -> anyhow::Result<Identity> {
-    let tls = trust::with_bundle(expired.bundle(), None)?;
-    let channel = connect(address, Arc::new(tls))
-        .await
-        .map_err(|error| Failed::connect(Stage::Renew, &error))?;
-    let key = expired.key()?;
-    let request = RecoverRequest {
-        svid: expired.svid().to_vec(),
-        csr: key.request(),
-    };
-    let answer = answered(Stage::Renew, EnrolmentClient::new(channel).recover(request)).await?;
-    Identity::of_answer(key, answer)
 }
 
 async fn answered<T>(

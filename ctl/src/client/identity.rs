@@ -119,12 +119,17 @@ impl Identity {
             replace(&directory.join(BUNDLE), pem::encode_many(&bundle).as_bytes())?;
             replace(&directory.join(IDENTITY), pem::encode_many(&identity).as_bytes())
         };
-        write().with_context(|| {
-            format!(
-                "the identity cannot be kept in {}",
-                harmless(&directory.to_string_lossy())
-            )
-        })
+        write().with_context(|| not_kept(directory))
+    }
+
+    /// Whether [`Self::store`] can write there, as far as that can be told without it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot.
+    pub(crate) fn may_be_kept(directory: &Path) -> anyhow::Result<()> {
+        let made = tempfile::tempfile_in(directory).map(drop);
+        made.with_context(|| not_kept(directory))
     }
 
     fn assemble(
@@ -194,6 +199,11 @@ impl Identity {
         let certified = CertifiedKey::from_der(self.chain.clone(), key, &trust::provider())?;
         Ok(Arc::new(SingleCertAndKey::from(certified)))
     }
+}
+
+fn not_kept(directory: &Path) -> String {
+    let shown = harmless(&directory.to_string_lossy());
+    format!("the identity cannot be kept in {shown}, which needs room and must be this user's to write")
 }
 
 fn seconds(now: WallTime) -> i64 {

@@ -13,7 +13,7 @@ use clap::Args;
 use flowtilla_grpc::telemetry::{self, OTLP_VARIABLE, Otlp};
 use flowtilla_proto::wire::fleet::{
     AgentChange, ApplyRequest, ApplyResponse, Change, ObjectChange, ObjectName, ObjectsResponse,
-    RollbackRequest, object,
+    RollbackRequest, RolloutsRequest, object,
 };
 use tonic::Code;
 use tracing::{Span, instrument};
@@ -31,6 +31,10 @@ use crate::view;
 ///
 /// A few waves with short soaks. Half of it gives up on them; double it, and a pipeline stands for longer than people wait.
 const WAIT_DEFAULT: &str = "30m";
+/// Rollouts, the newest first, among which those of a revision are looked for: as many as a controller tells.
+///
+/// One for each policy that a revision changes. Half of it misses some of the largest fleets'; double it for nothing.
+const ROLLOUTS_LOOKED_AT: u32 = 1_000;
 /// Agents that are named when something changes for them; of more the number is told.
 const AGENTS_SHOWN: usize = 20;
 
@@ -249,11 +253,33 @@ pub(crate) async fn finish(
         say(format_args!("note: {}", harmless(warning)));
     }
     print(&told(answer, dry_run))?;
-    let rollouts = rollouts(answer);
-    match (follow.wait, rollouts.is_empty() || dry_run) {
-        (Some(ms), false) => watch::watch(client, &rollouts, Some(Duration::from_millis(ms))).await,
-        _ => Ok(Exit::Done),
+    let Some(ms) = follow.wait.filter(|_| !dry_run) else {
+        return Ok(Exit::Done);
+    };
+    let mut rollouts = rollouts(answer);
+    if rollouts.is_empty() {
+        // Asked for once more, it is what the call before has begun.
+        rollouts = going_on(client, answer.revision).await?;
+        for rollout in &rollouts {
+            print(&format!("rollout {rollout} of this revision goes on\n"))?;
+        }
     }
+    match rollouts.is_empty() {
+        true => Ok(Exit::Done),
+        false => watch::watch(client, &rollouts, Some(Duration::from_millis(ms))).await,
+    }
+}
+
+/// Rollouts of a revision that have not ended.
+async fn going_on(client: &Client, revision: u64) -> anyhow::Result<Vec<u64>> {
+    let request = RolloutsRequest {
+        limit: ROLLOUTS_LOOKED_AT,
+    };
+    let listed = client.ask(client.fleet().rollouts(request)).await?.rollouts;
+    let those = listed
+        .iter()
+        .filter(|rollout| rollout.revision == revision && rollout.ended_ms == 0);
+    Ok(those.map(|rollout| rollout.id).collect())
 }
 
 fn rollouts(answer: &ApplyResponse) -> Vec<u64> {

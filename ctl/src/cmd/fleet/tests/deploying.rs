@@ -276,6 +276,30 @@ async fn wait_ends_with_what_became_of_the_rollout() {
     // The stream ends before the rollout: it is asked for again.
     set(vec![vec![running()], vec![done()]]);
     assert_eq!(wait(Some(60_000)).await.expect("watched"), Exit::Done);
+    // Called again, it changes nothing: what the first call has begun is waited for.
+    let began = |id, revision, ended_ms| Rollout {
+        id,
+        revision,
+        ended_ms,
+        ..Rollout::default()
+    };
+    let nothing_new = || {
+        let mut script = controller.script();
+        script.answer.rollout = 0;
+        script.answer.rollouts.clear();
+    };
+    controller.script().rollouts = vec![began(3, 8, 0), began(2, 8, 1), began(1, 7, 0)];
+    set(vec![taken_back()]);
+    nothing_new();
+    assert_eq!(wait(Some(60_000)).await.expect("watched"), Exit::Failed);
+    set(vec![vec![running(), done()]]);
+    nothing_new();
+    assert_eq!(wait(Some(60_000)).await.expect("watched"), Exit::Done);
+    // What has ended, and what goes back from an earlier revision, is not.
+    controller.script().rollouts.remove(0);
+    set(vec![taken_back()]);
+    nothing_new();
+    assert_eq!(wait(Some(60_000)).await.expect("nothing goes on"), Exit::Done);
     // Nobody is waited for when nobody asked.
     set(Vec::new());
     assert_eq!(wait(None).await.expect("not watched"), Exit::Done);

@@ -131,6 +131,66 @@ async fn an_svid_is_renewed_past_half_of_its_life_and_recovered_when_it_has_run_
 }
 
 #[tokio::test]
+async fn of_many_commands_at_once_one_renews_or_recovers() {
+    let (controller, desk) = logged_in().await;
+    let now = clock::wall_now();
+    // What they are given is due later than all of this.
+    controller.script().life_h = Some(1_000);
+    let later = WallTime(now.0 + 13 * HOUR_NS);
+    let asked = || {
+        let script = controller.script();
+        (script.renewals, script.recoveries)
+    };
+    let reach = desk.reach();
+    let at_once =
+        |at| futures_util::future::join_all((0..8).map(|_| Client::reach_at(&reach, at)).collect::<Vec<_>>());
+    for client in at_once(later).await {
+        client.expect("it is let in");
+    }
+    assert_eq!(asked(), (1, 0));
+    // Once more with an SVID that has run out.
+    let token = controller.token(4).expose();
+    controller.script().life_h = None;
+    let login = desk.login(&controller.address.to_string(), &token).await;
+    login.expect("let in again");
+    controller.script().life_h = Some(1_000);
+    for client in at_once(WallTime(now.0 + 25 * HOUR_NS)).await {
+        client.expect("it is let in");
+    }
+    assert_eq!(asked(), (1, 1));
+}
+
+#[tokio::test]
+async fn a_command_is_not_held_up_by_an_identity_that_cannot_be_kept() {
+    let (controller, desk) = logged_in().await;
+    let kept = desk.identity();
+    let bundle = fs::read(desk.kept("fleet.example/bundle.pem")).expect("there is one");
+    // In the way of what is renamed to the bundle: not even root can write to it.
+    let name = format!("fleet.example/bundle.pem.{}.tmp", std::process::id());
+    fs::create_dir(desk.kept(&name)).expect("ours");
+    for (hours, counts) in [(13, (1, 0)), (25, (1, 1))] {
+        let at = WallTime(clock::wall_now().0 + hours * HOUR_NS);
+        let client = Client::reach_at(&desk.reach(), at).await.expect("it is let in");
+        client
+            .ask(client.fleet().status(StatusRequest {}))
+            .await
+            .expect("allowed");
+        assert!(!client.trusted().signers.is_empty());
+        let script = controller.script();
+        assert_eq!((script.renewals, script.recoveries), counts, "after {hours} h");
+        assert_eq!(desk.identity(), kept, "after {hours} h");
+        assert_eq!(
+            fs::read(desk.kept("fleet.example/bundle.pem")).expect("there"),
+            bundle
+        );
+    }
+    // Where nothing can be made nothing is asked for.
+    fs::rename(desk.kept("fleet.example"), desk.kept("moved")).expect("ours");
+    crate::client::identity::Identity::may_be_kept(&desk.kept("fleet.example")).expect_err("it is gone");
+    crate::client::identity::Identity::may_be_kept(&desk.kept("moved")).expect("it can be written");
+}
+
+#[tokio::test]
 async fn an_identity_that_others_can_read_is_refused() {
     use std::os::unix::fs::PermissionsExt as _;
     let (_controller, desk) = logged_in().await;

@@ -38,6 +38,8 @@ use tonic::transport::server::Connected;
 use tonic::{Code, Request, Response, Status};
 
 const DOMAIN: &str = "fleet.example";
+/// Hours that an SVID lasts.
+const LIFE_H: u64 = 24;
 
 /// What a test sets, and what was asked.
 #[derive(Default)]
@@ -45,6 +47,8 @@ pub(super) struct Script {
     pub(super) used: BTreeSet<TokenId>,
     pub(super) renewals: u32,
     pub(super) recoveries: u32,
+    /// Hours that an SVID lasts from here on; `None`: a day.
+    pub(super) life_h: Option<u64>,
     pub(super) objects: Vec<Object>,
     pub(super) revision: u64,
     pub(super) agents: Vec<Agent>,
@@ -53,6 +57,7 @@ pub(super) struct Script {
     pub(super) refusal: Option<Mistakes>,
     /// Events of each call of Watch, in order; after the last call's the stream ends.
     pub(super) events: Vec<Vec<RolloutEvent>>,
+    pub(super) rollouts: Vec<Rollout>,
     pub(super) revoked: Vec<RevokeRequest>,
     pub(super) status: StatusResponse,
     pub(super) top: TopResponse,
@@ -86,7 +91,7 @@ impl Authority {
         }
     }
 
-    fn params(id: &str) -> CertificateParams {
+    fn params(id: &str, life_h: u64) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(
             format!("spiffe://{DOMAIN}/{id}").try_into().expect("ASCII"),
@@ -94,14 +99,14 @@ impl Authority {
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
         let now = clock::wall_now().seconds();
         params.not_before = epoch + Duration::from_secs(now - 300);
-        params.not_after = epoch + Duration::from_secs(now + 24 * 3_600);
+        params.not_after = epoch + Duration::from_secs(now + life_h * 3_600);
         params
     }
 
-    fn identity(&self, id: &str, csr: &[u8]) -> Result<Response<enrol_wire::Identity>, Status> {
+    fn identity(&self, id: &str, csr: &[u8], life_h: u64) -> Result<Response<enrol_wire::Identity>, Status> {
         let mut request = CertificateSigningRequestParams::from_der(&csr.into())
             .map_err(|_| refused(Reason::Csr, "the request cannot be read"))?;
-        request.params = Self::params(id);
+        request.params = Self::params(id, life_h);
         let svid = request.signed_by(&self.issuer).expect("it signs");
         Ok(Response::new(enrol_wire::Identity {
             id: format!("spiffe://{DOMAIN}/{id}"),
@@ -154,6 +159,10 @@ impl Scripted {
         self.script.lock().expect("nobody panics with it")
     }
 
+    fn life_h(&self) -> u64 {
+        self.script().life_h.unwrap_or(LIFE_H)
+    }
+
     /// A token: even ids are operators', odd ones agents'.
     pub(super) fn token(&self, id: u64) -> JoinToken {
         JoinToken {
@@ -165,7 +174,7 @@ impl Scripted {
 
     fn acceptor(&self) -> TlsAcceptor {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
-        let mut params = Authority::params("controller/one");
+        let mut params = Authority::params("controller/one", LIFE_H);
         params
             .subject_alt_names
             .push(SanType::DnsName(CONTROLLER_NAME.try_into().expect("ASCII")));
@@ -214,13 +223,14 @@ impl Enrolment for Scripted {
             true => "operator/ann",
             false => "agent/web-1-7f",
         };
-        self.authority.identity(id, &request.csr)
+        self.authority.identity(id, &request.csr, self.life_h())
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<enrol_wire::Identity>, Status> {
         self.operator(&request)?;
         self.script().renewals += 1;
-        self.authority.identity("operator/ann", &request.into_inner().csr)
+        self.authority
+            .identity("operator/ann", &request.into_inner().csr, self.life_h())
     }
 
     async fn recover(
@@ -236,7 +246,8 @@ impl Enrolment for Scripted {
             return Err(refused(Reason::OtherKey, "the key is another one"));
         }
         self.script().recoveries += 1;
-        self.authority.identity("operator/ann", &request.csr)
+        self.authority
+            .identity("operator/ann", &request.csr, self.life_h())
     }
 }
 
@@ -311,7 +322,8 @@ impl Fleet for Scripted {
 
     async fn rollouts(&self, request: Request<RolloutsRequest>) -> Answer<RolloutsResponse> {
         self.operator(&request)?;
-        Ok(Response::new(RolloutsResponse::default()))
+        let rollouts = self.script().rollouts.clone();
+        Ok(Response::new(RolloutsResponse { rollouts }))
     }
 
     async fn steer(&self, request: Request<SteerRequest>) -> Answer<Rollout> {
