@@ -514,12 +514,17 @@ impl Fleet {
         id: &MemberName,
         nonce: u64,
         held: Mark,
-        effective: Box<wire::Effective>,
+        effective: Option<Box<wire::Effective>>,
         now: Now,
     ) {
         let Some(agent) = self.agents.get_mut(id) else {
             return;
         };
+        // Also of an ack that comes too late: the next one does not repeat it.
+        if effective.is_some() && agent.effective != effective {
+            agent.effective = effective;
+            self.late.insert(id.clone());
+        }
         let Some(open) = agent.answered(nonce) else {
             return;
         };
@@ -533,8 +538,7 @@ impl Fleet {
         // What it is to have is on the disk since before it was offered, and after a restart of this controller the agent says
         // that it holds it: an ack by itself need not be there at once.
         self.holdings_late.insert(bucket(id.as_str()));
-        if agent.nack.take().is_some() || agent.effective.as_ref() != Some(&effective) {
-            agent.effective = Some(effective);
+        if agent.nack.take().is_some() {
             self.late.insert(id.clone());
         }
         self.members.touch();

@@ -21,6 +21,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_RINGBUF = 27
 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1, BPF_RB_NO_WAKEUP = 1 };
+#define BPF_F_CURRENT_NETNS (-1L)
 
 struct bpf_spin_lock { __u32 val; };
 
@@ -53,6 +54,7 @@ struct sock {
 	struct sock_common __sk_common;
 	__u16 sk_protocol;
 	int sk_err;
+	__u32 sk_max_ack_backlog;
 	struct socket *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
 } CORE;
@@ -103,6 +105,12 @@ struct bpf_sock {
 struct bpf_sock_addr {
 	__u32 user_family, user_ip4, user_ip6[4], user_port, family, type, protocol, msg_src_ip4, msg_src_ip6[4];
 	__u64 sk;
+};
+struct bpf_sock_tuple {
+	union {
+		struct { __be32 saddr, daddr; __be16 sport, dport; } ipv4;
+		struct { __be32 saddr[4], daddr[4]; __be16 sport, dport; } ipv6;
+	};
 };
 struct __sk_buff {
 	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority, ingress_ifindex,

@@ -368,8 +368,38 @@ int BPF_PROG(tcp_destroy, struct sock *sk)
 	return 0;
 }
 
-/* Was this connection left out because of where its listener was made, and does a process outside accept it? Then it is
- * told, from its beginning, and so are those after it. One that has ended already stays left out. */
+/* Does somebody listen at this local end? Of no peer at all, so that no connection is found. */
+static __always_inline bool is_listened_on(struct bpf_sock_addr *ctx, const struct tuple *t)
+{
+	struct bpf_sock_tuple at = {};
+	__u32 octets;
+	const __be32 *local = (const void *)t->local;
+	if (!local[0] && !local[1] && local[2] == bpf_htonl(0xffff)) {
+		at.ipv4.daddr = local[3];
+		at.ipv4.dport = bpf_htons(t->local_port);
+		octets = sizeof(at.ipv4);
+	} else {
+		__builtin_memcpy(at.ipv6.daddr, local, 16);
+		at.ipv6.dport = bpf_htons(t->local_port);
+		octets = sizeof(at.ipv6);
+	}
+	struct bpf_sock *listener = bpf_skc_lookup_tcp(ctx, &at, octets, BPF_F_CURRENT_NETNS, 0);
+	if (!listener)
+		return false;
+	bpf_sk_release(listener);
+	return true;
+}
+
+/* Which end this is of a connection that nobody saw begin. A child is a copy of its listener, length of the queue included;
+ * whoever connects has none. A listener may have asked for none: its child is one while somebody listens there. */
+static __always_inline __u8 role_of(struct bpf_sock_addr *ctx, struct sock *sk, const struct tuple *t)
+{
+	return BPF_CORE_READ(sk, sk_max_ack_backlog) || is_listened_on(ctx, t) ? ROLE_PASSIVE : ROLE_ACTIVE;
+}
+
+/* Was this connection left out because of where its socket or its listener was made, and does a process outside have it that
+ * asks for the peer's address, as in accept? Then it is told, from its beginning, and so are those after it at its listener. One
+ * that has ended already stays left out. */
 static __noinline int accepted_outside(struct bpf_sock_addr *ctx, __u64 cookie)
 {
 	/* As a number, by way of memory: the verifier lets nobody look for the cgroup in what it knows to be a socket. */
@@ -382,16 +412,18 @@ static __noinline int accepted_outside(struct bpf_sock_addr *ctx, __u64 cookie)
 		return 0;
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct tcp_entry e;
-	begin(&e, sk, now, ROLE_PASSIVE);
+	begin(&e, sk, now, ROLE_UNKNOWN);
 	e.established_ns = now;
 	read_tuple(&e.tuple, sk);
+	e.role = role_of(ctx, sk, &e.tuple);
 	owner_is_current(&e.owner);
-	set_handed_on(&e.tuple);
+	if (e.role == ROLE_PASSIVE)
+		set_handed_on(&e.tuple);
 	enter(&e, cookie, now);
 	return 0;
 }
 
-/* Fires in accept when the application asks for the peer's address, in the acceptor's context. */
+/* Fires in accept when the application asks for the peer's address, in the acceptor's context; and in getpeername, for both ends. */
 static __always_inline int accepted(struct bpf_sock_addr *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);

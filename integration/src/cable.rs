@@ -1,4 +1,4 @@
-//! The cable between an agent's desk and its collector: two more hosts, and a wire that can be pulled.
+//! The cable between an agent's desk and its collector, or its controller: two more hosts, and a wire that can be pulled.
 //!
 //! Pulled means that packets of both directions are dropped without a word, as when someone takes the plug out behind a
 //! switch: neither end sees its link go down. Nothing of the traffic that agents watch passes here.
@@ -9,7 +9,8 @@ use crate::netns::NetNs;
 
 /// Address of the collector.
 pub const COLLECTOR_V4: &str = "10.78.0.2";
-const DESK_V4: &str = "10.78.0.1";
+/// Address of the desk.
+pub const DESK_V4: &str = "10.78.0.1";
 const INTERFACE: &str = "cable0";
 const TABLE: [&str; 3] = ["table", "inet", "flowtilla_cable"];
 const RULES: &str = "
@@ -29,7 +30,7 @@ table inet flowtilla_cable {
 pub struct Cable {
     /// Where the agent's own process lives.
     pub desk: NetNs,
-    /// Where the collector lives.
+    /// Where the collector, or the controller, lives.
     pub collector: NetNs,
 }
 

@@ -331,6 +331,8 @@ impl Controller {
 pub struct Member {
     process: Option<Process>,
     scope: String,
+    /// Where it lives; `None`: on this machine.
+    place: Option<Handle>,
     controller: SocketAddr,
     flags: Vec<String>,
     folder: TempDir,
@@ -358,7 +360,27 @@ impl Member {
         labels: &[&str],
         flags: &[&str],
     ) -> Result<Self> {
-        let host = format!("h{n}");
+        let watched = &hub.hosts[usize::from(n)];
+        Self::join_at(controller, None, watched, format!("h{n}"), labels, flags)
+    }
+
+    /// Has an agent that lives on the host `desk` and sees `watched` join the fleet, with the label `host=desk`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn join_from(controller: &Controller, desk: &NetNs, watched: &NetNs) -> Result<Self> {
+        let place = Some(desk.handle());
+        Self::join_at(controller, place, watched, "desk".to_owned(), &[], NO_METRICS)
+    }
+
+    fn join_at(
+        controller: &Controller,
+        place: Option<Handle>,
+        watched: &NetNs,
+        host: String,
+        labels: &[&str],
+        flags: &[&str],
+    ) -> Result<Self> {
         let label = format!("host={host}");
         let mut words = vec!["token", "create", "--label", &label];
         for label in labels {
@@ -369,7 +391,8 @@ impl Member {
         std::fs::write(folder.path().join("token"), token)?;
         let mut member = Self {
             process: None,
-            scope: format!("netns={}", hub.hosts[usize::from(n)].path().display()),
+            scope: format!("netns={}", watched.path().display()),
+            place,
             controller: controller.address(),
             flags: owned(flags),
             folder,
@@ -386,7 +409,11 @@ impl Member {
     /// When it is not built, or has not gone.
     pub fn come_back(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "the agent has not gone");
-        let mut command = Command::new(binary("flowtilla-agent")?);
+        let program = binary("flowtilla-agent")?;
+        let mut command = match &self.place {
+            Some(place) => place.command(&program),
+            None => Command::new(&program),
+        };
         command
             .args(["run", "--controller", &self.controller.to_string()])
             .args(["--scope", &self.scope])
@@ -436,6 +463,14 @@ impl Member {
             process.last_words()
         );
         Ok(())
+    }
+
+    /// What it says, on standard error.
+    ///
+    /// # Errors
+    /// When it has gone.
+    pub fn log(&self) -> Result<&Lines> {
+        Ok(self.process.as_ref().context("the agent has gone")?.err())
     }
 
     /// What it said last.

@@ -160,6 +160,15 @@ pub fn swallow(host: &NetNs, port: u16) -> Result<()> {
     host.run("nft", &[&rules]).map(drop)
 }
 
+/// Takes that back.
+///
+/// # Errors
+/// When nothing is swallowed there.
+pub fn let_through(host: &NetNs) -> Result<()> {
+    let table = ["delete", "table", "inet", "flowtilla_swallow"];
+    host.run("nft", &table).map(drop)
+}
+
 /// Segments that TCP sent again in `host` since it began; SYN included.
 ///
 /// A busy machine is late with an acknowledgement, and TCP probes: what crossed a wire may then be more than what was written.

@@ -4,6 +4,9 @@
 //! Three namespaces as hosts with an agent each, a fourth without; a controller; one collector, libzmq's own SUB. What the
 //! collector adds up, as ntopng does, is compared with what the wire carried and with what the traffic says of itself.
 
+#[path = "fleet/cut.rs"]
+mod cut;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 

@@ -4,7 +4,9 @@
 //! A cgroup of ours on the left host, and the product's agent in this process, whose status tells what the kernel did.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -177,6 +179,8 @@ fn what_a_process_outside_has_is_told_wherever_it_was_made() -> Result<()> {
 
     let server = a_listener_is_handed_on(&scene, &outside, &mut watch)?;
     a_socket_is_made_inside_and_connects_outside(&scene, &outside, &mut watch)?;
+    a_connection_is_handed_on_and_its_peer_asked_for(&scene, &outside, &mut watch)?;
+    a_listener_without_a_queue_is_handed_on(&scene, &outside, &mut watch)?;
     // What nobody tells of is found by a walk of the open files, which a change of rules brings about at once.
     a_connection_is_handed_on(&scene, &outside, &mut watch, &both)?;
     let nameless = sockets_are_handed_on_without_a_word(&scene, &outside, &mut watch, &one)?;
@@ -237,6 +241,76 @@ fn a_socket_is_made_inside_and_connects_outside(
     ensure!(
         pid_of(&told.initiator) == Some(std::process::id()) && after == before,
         "{told:?}, {after:?} after {before:?}"
+    );
+    Ok(())
+}
+
+/// It was begun inside, and who has it outside asks for its peer: it is told whole, by the end that connected. The ports do not
+/// say which that is.
+fn a_connection_is_handed_on_and_its_peer_asked_for(
+    scene: &Scene<'_>,
+    outside: &Path,
+    watch: &mut Watch,
+) -> Result<()> {
+    let before = watch.last_sum;
+    let to = scene.echo_to.parse::<SocketAddr>()?;
+    let mut stream = TcpStream::from(scene.inside(outside, || {
+        let socket = stream_socket()?;
+        rustix::net::connect(&socket, &to)?;
+        Ok(socket)
+    })?);
+    // At once: a walk of the open files that finds it first does not know who began it.
+    ensure!(stream.peer_addr()? == to);
+    let port = stream.local_addr()?.port();
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut back = [0; 6];
+    stream.write_all(b"octets")?;
+    stream.read_exact(&mut back)?;
+    drop(stream);
+    let told = watch.told("a connection that was handed on", |record| {
+        is_between(record, port, scene.echo_port()) && record.reason == EndReason::EndOfFlow
+    })?;
+    let after = watch.sum_now()?;
+    ensure!(
+        pid_of(&told.initiator) == Some(std::process::id())
+            && told.initiator.owner.confidence == Confidence::Exact
+            && (told.total.forward.payload, told.total.backward.payload) == (6, 6)
+            && (after.connections, after.packets) == (before.connections + 1, before.packets),
+        "{told:?}, {after:?} after {before:?}"
+    );
+    Ok(())
+}
+
+/// Its children have no length of a queue by which they are told from sockets that connected.
+fn a_listener_without_a_queue_is_handed_on(
+    scene: &Scene<'_>,
+    outside: &Path,
+    watch: &mut Watch,
+) -> Result<()> {
+    let listener = TcpListener::from(scene.inside(outside, || {
+        let socket = stream_socket()?;
+        let any = SocketAddr::from((LEFT_V4.parse::<Ipv4Addr>()?, 0));
+        rustix::net::bind(&socket, &any)?;
+        rustix::net::listen(&socket, 0)?;
+        Ok(socket)
+    })?);
+    let to = listener.local_addr()?;
+    let mut client = scene.world.right.enter(|| Ok(TcpStream::connect(to)?))?;
+    let (mut server, peer) = listener.accept()?;
+    server.set_read_timeout(Some(PATIENCE))?;
+    let mut came = [0; 6];
+    client.write_all(b"octets")?;
+    server.read_exact(&mut came)?;
+    drop((client, server));
+    let told = watch.told("a connection to a listener without a queue", |record| {
+        is_between(record, peer.port(), to.port()) && record.reason == EndReason::EndOfFlow
+    })?;
+    watch.sum_now()?;
+    ensure!(
+        pid_of(&told.responder) == Some(std::process::id())
+            && told.responder.owner.confidence == Confidence::Exact
+            && (told.total.forward.payload, told.total.backward.payload) == (6, 0),
+        "{told:?}"
     );
     Ok(())
 }
@@ -481,23 +555,23 @@ impl<'a> Scene<'a> {
         Ok(traffic::flows(&told))
     }
 
-    /// This process makes a socket in the cgroup, leaves it, connects and ends the connection; its port.
-    fn connect_outside(&self, outside: &Path) -> Result<u16> {
-        let (pid, to) = (std::process::id(), self.echo_to.parse::<SocketAddr>()?);
+    /// What this process does on the left host, in the cgroup, which it leaves then.
+    fn inside<T: Send>(&self, outside: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let pid = std::process::id();
         self.world.left.enter(|| {
             cgroup::put(self.group.inner(), pid)?;
-            let socket = rustix::net::socket_with(
-                AddressFamily::INET,
-                SocketType::STREAM,
-                SocketFlags::CLOEXEC,
-                None,
-            );
+            let done = work();
             cgroup::put(outside, pid)?;
-            let socket = socket?;
-            rustix::net::connect(&socket, &to)?;
-            let local = std::net::TcpStream::from(socket).local_addr()?;
-            Ok(local.port())
+            done
         })
+    }
+
+    /// This process makes a socket in the cgroup, leaves it, connects and ends the connection; its port.
+    fn connect_outside(&self, outside: &Path) -> Result<u16> {
+        let to = self.echo_to.parse::<SocketAddr>()?;
+        let socket = self.inside(outside, stream_socket)?;
+        rustix::net::connect(&socket, &to)?;
+        Ok(TcpStream::from(socket).local_addr()?.port())
     }
 
     /// Connections that are over.
@@ -518,6 +592,16 @@ impl<'a> Scene<'a> {
         }
         Ok(())
     }
+}
+
+fn stream_socket() -> Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC;
+    Ok(rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
 }
 
 /// The path of a cgroup below the root of the file system.

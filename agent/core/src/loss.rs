@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::de::IntoDeserializer as _;
+use serde::de::value::StrDeserializer;
 use serde::{Deserialize, Serialize};
 
 use crate::flow::record::{FlowRecord, Traffic};
@@ -103,9 +105,9 @@ impl fmt::Display for DropPoint {
     }
 }
 
-/// Losses by place. In text: a map from place to count, without the zeros.
+/// Losses by place. In text: a map from place to count, without the zeros; places that only a later version knows are left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "BTreeMap<DropPoint, u64>", into = "BTreeMap<DropPoint, u64>")]
+#[serde(from = "BTreeMap<String, u64>", into = "BTreeMap<DropPoint, u64>")]
 pub struct Drops([u64; DropPoint::ALL.len()]);
 
 impl Drops {
@@ -134,10 +136,15 @@ impl Drops {
     }
 }
 
-impl From<BTreeMap<DropPoint, u64>> for Drops {
-    fn from(map: BTreeMap<DropPoint, u64>) -> Self {
+impl From<BTreeMap<String, u64>> for Drops {
+    fn from(map: BTreeMap<String, u64>) -> Self {
         let mut drops = Self::default();
-        map.into_iter().for_each(|(point, n)| drops.set(point, n));
+        for (name, n) in map {
+            let name: StrDeserializer<'_, serde::de::value::Error> = name.as_str().into_deserializer();
+            if let Ok(point) = DropPoint::deserialize(name) {
+                drops.set(point, n);
+            }
+        }
         drops
     }
 }
@@ -180,7 +187,7 @@ impl KernelLaw {
 
 /// Records that a policy leaves out, and what was in them since the flow's record before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Aside {
     /// Records.
     pub records: u64,
@@ -212,7 +219,7 @@ impl Aside {
 /// What the kernel side left out by itself, as each socket saw it: what two sockets of this host sent each other is there
 /// twice. In no law: the laws begin at what the kernel shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct LeftOutSum {
     /// TCP connections that began.
     pub connections: u64,
@@ -239,7 +246,7 @@ impl LeftOutSum {
 
 /// Law 3: what became of the records that the table made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct RecordLaw {
     /// Records that the table made.
     pub records: u64,

@@ -99,6 +99,8 @@ pub struct Session {
     held: Option<Held>,
     in_force: bool,
     effective: wire::Effective,
+    /// Whether the controller has been told that on this stream; `None`: it does not keep it.
+    effective_told: Option<bool>,
     stream: Stream,
     backoff: Backoff,
     unwanted: Backoff,
@@ -146,6 +148,7 @@ impl Session {
             held,
             in_force: held.is_some() && effective.is_some(),
             effective: effective.unwrap_or_default(),
+            effective_told: None,
             stream: Stream::Down(now),
             backoff: backoff(1, (CONNECT_BACKOFF_BASE_MS, CONNECT_BACKOFF_CAP_MS)),
             unwanted: backoff(2, UNWANTED_BACKOFF_MS),
@@ -204,6 +207,7 @@ impl Session {
             (Incoming::Welcome(_), Stream::Open { .. }) => Err(Violation::WelcomeTwice),
             (Incoming::Welcome(welcome), _) => {
                 let first = self.random.u64(0..=nanoseconds(welcome.heartbeat));
+                self.effective_told = welcome.keeps_effective.then_some(false);
                 self.stream = Stream::Open {
                     since: now,
                     heartbeat: welcome.heartbeat,
@@ -290,7 +294,10 @@ impl Session {
         self.in_force = done.in_force && done.held.is_some();
         match (done.outcome, under_way) {
             (Ok(effective), under_way) => {
-                self.effective = effective;
+                if self.effective != effective {
+                    self.effective = effective;
+                    self.effective_told = self.effective_told.map(|_| false);
+                }
                 if let Some(UnderWay::Offer(nonce)) = under_way {
                     self.ack(nonce);
                 }
@@ -328,7 +335,7 @@ impl Session {
 
     fn ack(&mut self, nonce: u64) {
         if let (true, Some(held)) = (self.newest == Some(nonce), self.in_force()) {
-            let effective = self.effective.clone();
+            let effective = (self.effective_told != Some(true)).then(|| self.effective.clone());
             self.out.push_back(Outgoing::Ack {
                 nonce,
                 held,
@@ -349,7 +356,19 @@ impl Session {
         match self.stream {
             Stream::Down(_) => None,
             // Nothing but the hello is said before the welcome: the queue holds nothing else then.
-            Stream::Greeting { .. } | Stream::Open { .. } => self.out.pop_front(),
+            Stream::Greeting { .. } | Stream::Open { .. } => {
+                let said = self.out.pop_front();
+                // Not when it was queued: a newer offer takes acks out of the queue.
+                if let Some(Outgoing::Ack {
+                    effective: Some(told),
+                    ..
+                }) = &said
+                {
+                    let is_so = *told == self.effective;
+                    self.effective_told = self.effective_told.map(|_| is_so);
+                }
+                said
+            }
         }
     }
 
@@ -419,6 +438,7 @@ impl Session {
     fn forget_stream(&mut self) {
         self.out.clear();
         (self.offer, self.newest) = (None, None);
+        self.effective_told = None;
         if self.under_way.is_some() {
             self.under_way = Some(UnderWay::Unasked);
         }

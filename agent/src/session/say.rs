@@ -72,7 +72,7 @@ impl Speaker {
             } => Body::Ack(wire::Ack {
                 nonce,
                 held: Some(held.into()),
-                effective: Some(effective),
+                effective,
             }),
             Outgoing::Nack { nonce, held, fault } => Body::Nack(wire::Nack {
                 nonce,

@@ -340,6 +340,7 @@ impl Opened {
             id: "spiffe://test/agent/a".into(),
             source_id,
             heartbeat_ms,
+            keeps_effective: true,
         }))
         .await;
     }

@@ -84,8 +84,8 @@ pub enum Heard {
         nonce: u64,
         /// What is in force.
         held: Mark,
-        /// As it turned out.
-        effective: Box<wire::Effective>,
+        /// As it turned out; `None`: as it was told on this stream.
+        effective: Option<Box<wire::Effective>>,
     },
     /// An offer is not in force.
     Nack(Box<wire::Nack>),
@@ -230,7 +230,7 @@ impl Heard {
                     Some(held) => mark("ack.held", &held)?,
                     None => return Err(field("ack.held", "is absent")),
                 },
-                effective: Box::new(kept_effective(sent.effective.unwrap_or_default())),
+                effective: sent.effective.map(|told| Box::new(kept_effective(told))),
             },
             Some(Body::Nack(mut sent)) => {
                 if let Some(held) = &sent.held {

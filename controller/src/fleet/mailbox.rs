@@ -190,6 +190,7 @@ impl Inner {
                 id: id.to_owned(),
                 source_id,
                 heartbeat_ms: HEARTBEAT_MS,
+                keeps_effective: true,
             }));
         }
         // Before an offer: a collector that it brings is to know the agent.

@@ -75,7 +75,7 @@ pub(crate) fn ack(offer: &OfferOut) -> Heard {
     Heard::Ack {
         nonce: offer.nonce,
         held: offer.mark,
-        effective: Box::default(),
+        effective: Some(Box::default()),
     }
 }
 

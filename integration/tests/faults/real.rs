@@ -1,14 +1,17 @@
 //! The same with a real ntopng: what its hosts are said to have sent and received is what they did.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use integration::need;
 use integration::ntopng::{self, Ntopng};
 use integration::product::{Agent, Ended};
 use integration::scene;
-use integration::wait;
-use integration::wire::WireCounter;
+use integration::traffic::{self, Helper};
+use integration::wait::{self, PATIENCE};
+use integration::wire::{self, WireCounter};
 use integration::world::{Family, LEFT_V4, Place, RIGHT_V4, World};
 
 use super::{Traffic, span};
@@ -17,10 +20,12 @@ use super::{Traffic, span};
 const OCTETS_OFF_MAX_PER_MILLE: u64 = 5;
 /// ntopng adds a flow to its hosts in its own sweeps.
 const SHOWN_WITHIN: Duration = Duration::from_secs(120);
+/// Segments that are sent again at least: over a second of silence.
+const SENT_AGAIN_MIN: u64 = 3;
 
 #[test]
 fn ntopng_that_comes_late_and_hangs_shows_the_totals_of_the_traffic() -> Result<()> {
-    let Some((binary, world)) = ready()? else {
+    let Some((binary, world)) = ready(ntopng::find())? else {
         return Ok(());
     };
     let [port] = ntopng::free_ports()?;
@@ -44,7 +49,7 @@ fn ntopng_that_comes_late_and_hangs_shows_the_totals_of_the_traffic() -> Result<
 
 #[test]
 fn ntopng_that_is_killed_shows_all_that_came_after() -> Result<()> {
-    let Some((binary, world)) = ready()? else {
+    let Some((binary, world)) = ready(ntopng::find())? else {
         return Ok(());
     };
     let [port] = ntopng::free_ports()?;
@@ -66,11 +71,74 @@ fn ntopng_that_is_killed_shows_all_that_came_after() -> Result<()> {
     shows(&ntopng, octets(&ended)?, wire.carried()?)
 }
 
-fn ready() -> Result<Option<(std::path::PathBuf, World)>> {
+#[test]
+fn ntopng_shows_at_a_flow_what_was_sent_again() -> Result<()> {
+    shows_what_was_sent_again(ntopng::find(), &[])
+}
+
+#[test]
+fn ntopng_5_2_shows_at_a_flow_what_was_sent_again() -> Result<()> {
+    shows_what_was_sent_again(ntopng::find_52(), &["--encoding", "nestedJson"])
+}
+
+/// At the flow, that is: to hosts and to the interface ntopng adds it twice, whoever sends it (`encode/nested.rs`).
+fn shows_what_was_sent_again(binary: Result<PathBuf, String>, flags: &[&str]) -> Result<()> {
+    let Some((binary, world)) = ready(binary)? else {
+        return Ok(());
+    };
+    let ntopng = Ntopng::start(&binary, &[])?;
+    let (endpoint, timeout) = (ntopng.endpoint(), ["--active-timeout", "2s"]);
+    let flags = [&["--ntopng", &endpoint][..], &timeout, flags].concat();
+    let agent = Agent::watching(&world.left, &flags)?;
+    let (echo, _, to) = scene::serve(&world, Place::Wire, Family::V4, &["echo"])?;
+    let echo_port = to.parse::<SocketAddr>()?.port();
+    let mut command = world.left.command(traffic::binary());
+    command.args(["steady", "--to", &to, "--connections", "1"]);
+    let mut steady = Helper::start_command(command)?;
+    let port = steady.ready()?.address.port();
+    let before = wire::sent_again(&world.left)?;
+    wire::swallow(&world.right, echo_port)?;
+    wait::until_true(PATIENCE, "segments that are sent again", || {
+        wire::sent_again(&world.left).is_ok_and(|now| now >= before + SENT_AGAIN_MIN)
+    })?;
+    wire::let_through(&world.right)?;
+    let mut last = None;
+    let shown = wait::until(SHOWN_WITHIN, "what was sent again, in ntopng", || {
+        let flows = agent.flows()?;
+        let flow = flows.iter().find(|flow| flow.first().initiator.port == port);
+        let parts = flow.iter().flat_map(|flow| &flow.parts);
+        let told: u32 = parts
+            .filter_map(|part| Some(part.tcp.as_ref()?.retransmits_forward))
+            .sum();
+        let shown = sent_again_shown(&ntopng, port)?;
+        let kernel = wire::sent_again(&world.left)?;
+        last = Some((shown, told, kernel));
+        Ok((shown == Some((told.into(), 0)) && u64::from(told) == kernel).then_some(()))
+    });
+    shown.with_context(|| format!("(ntopng (of the client, of the server), records, kernel): {last:?}"))?;
+    for helper in [steady, echo] {
+        helper.finish(PATIENCE)?;
+    }
+    agent.interrupt()?.check_laws()
+}
+
+/// Of the client of this port, and of its server, at the flow; `None`: ntopng has no such flow.
+fn sent_again_shown(ntopng: &Ntopng, port: u16) -> Result<Option<(u64, u64)>> {
+    let answer =
+        ntopng.ask("/lua/rest/v2/get/flow/active.lua?ifid=0&perPage=100&currentPage=1&verbose=true")?;
+    let flows = answer["rsp"]["data"].as_array().into_iter().flatten();
+    let flow = flows.into_iter().find(|flow| flow["client"]["port"] == port);
+    Ok(flow.and_then(|flow| {
+        let both = &flow["tcp"]["retransmissions"];
+        Some((both["cli2srv"].as_u64()?, both["srv2cli"].as_u64()?))
+    }))
+}
+
+fn ready(binary: Result<PathBuf, String>) -> Result<Option<(PathBuf, World)>> {
     if !need::met(&need::WORLD) || !need::met(&[super::NFT]) {
         return Ok(None);
     }
-    match ntopng::find() {
+    match binary {
         Ok(binary) => Ok(Some((binary, World::build()?))),
         Err(reason) => {
             need::skip(&reason);

@@ -41,7 +41,8 @@ pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// A controller that hears something just before it would ask asks twice [`KEEP_ALIVE`] after it spoke last; from then on it has
 /// as long as it gives its callers. So the two ends of a cut line notice it within [`KEEP_ALIVE`] of each other, of which agents of
-/// one list bear twice as much (`agent/core/src/fleet/rule.rs`).
+/// one list bear twice as much (`agent/core/src/fleet/rule.rs`). `integration/tests/fleet/cut.rs` cuts one, and prints how far they
+/// are apart.
 pub const SILENCE_MAX: Duration = KEEP_ALIVE.saturating_mul(2).saturating_add(KEEP_ALIVE_TIMEOUT);
 
 /// Where a controller is.

@@ -17,8 +17,10 @@
 //! octets. Invariants: a record is in a batch whole or not at all; counters are totals, whatever the flow record says, for
 //! ntopng reads those of records with objects so, and the same totals in both ends' records count once. They stop at
 //! 2³² - 1 a direction. `timestamp` is a text, and processes have `PROCESS_PATH` and `UID_NAME`: ntopng 5.2 ends itself
-//! otherwise. `timestamp` comes first, because it sets both times.
-//! Source: ntopng 5.2 `ZMQParserInterface::parseNProbeAgentField`, `Flow::setParsedeBPFInfo`.
+//! otherwise. `timestamp` comes first, because it sets both times. What was sent again goes by the elements 57581 and 57582, since
+//! the record before, in one record: ntopng adds it to the flow, and to hosts and the interface twice, once as it reads the record
+//! and once as it sums up the flow (5.2.1 and 6.3-dev, TLV too). No form of the record avoids that but one that halves the flow's.
+//! Source: ntopng 5.2 `ZMQParserInterface::parseNProbeAgentField`, `Flow::setParsedeBPFInfo`, `ParserInterface::processFlow`.
 
 use std::net::IpAddr;
 
@@ -186,8 +188,8 @@ struct Alone {
     name: String,
 }
 
-/// TCP as one end has it. What was retransmitted is known since the last record only, what was lost not at all: both are
-/// left out, for a reader takes what stands here for totals.
+/// TCP as one end has it. `RETRAN_PKTS` and `LOST_PKTS` are left out: ntopng reads them and shows them nowhere, as totals, of which
+/// a record has none; what was lost is not known at all. [`Once`] has what was sent again.
 #[derive(Serialize)]
 struct Tcp {
     #[serde(rename = "CONN_STATE", skip_serializing_if = "Option::is_none")]

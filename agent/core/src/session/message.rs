@@ -43,6 +43,8 @@ pub struct Welcome {
     pub source_id: Option<SourceId>,
     /// How often to send a heartbeat.
     pub heartbeat: Duration,
+    /// Whether the controller keeps what an ack of this stream told of [`wire::Effective`].
+    pub keeps_effective: bool,
 }
 
 /// Why a controller ends a stream.
@@ -101,8 +103,8 @@ pub enum Outgoing {
         nonce: u64,
         /// What is in force.
         held: Held,
-        /// As it turned out.
-        effective: wire::Effective,
+        /// As it turned out; `None`: as told on this stream.
+        effective: Option<wire::Effective>,
     },
     /// The offer is not in force.
     Nack {
@@ -150,6 +152,7 @@ impl Incoming {
                 id: welcome.id,
                 source_id: SourceId::new(welcome.source_id),
                 heartbeat: Duration::from_millis(welcome.heartbeat_ms).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX),
+                keeps_effective: welcome.keeps_effective,
             }),
             Body::Offer(offer) => Self::Offer(parse_offer(offer)?),
             Body::Bundle(bundle) => match bundle.roots.len() {

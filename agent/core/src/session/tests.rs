@@ -36,6 +36,7 @@ fn welcome() -> Incoming {
         id: "spiffe://x/agent/a".into(),
         source_id: None,
         heartbeat: Duration::from_secs(10),
+        keeps_effective: true,
     })
 }
 
@@ -123,6 +124,82 @@ fn an_ack_is_said_only_after_what_it_says_is_in_force() {
     assert!(
         matches!(session.poll_message(), Some(Outgoing::Ack { nonce: 1, held: h, .. }) if h == held(1, 4))
     );
+}
+
+/// How an offer turns out, as the ack of it says.
+fn turns_out(session: &mut Session, nonce: u64, number: u64, program: &str) -> Option<wire::Effective> {
+    queue(session, nonce, number, program);
+    match session.poll_message() {
+        Some(Outgoing::Ack { effective, .. }) => effective,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn queue(session: &mut Session, nonce: u64, number: u64, program: &str) {
+    session
+        .handle_message(offer(nonce, 1, number), KernelTime(0))
+        .expect("an offer");
+    let adoption = order(session);
+    let done = Done {
+        outcome: Ok(with(program)),
+        ..done(adoption.held)
+    };
+    session.handle_done(done, KernelTime(0));
+}
+
+fn with(program: &str) -> wire::Effective {
+    wire::Effective {
+        programs: vec![program.into()],
+        ..wire::Effective::default()
+    }
+}
+
+#[test]
+fn how_it_turned_out_is_told_once_a_stream_and_when_it_changes() {
+    let mut session = open(None);
+    assert_eq!(turns_out(&mut session, 1, 1, "a"), Some(with("a")));
+    assert_eq!(turns_out(&mut session, 2, 2, "a"), None);
+    assert_eq!(turns_out(&mut session, 3, 3, "b"), Some(with("b")));
+    assert_eq!(turns_out(&mut session, 4, 4, "b"), None);
+    // This ack is never said: a newer offer comes first.
+    queue(&mut session, 5, 5, "c");
+    assert_eq!(turns_out(&mut session, 6, 6, "c"), Some(with("c")));
+    // Between this ack and its way out it turned out otherwise.
+    queue(&mut session, 7, 7, "d");
+    session.handle_not_in_force(KernelTime(0));
+    let retried = session.poll_order(KernelTime(120 * S));
+    assert_eq!(retried, Some(Order::Retry));
+    let again = Done {
+        outcome: Ok(with("e")),
+        ..done(held(1, 7))
+    };
+    session.handle_done(again, KernelTime(120 * S));
+    assert!(
+        matches!(session.poll_message(), Some(Outgoing::Ack { effective: Some(told), .. }) if told == with("d"))
+    );
+    assert_eq!(turns_out(&mut session, 8, 8, "e"), Some(with("e")));
+    session.handle_disconnected(None, KernelTime(0));
+    session.handle_connected(KernelTime(0));
+    session
+        .handle_message(welcome(), KernelTime(0))
+        .expect("a welcome");
+    assert!(matches!(session.poll_message(), Some(Outgoing::Hello(Some(_)))));
+    assert_eq!(turns_out(&mut session, 1, 9, "e"), Some(with("e")));
+}
+
+#[test]
+fn a_controller_that_does_not_keep_how_it_turned_out_is_told_with_every_ack() {
+    let mut session = Session::new(None, None, 7, KernelTime(0));
+    session.handle_connected(KernelTime(0));
+    assert_eq!(session.poll_message(), Some(Outgoing::Hello(None)));
+    let sent = wire::ToAgent {
+        body: Some(wire::to_agent::Body::Welcome(wire::Welcome::default())),
+    };
+    let before = Incoming::parse(sent).expect("it may").expect("a welcome");
+    session.handle_message(before, KernelTime(0)).expect("a welcome");
+    for nonce in 1..4 {
+        assert_eq!(turns_out(&mut session, nonce, nonce, "a"), Some(with("a")));
+    }
 }
 
 #[test]

@@ -66,6 +66,53 @@ fn an_answer_with_another_nonce_is_ignored() {
 }
 
 #[test]
+fn what_an_ack_leaves_out_is_as_the_last_one_told_that_had_it_and_was_heard_too_late() {
+    let with = |program: &str| {
+        let effective = flowtilla_proto::wire::session::Effective {
+            programs: vec![program.into()],
+            ..Default::default()
+        };
+        Some(Box::new(effective))
+    };
+    let said = |offer: &OfferOut, told| Heard::Ack {
+        nonce: offer.nonce,
+        held: offer.mark,
+        effective: told,
+    };
+    let (mut fleet, mut offer) = offered();
+    fleet.handle_heard(SESSION, said(&offer, with("one")), at(2));
+    for (timeout_ms, told, meant) in [
+        (5_000, None, "one"),
+        (6_000, with("two"), "two"),
+        (7_000, None, "two"),
+    ] {
+        let old = offer;
+        let mut next = policy("p", 0, &[], &["c"]);
+        next.capture = Some(wire::Capture {
+            active_timeout_ms: Some(timeout_ms),
+            ..wire::Capture::default()
+        });
+        fleet
+            .apply(change(vec![object(next)], &[]), at(3))
+            .expect("applied");
+        fleet.finish_turn(at(3));
+        offer = offer_in(&drain(&mut fleet));
+        let (late, in_time) = match told.is_some() {
+            // The agent says it with an ack that crosses the next offer, and not again.
+            true => (said(&old, told), said(&offer, None)),
+            false => (said(&old, None), said(&offer, None)),
+        };
+        fleet.handle_heard(SESSION, late, at(4));
+        fleet.handle_heard(SESSION, in_time, at(4));
+        let told = state(&fleet).effective.expect("how it turned out");
+        assert_eq!(
+            (told.programs, state(&fleet).held),
+            (vec![meant.to_owned()], Some(offer.mark.to_wire()))
+        );
+    }
+}
+
+#[test]
 fn an_ack_of_something_else_ends_the_stream() {
     let (mut fleet, offer) = offered();
     let mut other = offer.clone();

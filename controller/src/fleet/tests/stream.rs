@@ -110,7 +110,7 @@ impl Controller {
             panic!("no welcome");
         };
         assert_eq!(welcome.id, format!("spiffe://fleet.test/agent/{agent}"));
-        assert_eq!(welcome.source_id, source_id);
+        assert_eq!((welcome.source_id, welcome.keeps_effective), (source_id, true));
         line
     }
 
