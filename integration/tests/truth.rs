@@ -216,7 +216,7 @@ fn an_entry_of_a_socket_that_nobody_has_goes_when_it_is_silent_and_comes_again()
         return Ok(());
     }
     let world = World::build()?;
-    let server = world.left.enter(|| Ok(UdpSocket::bind("127.0.0.1:0")?))?;
+    let server = world.left.enter(|| Ok(UdpSocket::bind((LEFT_V4, 0))?))?;
     let (to, cookie) = (server.local_addr()?, sockopt::socket_cookie(&server)?);
     // Older than the agent, and on its way from one process to another: no walk of open files finds it.
     let (on_its_way, _holds) = UnixDatagram::pair()?;
@@ -232,7 +232,7 @@ fn an_entry_of_a_socket_that_nobody_has_goes_when_it_is_silent_and_comes_again()
     let has_entry = || -> Result<bool> { Ok(bpf::keys(agent.pid(), "udp_sockets")?.contains(&cookie)) };
     let mut sent = 0;
     for _ in 0..2 {
-        let sender = world.left.enter(|| Ok(UdpSocket::bind("127.0.0.1:0")?))?;
+        let sender = world.right.enter(|| Ok(UdpSocket::bind((RIGHT_V4, 0))?))?;
         wait::until(PATIENCE, "an entry", || {
             sent += sender.send_to(b"octets", to)? as u64;
             Ok(has_entry()?.then_some(()))
