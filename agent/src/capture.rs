@@ -17,6 +17,7 @@ use aya::maps::{MapData, RingBuf};
 use aya::programs::TestRun as _;
 use aya::programs::{RawTracePoint, RawTracePointRunOptions};
 use flowtilla_abi as abi;
+use flowtilla_agent_core::flow::Forget;
 use flowtilla_agent_core::loss::{DropPoint, Drops};
 use flowtilla_agent_core::observe::{self, Cookie, NameObservation, Observation};
 use flowtilla_agent_core::policy::CapturePlan;
@@ -178,7 +179,8 @@ impl Capture {
         walk::udp(&self.ebpf, each)
     }
 
-    /// Takes the entries whose end found the ring full. Costs a pass over the socket map, so only when that happened.
+    /// Takes the entries whose end found the ring full, and shows those that live. Costs a pass over the socket map, so
+    /// only when that happened.
     ///
     /// # Errors
     /// [`CaptureError::Call`].
@@ -208,18 +210,22 @@ impl Capture {
         attach::walk_files(&mut self.ebpf)
     }
 
-    /// Takes a peer whose flow is over out of the peer map and shows it for the last time: its counters start from 0
+    /// Takes a peer whose flow is over out of the kernel's maps and shows it for the last time: its counters start from 0
     /// when it comes again. A peer that is not there is no error.
     ///
     /// # Errors
     /// [`CaptureError::Call`].
     pub fn forget_peer(
         &mut self,
-        cookie: Cookie,
-        peer: &observe::Endpoint,
+        forget: &Forget,
         each: impl FnOnce(Observation),
     ) -> Result<(), CaptureError> {
-        let taken = batch::take_peer(maps::map_fd(&self.ebpf, "udp_peers")?, cookie, peer)?;
+        let cookie = forget.cookie;
+        let taken = if forget.with_socket {
+            batch::take_first_peer(maps::map_fd(&self.ebpf, "udp_sockets")?, cookie)?
+        } else {
+            batch::take_peer(maps::map_fd(&self.ebpf, "udp_peers")?, cookie, &forget.peer)?
+        };
         if let Some(value) = taken {
             each(observe::udp_peer(
                 cookie.0,

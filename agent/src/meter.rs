@@ -61,7 +61,9 @@ const FILE_WALK_PAUSE: Duration = Duration::from_secs(5);
 /// A walk of the open files may take this part of one processor at most: one in 200.
 const FILE_WALK_SHARE: u32 = 200;
 /// Sockets whose counters are read in one turn.
-const DUE_MAX: usize = 16_384;
+///
+/// Their answers take half of the flow ring; double it, and an answer finds it full as soon as anything else is in it.
+const DUE_MAX: usize = 8_192;
 /// How long a turn waits for answers about processes. Half of it leaves a storm's names to the next turn; double it, and
 /// a look-up that hangs takes half the turn from the rings.
 const LOOK_UP_WAIT: Duration = Duration::from_millis(50);
@@ -335,7 +337,7 @@ impl Meter {
         if let Some(capture) = &mut self.capture {
             while let Some(forget) = self.table.poll_forget() {
                 let table = &mut self.table;
-                warn(capture.forget_peer(forget.cookie, &forget.peer, |seen| table.observe(&seen)));
+                warn(capture.forget_peer(&forget, |seen| table.observe(&seen)));
             }
         }
         if self.peers.is_asked() {

@@ -50,7 +50,8 @@ enum drop_reason {
 	DROP_UDP_NO_ENTRY = 6,     /* a datagram of a socket that is not in the map: datagrams */
 	DROP_UDP_NO_ENTRY_OCTETS = 7,
 	DROP_UDP_PARSE = 8,        /* a UDP packet whose header could not be read */
-	DROP_REASONS = 9,
+	DROP_UDP_NO_PORT = 9,      /* a datagram whose sender has port 0: no peer that could be told from none */
+	DROP_REASONS = 10,
 };
 
 struct owner {
@@ -93,7 +94,8 @@ struct tcp_entry {
 	struct tcp_counters counters; /* as of CLOSE, or of this snap */
 	__u8 role, phase;     /* enum tcp_role, enum tcp_phase */
 	__u8 backfilled;      /* 1: older than the agent; its first counters are a baseline */
-	__u8 pad[5];
+	__u8 again;           /* 1: connected once more, its entry was there: counters begin at 0, another flow */
+	__u8 pad[4];
 };
 
 struct udp_counters {

@@ -213,7 +213,7 @@ static __always_inline void count_moved(struct left_out_sum *sum, const struct t
 {
 	__u32 done = c->flags & TCPF_DONE ? 1 : 0, tw = c->flags & TCPF_TIMEWAIT ? 1 : 0, hl = c->header_octets;
 	__u32 syn = hl > 20 ? 8 : 12;
-	__u64 out = c->segs_out + tw, in = c->segs_in + tw;
+	__u64 out = (__u64)c->segs_out + tw, in = (__u64)c->segs_in + tw;
 	__u64 octets = c->bytes_sent + c->bytes_received - done + out * (ip + hl);
 	if (c->state == TCP_SYN_SENT)
 		octets += out * syn + in * (ip + 20);
@@ -263,19 +263,24 @@ static __always_inline int on_connect(struct sock *sk, __u64 now)
 	struct left_out_sum *sum = sock_left_out(sk);
 	if (sum && current_left_out())
 		return left_out_begins(sk, sum, false);
+	__u64 cookie = bpf_get_socket_cookie(sk);
 	struct tcp_entry e;
 	begin(&e, sk, now, ROLE_ACTIVE);
+	/* a connect that failed, was dissolved or follows a listen: the socket is the same, its counters are zeroed */
+	e.again = bpf_map_lookup_elem(&tcp_sockets, &cookie) != 0;
 	owner_of_trusted(&e.owner, bpf_get_current_task_btf(), OWNER_EXACT);
-	enter(&e, bpf_get_socket_cookie(sk), now);
+	enter(&e, cookie, now);
 	return 0;
 }
 
 /* Softirq, or on loopback the peer's process: never an owner from here. A child is left out where its listener was made,
- * unless that is known to have been handed on, or its acceptor turns out to be outside (accepted_outside). */
+ * unless that is known to have been handed on, or its acceptor turns out to be outside (accepted_outside). A peer may answer a
+ * SYN with a SYN: whoever connected then comes by way of SYN_RECV, and stays who it is. */
 static __always_inline int on_established(struct sock *sk, __u64 now, bool passive)
 {
 	__u64 cookie = bpf_get_socket_cookie(sk);
-	if (passive) {
+	struct tcp_entry *known = bpf_map_lookup_elem(&tcp_sockets, &cookie);
+	if (passive && !(known && known->role == ROLE_ACTIVE && known->phase == PHASE_OPEN)) {
 		if (!sock_in_scope(sk))
 			return 0;
 		struct left_out_sum *sum = sock_left_out(sk);
@@ -289,11 +294,10 @@ static __always_inline int on_established(struct sock *sk, __u64 now, bool passi
 		enter(&e, cookie, now);
 		return 0;
 	}
-	struct tcp_entry *e = bpf_map_lookup_elem(&tcp_sockets, &cookie);
-	if (!e)
+	if (!known)
 		return 0;
-	load_tuple(&e->tuple, sk);
-	e->established_ns = now;
+	load_tuple(&known->tuple, sk);
+	known->established_ns = now;
 	return 0;
 }
 

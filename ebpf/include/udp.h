@@ -211,6 +211,12 @@ static __always_inline int datagram(struct __sk_buff *skb, bool in)
 	d.remote_port = bpf_ntohs(in ? ports->source : ports->destination);
 	d.in = in;
 	d.packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
+	/* Port 0 means "no peer yet" in an entry, and no flow has it. Linux delivers it, so anybody could fill the map of peers. */
+	if (!d.remote_port) {
+		if (s || !(scope_cgroups || scope_netnses))
+			drop(DROP_UDP_NO_PORT, d.packets);
+		return 1;
+	}
 	d.octets = (__u64)skb->len + (d.packets - 1) * (ip + 8);
 	d.payload = d.octets - d.packets * (ip + 8);
 	d.now = bpf_ktime_get_coarse_ns();

@@ -123,6 +123,28 @@ pub fn run_times(pid: u32) -> Result<Vec<RunTime>> {
         .collect())
 }
 
+/// Keys of the hash maps of this name that a process holds, and whose keys are numbers.
+///
+/// # Errors
+/// When the process has ended, or bpftool is missing or does not know the type of the keys.
+pub fn keys(pid: u32, map: &str) -> Result<BTreeSet<u64>> {
+    let mut keys = BTreeSet::new();
+    let held = Objects::held_by(pid)?;
+    let text = run(Command::new("bpftool").args(["-j", "map", "show", "name", map]))?;
+    // One map is told by itself, several in a list.
+    let shown: Value = serde_json::from_str(&text).context("read bpftool's answer")?;
+    let shown = shown.as_array().cloned().unwrap_or_else(|| vec![shown]);
+    let ids = shown.iter().filter_map(|map| map["id"].as_u64());
+    for id in ids.filter(|id| held.maps.contains(id)) {
+        let text = run(Command::new("bpftool").args(["-j", "map", "dump", "id", &id.to_string()]))?;
+        let entries: Value = serde_json::from_str(&text).context("read bpftool's answer")?;
+        for entry in entries.as_array().context("entries of a map")? {
+            keys.insert(entry["formatted"]["key"].as_u64().context("a number as key")?);
+        }
+    }
+    Ok(keys)
+}
+
 /// Turns the kernel's BPF statistics on, and back to what they were when dropped.
 #[derive(Debug)]
 pub struct Statistics {

@@ -1,6 +1,7 @@
 //! Promise: every flow has an owner, or a stated reason why not.
 
 use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use integration::traffic::{self, Helper, Truth};
 use integration::wait::{self, PATIENCE};
 use integration::world::{Family, Place, RIGHT_V4, UNREACHABLE_V4, World};
 use integration::{soak, wire};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType};
 
 /// Executions a second of the storm.
 const STORM_RATE: usize = 500;
@@ -390,6 +393,91 @@ fn a_cgroup_is_in_scope_by_its_path_in_the_agents_own_namespace_of_cgroups() -> 
     let flows = agent.wait_for_ended(TOLD_WITHIN, 1, ours)?;
     let seen: Vec<_> = flows.iter().map(|flow| flow.first().initiator.port).collect();
     ensure!(seen == [from.port()], "{seen:?}, and {from} is in scope");
+    agent.interrupt()?.check_laws()
+}
+
+/// A socket that could not connect is often used once more, by loops that try again.
+#[test]
+fn a_connection_after_refused_attempts_on_the_same_socket_is_told_whole() -> Result<()> {
+    const ATTEMPTS: usize = 3;
+    const OCTETS: usize = 10_000;
+    if !need::met(&need::WORLD) {
+        return Ok(());
+    }
+    let world = World::build()?;
+    let agent = Agent::watching(&world.left, &[])?;
+    let to: SocketAddr = "127.0.0.1:7777".parse()?;
+    world.left.enter(|| {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        for attempt in 0..ATTEMPTS {
+            let refused = rustix::net::connect(&socket, &to);
+            ensure!(
+                refused == Err(Errno::CONNREFUSED),
+                "attempt {attempt}: {refused:?}"
+            );
+        }
+        let listener = TcpListener::bind(to)?;
+        rustix::net::connect(&socket, &to)?;
+        let mut client = TcpStream::from(socket);
+        let (mut server, _) = listener.accept()?;
+        client.write_all(&[7; OCTETS])?;
+        drop(client);
+        server.set_read_timeout(Some(PATIENCE))?;
+        let octets = server.read_to_end(&mut Vec::new())?;
+        ensure!(octets == OCTETS, "{octets} octets came");
+        Ok(())
+    })?;
+    let flows = agent.wait_for_ended(TOLD_WITHIN, ATTEMPTS + 1, |flow| {
+        flow.first().responder.port == 7777
+    })?;
+    let mut told: Vec<_> = flows.iter().map(Flow::last).collect();
+    told.sort_by(|one, other| one.start.cmp(&other.start));
+    let connection = told.pop().context("a connection")?;
+    ensure!(told.iter().all(|record| record.reason == "refused"), "{told:?}");
+    ensure!(
+        connection.reason == "end-of-flow" && connection.total.forward.payload == OCTETS as u64,
+        "{connection:?}"
+    );
+    for record in told.iter().chain([&connection]) {
+        let end = &record.initiator;
+        ensure!(
+            end.confidence == "exact" && end.pid() == std::process::id() && record.initiator_seen,
+            "{record:?}"
+        );
+    }
+    agent.interrupt()?.check_laws()
+}
+
+/// A socket that connects to itself does what a peer can do that answers a SYN with a SYN.
+#[test]
+fn a_peer_that_opens_at_the_same_time_takes_no_owner_away() -> Result<()> {
+    if !need::met(&need::WORLD) {
+        return Ok(());
+    }
+    let world = World::build()?;
+    let agent = Agent::watching(&world.left, &[])?;
+    let own: SocketAddr = "127.0.0.1:7900".parse()?;
+    world.left.enter(|| {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        rustix::net::bind(&socket, &own)?;
+        rustix::net::connect(&socket, &own)?;
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"octets")?;
+        stream.read_exact(&mut [0; 6])?;
+        Ok(())
+    })?;
+    let flows = agent.wait_for_ended(TOLD_WITHIN, 1, |flow| flow.first().responder.port == 7900)?;
+    let record = flows[0].last();
+    let end = &record.initiator;
+    ensure!(
+        flows.len() == 1 && end.confidence == "exact" && end.pid() == std::process::id(),
+        "{record:?}"
+    );
+    ensure!(
+        record.initiator_seen && record.total.forward.payload == 6,
+        "{record:?}"
+    );
     agent.interrupt()?.check_laws()
 }
 

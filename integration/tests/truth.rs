@@ -3,14 +3,25 @@
 //! Traffic tells its own truth; nftables counts the wire. Full counts: 1,000 short TCP connections, 100 bulk ones at
 //! once, 10,000 UDP exchanges over 100 sockets, each over loopback and over a wire, IPv4, IPv6 and mapped.
 
-use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixDatagram;
+
+use anyhow::{Context, Result, bail, ensure};
 use integration::need::{self, Need};
 use integration::product::Agent;
 use integration::product::record::Flow;
 use integration::scene::{self, TOLD_WITHIN, Told};
-use integration::soak;
+use integration::wait::{self, PATIENCE};
 use integration::wire::{Counted, WireCounter};
-use integration::world::{Family, Place, World};
+use integration::world::{Family, LEFT_V4, Place, RIGHT_V4, World};
+use integration::{bpf, soak};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketType, ipproto, sockopt,
+};
 
 /// Most that the sum of all IP octets may be off, in parts per thousand of the wire's.
 ///
@@ -125,6 +136,123 @@ fn ip_octets_are_what_the_wire_carried() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Nobody can answer a datagram of port 0, but anybody can send it, from as many addresses as there are.
+#[test]
+fn datagrams_of_port_0_are_counted_and_take_nothing_from_real_peers() -> Result<()> {
+    const STRANGE: usize = 20;
+    if !need::met(&need::WORLD) {
+        return Ok(());
+    }
+    let world = World::build()?;
+    let agent = Agent::watching(&world.right, &[])?;
+    let server = world.right.enter(|| Ok(UdpSocket::bind((RIGHT_V4, 0))?))?;
+    server.set_read_timeout(Some(PATIENCE))?;
+    let to = server.local_addr()?;
+    let next = || -> Result<(usize, SocketAddr)> { Ok(server.recv_from(&mut [0; 100])?) };
+    let raw = world.left.enter(|| {
+        Ok(rustix::net::socket(
+            AddressFamily::INET,
+            SocketType::RAW,
+            Some(ipproto::RAW),
+        )?)
+    })?;
+    // The first of them is the server's first datagram at all.
+    for _ in 0..STRANGE {
+        let packet = of_port_0(to)?;
+        rustix::net::sendto(&raw, &packet, SendFlags::empty(), &to)?;
+        let (_, from) = next()?;
+        ensure!(from.port() == 0, "{from}");
+    }
+    let mut peers = BTreeMap::new();
+    for octets in [10, 20, 30] {
+        let peer = world.left.enter(|| Ok(UdpSocket::bind((LEFT_V4, 0))?))?;
+        peer.send_to(&[7; 30][..octets], to)?;
+        let (came, from) = next()?;
+        ensure!(
+            came == octets && from == peer.local_addr()?,
+            "{came} octets of {from}"
+        );
+        peers.insert(from.port(), octets as u64);
+    }
+    drop(server);
+    let flows = agent.wait_for_ended(TOLD_WITHIN, peers.len(), |flow| {
+        flow.last().responder.port == to.port()
+    })?;
+    let told: BTreeMap<u16, u64> = flows
+        .iter()
+        .map(Flow::last)
+        .map(|record| (record.initiator.port, record.total.forward.payload))
+        .collect();
+    ensure!(told == peers, "{told:?}, truth {peers:?}");
+    let ended = agent.interrupt()?;
+    let lost = ended.lost("NoSourcePort");
+    ensure!(lost == STRANGE as u64, "{lost} counted: {:?}", ended.words);
+    ended.check_laws()
+}
+
+/// A UDP packet of two octets to `to`, with its IP header; the kernel puts in what is 0 there.
+fn of_port_0(to: SocketAddr) -> Result<Vec<u8>> {
+    let (from, IpAddr::V4(address)) = (LEFT_V4.parse::<Ipv4Addr>()?, to.ip()) else {
+        bail!("{to} is not of IPv4");
+    };
+    let ip = [0x45_u8, 0, 0, 30, 0, 0, 0, 0, 64, 17, 0, 0];
+    let udp = [0_u16, to.port(), 10, 0].map(u16::to_be_bytes);
+    Ok([
+        &ip[..],
+        &from.octets(),
+        &address.octets(),
+        udp.as_flattened(),
+        b"zz",
+    ]
+    .concat())
+}
+
+/// Such a socket is the kernel's own, or was closed while datagrams came.
+#[test]
+fn an_entry_of_a_socket_that_nobody_has_goes_when_it_is_silent_and_comes_again() -> Result<()> {
+    if !need::met(&need::WORLD) || !need::met(&[bpf::NEEDS]) {
+        return Ok(());
+    }
+    let world = World::build()?;
+    let server = world.left.enter(|| Ok(UdpSocket::bind((LEFT_V4, 0))?))?;
+    let (to, cookie) = (server.local_addr()?, sockopt::socket_cookie(&server)?);
+    // Older than the agent, and on its way from one process to another: no walk of open files finds it.
+    let (on_its_way, _holds) = UnixDatagram::pair()?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let files = [server.as_fd()];
+    ensure!(control.push(SendAncillaryMessage::ScmRights(&files)));
+    let word = [IoSlice::new(b"x")];
+    rustix::net::sendmsg(&on_its_way, &word, &mut control, SendFlags::empty())?;
+    drop(server);
+
+    let agent = Agent::start(&["--idle-timeout", "2s"])?;
+    let has_entry = || -> Result<bool> { Ok(bpf::keys(agent.pid(), "udp_sockets")?.contains(&cookie)) };
+    let mut sent = 0;
+    for _ in 0..2 {
+        let sender = world.right.enter(|| Ok(UdpSocket::bind((RIGHT_V4, 0))?))?;
+        wait::until(PATIENCE, "an entry", || {
+            sent += sender.send_to(b"octets", to)? as u64;
+            Ok(has_entry()?.then_some(()))
+        })?;
+        drop(sender);
+        wait::until(TOLD_WITHIN, "the entry's end", || {
+            Ok((!has_entry()?).then_some(()))
+        })?;
+    }
+    let told = |flow: &Flow| flow.last().responder.endpoint() == to;
+    agent.wait_for_ended(TOLD_WITHIN, 2, told)?;
+    let ended = agent.interrupt()?;
+    let flows = ended.flows()?;
+    let payload = flows
+        .iter()
+        .filter(|flow| told(flow))
+        .map(|flow| flow.last().total.forward.payload);
+    let payload: u64 = payload.sum();
+    ensure!(payload == sent, "{payload} octets of {sent}: {flows:?}");
+    ended.check_laws()
 }
 
 /// Compares the product's sum with what the wire carried between two readings, and prints both.

@@ -11,13 +11,16 @@ pub enum Dropped {
     OnPurpose,
     /// It was a hint of what is found in another way.
     FoundAgain,
+    /// It is no flow that anybody could be told of, and whoever is outside can send any number of it.
+    NoFlow,
 }
 
-const PLACES: [(&str, Dropped); 4] = [
+const PLACES: [(&str, Dropped); 5] = [
     ("Withheld", Dropped::OnPurpose),
     ("ReportedByPeer", Dropped::OnPurpose),
     ("FlowRingFull", Dropped::FoundAgain),
     ("NameRingFull", Dropped::FoundAgain),
+    ("NoSourcePort", Dropped::NoFlow),
 ];
 
 impl Dropped {

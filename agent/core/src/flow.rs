@@ -155,7 +155,8 @@ pub struct FlowTable {
     past: Past,
     owners: Owners,
     ledger: Ledger,
-    due: VecDeque<Cookie>,
+    /// Sockets to read, and when the connection began that is meant.
+    due: VecDeque<(Cookie, KernelTime)>,
     /// Their times are the kernel's until they are polled.
     records: VecDeque<FlowRecord>,
     /// How many were made.
@@ -225,7 +226,7 @@ impl FlowTable {
     /// Takes in what the kernel side showed. Order and copies do not matter.
     pub fn observe(&mut self, seen: &Observation) {
         match seen {
-            Observation::Opened { cookie, .. } => self.opened(*cookie),
+            Observation::Opened { cookie, at } => self.opened(*cookie, *at),
             Observation::Gone { cookie, at } => self.gone(*cookie, *at),
             Observation::Tcp(seen) => self.observe_tcp(seen),
             Observation::Udp(seen) => self.observe_udp(seen),
@@ -261,9 +262,9 @@ impl FlowTable {
     pub fn poll_due(&mut self, out: &mut Vec<Cookie>, max: usize) {
         let mut room = max;
         while room > 0
-            && let Some(cookie) = self.due.pop_front()
+            && let Some((cookie, start)) = self.due.pop_front()
         {
-            if self.can_tell_more(cookie) {
+            if self.can_tell_more(cookie, start) {
                 out.push(cookie);
                 room -= 1;
             }
@@ -272,16 +273,31 @@ impl FlowTable {
 
     /// Whether the counters of a TCP socket may say what is not known: not once its end was told, nor when its flow left
     /// a full table.
-    fn can_tell_more(&self, cookie: Cookie) -> bool {
-        match self.tcp.flow(cookie) {
-            Some(handle) => self.flows.get(handle).is_some_and(|flow| flow.ended.is_none()),
-            None => !self.tcp.is_dead(cookie) && !self.past.has_left(cookie),
+    fn can_tell_more(&self, cookie: Cookie, start: KernelTime) -> bool {
+        match self.tcp_flow(cookie) {
+            Some((flow, facts)) => flow.ended.is_none() || facts.opened < start,
+            None => !self.tcp.was_over(cookie, start) && !self.past.has_left(cookie, start),
         }
     }
 
     /// The next peer that the kernel is to forget.
     pub fn poll_forget(&mut self) -> Option<Forget> {
-        self.past.poll_forget(self.now)
+        loop {
+            let peer = self.past.next_to_forget()?;
+            let with_socket = self.is_idle_of_nobody(&peer);
+            if !with_socket && !self.may_forget(&peer) {
+                continue;
+            }
+            self.past.forgotten(&peer, self.now);
+            if with_socket {
+                self.udp.let_go(peer.cookie);
+            }
+            return Some(Forget {
+                cookie: peer.cookie,
+                peer: peer.peer,
+                with_socket,
+            });
+        }
     }
 
     /// The next record. `offset` turns the kernel's times into those of the wall.
@@ -382,21 +398,21 @@ impl FlowTable {
             .cloned()
     }
 
-    /// Has a TCP socket read. At the bound, the one that has waited longest is left to the periodic walk.
-    fn want(&mut self, cookie: Cookie) {
+    /// Has a TCP socket read. At the bound, the one that has waited longest is left to its next deadline, if it has a flow.
+    fn want(&mut self, cookie: Cookie, start: KernelTime) {
         if self.due.len() >= self.options.max_flows {
             self.due.pop_front();
         }
-        self.due.push_back(cookie);
+        self.due.push_back((cookie, start));
     }
 
     /// Asks for the counters of every TCP socket in the table, for last records that are whole.
     pub fn want_all(&mut self) {
-        let tcp = self
-            .flows
-            .iter()
-            .filter(|(_, flow)| matches!(flow.kind, Kind::Tcp(_)));
-        self.due = tcp.map(|(_, flow)| flow.key.cookie).collect();
+        let tcp = self.flows.iter().filter_map(|(_, flow)| match flow.kind {
+            Kind::Tcp(facts) => Some((flow.key.cookie, facts.opened)),
+            Kind::Udp(_) => None,
+        });
+        self.due = tcp.collect();
     }
 
     /// Puts a flow into all orders but that of deadlines: [`FlowTable::arm`] does, once all that was seen is in.
@@ -437,7 +453,9 @@ impl FlowTable {
             Step::Snap => {
                 flow.mark_asked(now);
                 let cookie = flow.key.cookie;
-                self.want(cookie);
+                if let Kind::Tcp(facts) = flow.kind {
+                    self.want(cookie, facts.opened);
+                }
             }
             Step::Fresh => flow.asked = true,
             Step::Record => self.handle_record_due(handle, now),
@@ -528,13 +546,13 @@ impl FlowTable {
         if matches!(twin, Twin::Open | Twin::Alone) && flow.peer.is_none() {
             self.past.spoken.remember(flow, end);
         }
-        let hanging = (flow.pair, flow.next_in_pair);
+        let hanging = flow.hanging;
         match flow.kind {
             Kind::Udp(_) => self.keep_peer(handle),
             Kind::Tcp(tcp) => {
                 self.tcp.remove(cookie);
-                if flow.ended.is_some() {
-                    self.bury_tcp(cookie, now);
+                if let Some(ended) = flow.ended {
+                    self.bury_tcp(cookie, ended.at.max(tcp.opened), now);
                 } else {
                     let past = PastTcp {
                         stream: flow.key.stream,
@@ -550,7 +568,7 @@ impl FlowTable {
             }
         }
         self.flows.remove(handle);
-        self.pairs.remove(handle, hanging, &mut self.flows);
+        self.pairs.remove(hanging, &mut self.flows);
         if self.flows.len() == 0 {
             self.deadlines.clear();
         }
@@ -569,9 +587,9 @@ impl FlowTable {
         }
     }
 
-    /// A TCP socket without a flow ended.
-    fn bury_tcp(&mut self, cookie: Cookie, now: KernelTime) {
+    /// The connection of a TCP socket without a flow ended.
+    fn bury_tcp(&mut self, cookie: Cookie, ended: KernelTime, now: KernelTime) {
         self.past.bury_tcp(cookie);
-        self.tcp.bury(cookie, now);
+        self.tcp.bury(cookie, ended, now);
     }
 }

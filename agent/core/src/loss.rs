@@ -30,6 +30,8 @@ pub enum DropPoint {
     UnknownSocket,
     /// UDP packets whose header could not be read in the kernel.
     PacketUnreadable,
+    /// Datagrams whose sender has port 0: nobody can answer them, and no flow has them.
+    NoSourcePort,
     /// Runs of a kernel program that the kernel skipped (recursion).
     ProgramSkipped,
     /// Events that could not be decoded.
@@ -54,13 +56,14 @@ pub enum DropPoint {
 
 impl DropPoint {
     /// All of them, in the order in which data pass them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::SocketMapFull,
         Self::FlowRingFull,
         Self::NameRingFull,
         Self::PeerMapFull,
         Self::UnknownSocket,
         Self::PacketUnreadable,
+        Self::NoSourcePort,
         Self::ProgramSkipped,
         Self::DecodeFailed,
         Self::SpoolUnwritable,
@@ -85,7 +88,9 @@ impl DropPoint {
         match self {
             Self::SocketMapFull => "sockets",
             Self::FlowRingFull | Self::NameRingFull | Self::DecodeFailed => "events",
-            Self::PeerMapFull | Self::UnknownSocket | Self::PacketUnreadable => "datagrams",
+            Self::PeerMapFull | Self::UnknownSocket | Self::PacketUnreadable | Self::NoSourcePort => {
+                "datagrams"
+            }
             Self::ProgramSkipped => "runs",
             Self::SpoolUnwritable
             | Self::SpoolDamaged
@@ -319,6 +324,7 @@ mod tests {
             let wanted = match point {
                 _ if point.is_wanted() => Dropped::OnPurpose,
                 DropPoint::FlowRingFull | DropPoint::NameRingFull => Dropped::FoundAgain,
+                DropPoint::NoSourcePort => Dropped::NoFlow,
                 _ => Dropped::Lost,
             };
             assert_eq!(Dropped::at(&point.to_string()), wanted, "{point}");

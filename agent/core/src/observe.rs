@@ -115,7 +115,10 @@ pub struct TcpObservation {
     pub role: TcpRole,
     /// Whether it is older than the agent: its first counters are a baseline.
     pub backfilled: bool,
-    /// SYN sent, child made, or first seen.
+    /// Whether the socket is known to have had another connection before, or to have listened.
+    pub again: bool,
+    /// SYN sent, child made, or first seen: the same in all sights of one connection, later than the end of the socket's
+    /// connection before.
     pub start: KernelTime,
     /// Handshake complete.
     pub established: Option<KernelTime>,
@@ -174,11 +177,11 @@ pub struct UdpObservation {
 /// What the flow table eats. Made on the stack and looked at once, so that its size costs less than a box.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
-    /// A socket entered the map: have it read.
+    /// A socket entered the map, or is in it: have it read.
     Opened {
         /// The socket.
         cookie: Cookie,
-        /// When.
+        /// When it entered: [`TcpObservation::start`].
         at: KernelTime,
     },
     /// A snap found no such socket any more, and no end was told.
@@ -322,6 +325,7 @@ pub fn tcp(cookie: u64, at_ns: u64, sight: TcpSight, entry: &abi::TcpEntry) -> O
             _ => TcpRole::Unknown,
         },
         backfilled: entry.backfilled != 0,
+        again: entry.again != 0,
         start: KernelTime(entry.start_ns),
         established: some_time(entry.established_ns),
         end: some_time(entry.end_ns),

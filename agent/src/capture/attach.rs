@@ -79,8 +79,8 @@ const PROGRAMS: &[Hook] = &[
         "tp_btf/tcp_destroy_sock",
         Kind::TpBtf("tcp_destroy_sock"),
         Part::Tcp,
-        false,
-        "resets sent after the end are not counted, and a skipped end is seen late",
+        true,
+        "entries of ended connections would stay until the map is full, and then no TCP flow is seen",
     ),
     hook(
         "tcp_state",
@@ -367,6 +367,7 @@ pub(super) fn kernel_drops(ebpf: &Ebpf) -> Drops {
     drops.set(DropPoint::PeerMapFull, total(drop_reason::PEERS_FULL_PACKETS));
     drops.set(DropPoint::UnknownSocket, total(drop_reason::UDP_NO_ENTRY));
     drops.set(DropPoint::PacketUnreadable, total(drop_reason::UDP_PARSE));
+    drops.set(DropPoint::NoSourcePort, total(drop_reason::UDP_NO_PORT));
     let skipped = PROGRAMS
         .iter()
         .filter(|hook| !matches!(hook.kind, Kind::Snap | Kind::Files))

@@ -7,7 +7,7 @@ use std::mem::size_of;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use flowtilla_abi::{SNAP_KEYS_MAX, UdpPeerKey, UdpPeerValue};
+use flowtilla_abi::{SNAP_KEYS_MAX, UdpEntry, UdpPeerKey, UdpPeerValue};
 use flowtilla_agent_core::observe::{Cookie, Endpoint};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -172,6 +172,21 @@ pub(super) fn take_peer(
         pad: [0; 6],
     };
     take(map, &key, "forgetting a UDP peer")
+}
+
+/// Takes a UDP socket's entry out, with the first peer that is counted in it; `None`: it is not there.
+///
+/// # Errors
+/// [`CaptureError::Call`].
+pub(super) fn take_first_peer(
+    map: BorrowedFd<'_>,
+    cookie: Cookie,
+) -> Result<Option<UdpPeerValue>, CaptureError> {
+    let taken: Option<UdpEntry> = take(map, &cookie.0, "forgetting a UDP socket of nobody's")?;
+    Ok(taken.map(|entry| UdpPeerValue {
+        tuple: entry.tuple,
+        counters: entry.counters,
+    }))
 }
 
 /// Puts one element in, or in the place of one with this key.

@@ -3,6 +3,8 @@
 //! A socket's entry counts its first peer for the socket's whole life, the peer map every other one: no counter ever
 //! moves, so each is read once a walk and is monotone.
 
+use std::collections::HashMap;
+
 use aya::Ebpf;
 use flowtilla_abi as abi;
 use flowtilla_abi::{TcpEntry, UdpEntry, UdpEvent, UdpPeerKey, UdpPeerValue};
@@ -52,11 +54,13 @@ pub(super) fn udp_ended(
         }
     };
     tell(ended, false, &mut each);
+    // Either may be 65,536: what is looked at is the peer map once, however many ended.
+    let by_cookie: HashMap<u64, &UdpEvent> = ended.iter().map(|event| (event.head.cookie, event)).collect();
     let outcome = batch::each(
         maps::map_fd(ebpf, "udp_peers")?,
         0,
         |key: &UdpPeerKey, value: &UdpPeerValue| {
-            if let Some(event) = ended.iter().find(|event| event.head.cookie == key.cookie) {
+            if let Some(event) = by_cookie.get(&key.cookie) {
                 each(observe::udp_peer(key.cookie, event.head.at_ns, value, slept));
             }
         },
@@ -65,7 +69,8 @@ pub(super) fn udp_ended(
     outcome
 }
 
-/// TCP sockets whose end found the ring full: taken and deleted.
+/// What found the ring full: ends, taken and deleted; and of every live socket that it is there, since it is not known
+/// whose beginning or first counters were lost.
 pub(super) fn unsent(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(), CaptureError> {
     let map = maps::map_fd(ebpf, "tcp_sockets")?;
     let mut found = Vec::new();
@@ -73,6 +78,8 @@ pub(super) fn unsent(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(
         if entry.phase == abi::tcp_phase::UNSENT {
             found.push(*cookie);
             each(observe::tcp(*cookie, entry.end_ns, TcpSight::Ended, entry));
+        } else if entry.phase == abi::tcp_phase::OPEN {
+            each(opened(*cookie, entry));
         }
     })?;
     found
@@ -80,18 +87,21 @@ pub(super) fn unsent(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(
         .try_for_each(|cookie| batch::delete(map, cookie.as_bytes(), "deleting an ended socket"))
 }
 
+fn opened(cookie: u64, entry: &TcpEntry) -> Observation {
+    Observation::Opened {
+        cookie: Cookie(cookie),
+        at: KernelTime(entry.start_ns),
+    }
+}
+
 /// Every live TCP socket of the map, as if it had just been opened.
 pub(super) fn tcp(ebpf: &Ebpf, mut each: impl FnMut(Observation)) -> Result<(), CaptureError> {
-    let at = KernelTime(clock::kernel_now().0);
     batch::each(
         maps::map_fd(ebpf, "tcp_sockets")?,
         0,
         |cookie: &u64, entry: &TcpEntry| {
-            if entry.phase != abi::tcp_phase::UNSENT {
-                each(Observation::Opened {
-                    cookie: Cookie(*cookie),
-                    at,
-                });
+            if entry.phase == abi::tcp_phase::OPEN {
+                each(opened(*cookie, entry));
             }
         },
     )

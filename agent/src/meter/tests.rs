@@ -103,9 +103,10 @@ fn a_filter_that_changes_takes_effect_from_the_next_record_on_and_no_octet_is_to
     {
         let span = span as u64;
         meter.obey(Command::Filter(wanted));
+        let entry = entry_of(1, at(1), 1_000 * (span + 1));
         meter
             .table
-            .observe(&grown(1, at(15 * span + 1), 1_000 * (span + 1)));
+            .observe(&observe::tcp(1, at(15 * span + 1).0, TcpSight::Snap, &entry));
         meter.turn(at(15 * span + 12));
         meter.turn(at(15 * span + 14)); // Names are not waited for any more.
         let kept = taken(&mut records);

@@ -125,8 +125,10 @@ shared! {
         phase: u8,
         /// 1: older than the agent.
         backfilled: u8,
+        /// 1: the socket had another connection before, or listened: counters begin at 0.
+        again: u8,
         /// Zero.
-        pad: [u8; 5],
+        pad: [u8; 4],
     }
 }
 shared! {

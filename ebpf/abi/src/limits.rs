@@ -113,6 +113,8 @@ pub mod drop_reason {
     pub const UDP_NO_ENTRY_OCTETS: u32 = 7;
     /// UDP packets whose header could not be read.
     pub const UDP_PARSE: u32 = 8;
+    /// Datagrams whose sender has port 0.
+    pub const UDP_NO_PORT: u32 = 9;
     /// How many counters there are.
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 10;
 }

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use super::counters::{self, FlagFacts};
 use super::flows::Handle;
-use super::key::{FlowKey, PairKey};
+use super::key::FlowKey;
 use super::ledger::Ledger;
+use super::pair::Hanging;
 use super::sides::Sides;
 use super::{FIRST_RECORD_SOONEST, SETTLE, SILENT_RECORD_AFTER, SNAP_ANSWER, SNAP_LEAD, TableOptions};
 use crate::flow::record::{Baseline, EndReason, Protocol, TcpFigures};
@@ -61,7 +62,7 @@ pub(super) struct Origin {
 /// What only TCP has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TcpFacts {
-    /// When the socket was: before the flow's start if it is not the socket's first.
+    /// When its connection began, as the kernel side says: before the flow's start if it is not the connection's first.
     pub(super) opened: KernelTime,
     /// 0: not.
     pub(super) established: KernelTime,
@@ -110,10 +111,8 @@ pub(super) enum Step {
 pub(super) struct Flow {
     pub(super) key: FlowKey,
     pub(super) tuple: Tuple,
-    /// What its twin would look for; `None`: it cannot have one.
-    pub(super) pair: Option<PairKey>,
-    /// The next flow with the same number in the table's pairs.
-    pub(super) next_in_pair: Option<Handle>,
+    /// Where it hangs in the table's pairs.
+    pub(super) hanging: Hanging,
     pub(super) twin: Twin,
     pub(super) kind: Kind,
     pub(super) owner: Arc<Owner>,
@@ -163,8 +162,7 @@ impl Flow {
         Self {
             key,
             tuple,
-            pair: None,
-            next_in_pair: None,
+            hanging: Hanging::default(),
             twin: Twin::Open,
             kind,
             owner,

@@ -59,6 +59,9 @@ impl PairKey {
         hash.write_u128(low.0);
         hash.write_u128(high.0);
         hash.write_u64(u64::from(low.1) << 32 | u64::from(high.1) << 8 | u64::from(protocol.number()));
+        if is_own_to_namespace(tuple) {
+            hash.write_u32(tuple.netns.0);
+        }
         Some(Self {
             number: hash.finish(),
             first,
@@ -77,10 +80,13 @@ impl PairKey {
 /// Whether two sockets of one protocol are at both ends of one connection. Loopback addresses mean another host in each
 /// network namespace, all others mean the same wherever they are used on this host.
 pub(super) fn mirrors(one: &Tuple, other: &Tuple) -> bool {
-    let own_to_namespace = || one.local.address.is_loopback() || one.remote.address.is_loopback();
     one.local == other.remote
         && one.remote == other.local
-        && (one.netns == other.netns || !own_to_namespace())
+        && (one.netns == other.netns || !is_own_to_namespace(one))
+}
+
+fn is_own_to_namespace(tuple: &Tuple) -> bool {
+    tuple.local.address.is_loopback() || tuple.remote.address.is_loopback()
 }
 
 fn number(end: Endpoint) -> (u128, u16) {

@@ -89,6 +89,10 @@ impl Listeners {
         true
     }
 
+    pub(super) fn contains(&self, cookie: Cookie) -> bool {
+        self.by_cookie.contains_key(&cookie)
+    }
+
     pub(super) fn listens(&self, netns: NetNs, port: u16) -> bool {
         self.ports.contains_key(&(netns, port))
     }

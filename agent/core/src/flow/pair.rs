@@ -6,9 +6,11 @@
 //! counted twice. What the silent
 //! one counts is the same octets again and goes to `joined` in the law.
 //!
+//! Flows with the same ends hang in a list each, the newest first: a process can make any number of them. So putting in and
+//! taking out are a step each, and of a list the newest [`LOOKED_AT_MAX`] are looked at.
+//!
 //! The last [`SPOKEN_MAX`] flows that ended alone are remembered, so that a twin that shows up after them stays silent.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -28,11 +30,31 @@ use crate::time::KernelTime;
 /// Double it, and it costs another 1 MB.
 const SPOKEN_MAX: usize = 8192;
 
-/// Flows by the number of their pair: the newest one, from which the others hang.
+/// Most flows with the same ends that are looked at for a twin.
+///
+/// Twins are made at about the same time, so they are among the newest. Half of it may miss them where a port is used again
+/// and again within a second; double it, and a process that makes nothing but such sockets costs twice as much.
+const LOOKED_AT_MAX: usize = 16;
+
+/// Flows by their ends: the newest one, from which the others hang.
 #[derive(Debug)]
 pub(super) struct PairIndex {
-    newest: HashMap<u64, Handle, FixedState>,
+    newest: HashMap<PairKey, Handle, FixedState>,
     hasher: FixedState,
+    /// Links that were followed.
+    #[cfg(test)]
+    pub(super) followed: std::cell::Cell<u64>,
+}
+
+/// Where a flow hangs among the pairs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Hanging {
+    /// Its ends; `None`: it cannot have a twin, and hangs nowhere.
+    pub(super) pair: Option<PairKey>,
+    /// The flow that was put in after it.
+    newer: Option<Handle>,
+    /// The flow that was put in before it.
+    older: Option<Handle>,
 }
 
 impl PairIndex {
@@ -40,50 +62,57 @@ impl PairIndex {
         Self {
             newest: HashMap::with_hasher(hasher.clone()),
             hasher: hasher.clone(),
+            #[cfg(test)]
+            followed: std::cell::Cell::default(),
         }
     }
 
     /// Puts a flow in under its tuple.
     pub(super) fn insert(&mut self, handle: Handle, flows: &mut Flows) {
         let Some(flow) = flows.get_mut(handle) else { return };
-        flow.pair = PairKey::of(flow.protocol(), &flow.tuple, &self.hasher);
-        if let Some(pair) = flow.pair {
-            flow.next_in_pair = self.newest.insert(pair.number, handle);
-        }
-    }
-
-    /// Takes a flow out that was put in; `flow` is no longer among `flows`, or will be put in again.
-    pub(super) fn remove(&mut self, handle: Handle, (pair, next): Hanging, flows: &mut Flows) {
-        let Some(pair) = pair else { return };
-        let Entry::Occupied(mut newest) = self.newest.entry(pair.number) else {
-            return;
+        let pair = PairKey::of(flow.protocol(), &flow.tuple, &self.hasher);
+        let older = pair.and_then(|pair| self.newest.insert(pair, handle));
+        flow.hanging = Hanging {
+            pair,
+            newer: None,
+            older,
         };
-        if *newest.get() != handle {
-            let mut before = Some(*newest.get());
-            while let Some(flow) = before.and_then(|before| flows.get_mut(before)) {
-                if flow.next_in_pair == Some(handle) {
-                    flow.next_in_pair = next;
-                    return;
-                }
-                before = flow.next_in_pair;
-            }
-        } else if let Some(next) = next {
-            newest.insert(next);
-        } else {
-            newest.remove();
+        if let Some(older) = older.and_then(|older| flows.get_mut(older)) {
+            older.hanging.newer = Some(handle);
         }
     }
 
-    /// Flows at the other end of `one`'s connection whose lives overlap with its own.
-    fn twins<'a>(&self, one: &'a Flow, flows: &'a Flows) -> impl Iterator<Item = Handle> + 'a {
-        self.hanging(one, flows)
+    /// Takes out a flow that hung there; it is no longer among `flows`, or will be put in again.
+    pub(super) fn remove(&mut self, hanging: Hanging, flows: &mut Flows) {
+        let Hanging { pair, newer, older } = hanging;
+        let Some(pair) = pair else { return };
+        if let Some(older) = older.and_then(|older| flows.get_mut(older)) {
+            older.hanging.newer = newer;
+        }
+        match (newer.and_then(|newer| flows.get_mut(newer)), older) {
+            (Some(newer), _) => newer.hanging.older = older,
+            (None, Some(older)) => {
+                self.newest.insert(pair, older);
+            }
+            (None, None) => {
+                self.newest.remove(&pair);
+            }
+        }
+    }
+
+    /// Flows at the other end of `one`'s connection whose lives overlap with its own, as far as they are looked at.
+    fn twins<'a>(&'a self, one: &'a Flow, flows: &'a Flows) -> impl Iterator<Item = Handle> + 'a {
+        let pair = one.hanging.pair.map(PairKey::mirror);
+        self.hanging(pair, flows)
+            .take(LOOKED_AT_MAX)
+            .filter(|(_, other)| other.protocol() == one.protocol())
             .filter(|(_, other)| mirrors(&one.tuple, &other.tuple) && other.meets(one))
             .map(|(handle, _)| handle)
     }
 
-    /// Flows with these ends, wherever they live on this host.
+    /// Flows with these ends, wherever they live on this host, as far as they are looked at.
     pub(super) fn at<'a>(
-        &self,
+        &'a self,
         protocol: Protocol,
         local: Endpoint,
         remote: Endpoint,
@@ -95,32 +124,31 @@ impl PairIndex {
             netns: NetNs(0),
         };
         let pair = PairKey::of(protocol, &tuple, &self.hasher);
-        let mut next = pair.and_then(|pair| self.newest.get(&pair.number)).copied();
-        std::iter::from_fn(move || {
-            let flow = flows.get(next?)?;
-            next = flow.next_in_pair;
-            Some(flow)
-        })
-        .filter(move |flow| {
-            flow.protocol() == protocol && (flow.tuple.local, flow.tuple.remote) == (local, remote)
-        })
+        self.hanging(pair, flows)
+            .take(LOOKED_AT_MAX)
+            .map(|(_, flow)| flow)
+            .filter(move |flow| {
+                flow.protocol() == protocol && (flow.tuple.local, flow.tuple.remote) == (local, remote)
+            })
     }
 
-    fn hanging<'a>(&self, one: &Flow, flows: &'a Flows) -> impl Iterator<Item = (Handle, &'a Flow)> + 'a {
-        let protocol = one.protocol();
-        let mut next = one.pair.and_then(|pair| self.newest.get(&pair.number)).copied();
+    /// All flows with these ends, the newest first.
+    fn hanging<'a>(
+        &'a self,
+        pair: Option<PairKey>,
+        flows: &'a Flows,
+    ) -> impl Iterator<Item = (Handle, &'a Flow)> + 'a {
+        let mut next = pair.and_then(|pair| self.newest.get(&pair)).copied();
         std::iter::from_fn(move || {
             let handle = next?;
+            #[cfg(test)]
+            self.followed.set(self.followed.get() + 1);
             let flow = flows.get(handle)?;
-            next = flow.next_in_pair;
+            next = flow.hanging.older;
             Some((handle, flow))
         })
-        .filter(move |(_, other)| other.protocol() == protocol)
     }
 }
-
-/// Where a flow hangs among the pairs.
-pub(super) type Hanging = (Option<PairKey>, Option<Handle>);
 
 /// Flows that ended alone, with their lives.
 #[derive(Debug)]
@@ -146,7 +174,7 @@ impl Spoken {
 
     /// Remembers that `flow` spoke alone until `end`.
     pub(super) fn remember(&mut self, flow: &Flow, end: KernelTime) {
-        let Some(pair) = flow.pair else { return };
+        let Some(pair) = flow.hanging.pair else { return };
         let life = Life {
             tuple: flow.tuple,
             start: flow.start,
@@ -164,7 +192,7 @@ impl Spoken {
 
     /// When the one ended that spoke for `flow`'s connection.
     fn end_of_twin(&self, flow: &Flow) -> Option<KernelTime> {
-        let life = self.lives.get(&flow.pair?.mirror())?;
+        let life = self.lives.get(&flow.hanging.pair?.mirror())?;
         let overlap = flow.start <= life.end && flow.ended.is_none_or(|ended| ended.at >= life.start);
         (overlap && mirrors(&life.tuple, &flow.tuple)).then_some(life.end)
     }
@@ -176,7 +204,7 @@ impl FlowTable {
         let Some(flow) = self.flows.get(handle) else {
             return;
         };
-        if flow.pair.is_none() {
+        if flow.hanging.pair.is_none() {
             return;
         }
         let mut twins = self.pairs.twins(flow, &self.flows);
@@ -333,10 +361,10 @@ impl FlowTable {
                 Twin::Follows(twin) => assert_eq!(self.flows[twin].twin, Twin::Leads(handle)),
                 Twin::Open | Twin::Alone | Twin::Orphan(_) => {}
             }
-            if flow.pair.is_some() {
+            if flow.hanging.pair.is_some() {
                 let found = self
                     .pairs
-                    .hanging(flow, &self.flows)
+                    .hanging(flow.hanging.pair, &self.flows)
                     .any(|(other, _)| other == handle);
                 assert!(found, "{:?} cannot be found", flow.key);
                 hanging += 1;

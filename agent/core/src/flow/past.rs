@@ -30,25 +30,30 @@ pub(super) const LINGER: Duration = Duration::from_secs(30);
 /// double it, and it may keep 20 MB.
 pub(super) const LINGERING_MAX: usize = 131_072;
 
-/// An order to the capture: delete this entry of the kernel's peer map.
+/// An order to the capture: delete this entry of the kernel's peer map, or of its map of UDP sockets.
 ///
 /// The driver looks the entry up and deletes it in one call (`BPF_MAP_LOOKUP_AND_DELETE_ELEM`), and gives the value it
-/// got to [`FlowTable::observe`](super::FlowTable::observe) before anything read later: when the peer came back
-/// meanwhile, nothing is lost. No copy read before the deletion may be observed after it. The kernel counts the peer
-/// from 0 again, with a newer first datagram: by that the table tells the two apart.
+/// got, as that of a peer, to [`FlowTable::observe`](super::FlowTable::observe) before anything read later: when the peer
+/// came back meanwhile, nothing is lost. No copy read before the deletion may be observed after it. The kernel counts the
+/// peer from 0 again, with a newer first datagram: by that the table tells the two apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forget {
     /// The socket.
     pub cookie: Cookie,
     /// The peer.
     pub peer: Endpoint,
+    /// Whether it is the socket's first peer, and the socket's own entry goes with it.
+    ///
+    /// Nobody has the socket: it is the kernel's own, whose entry comes again with its next datagram, or datagrams came
+    /// while it was closed, and no end of it will ever be told.
+    pub with_socket: bool,
 }
 
 /// A TCP flow that left a full table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PastTcp {
     pub(super) stream: u64,
-    /// When the socket was, however many flows it had.
+    /// When the socket's connection was, however many flows it had.
     pub(super) opened: KernelTime,
     pub(super) seen: Sides,
     pub(super) retransmits: u32,
@@ -127,9 +132,9 @@ impl Past {
         self.evicted.iter().map(|(&cookie, past)| (cookie, past))
     }
 
-    /// Whether a TCP flow left a full table and its socket was not seen since.
-    pub(super) fn has_left(&self, cookie: Cookie) -> bool {
-        self.evicted.contains_key(&cookie)
+    /// Whether the flow of a connection left a full table and its socket was not seen since.
+    pub(super) fn has_left(&self, cookie: Cookie, start: KernelTime) -> bool {
+        self.evicted.get(&cookie).is_some_and(|past| start <= past.opened)
     }
 
     /// The totals from which a TCP socket's flow goes on.
@@ -183,23 +188,25 @@ impl Past {
         }
     }
 
-    /// The next deletion to make; the memory of it lingers, for copies that are still on their way.
-    pub(super) fn poll_forget(&mut self, now: KernelTime) -> Option<Forget> {
+    /// The next peer whose deletion was asked for. Whoever makes it says so by [`Past::forgotten`].
+    pub(super) fn next_to_forget(&mut self) -> Option<PeerKey> {
         while let Some(key) = self.forget.pop_front() {
             if let Some(past) = self.peers.get_mut(&key)
                 && past.asked
             {
                 past.asked = false;
-                let stream = past.stream;
-                self.linger
-                    .push_back((now.after(LINGER), Linger::Peer(key, stream)));
-                return Some(Forget {
-                    cookie: key.cookie,
-                    peer: key.peer,
-                });
+                return Some(key);
             }
         }
         None
+    }
+
+    /// The kernel's entry of a silent peer is deleted; the memory of it lingers, for copies that are still on their way.
+    pub(super) fn forgotten(&mut self, key: &PeerKey, now: KernelTime) {
+        if let Some(past) = self.peers.get(key) {
+            let linger = Linger::Peer(*key, past.stream);
+            self.linger.push_back((now.after(LINGER), linger));
+        }
     }
 
     /// Forgets what lingered long enough, or was too much; returns a UDP socket to forget, until there is none.

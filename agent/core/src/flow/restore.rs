@@ -338,7 +338,6 @@ impl FlowTable {
         };
         let start = KernelTime(socket.start);
         let facts = TcpFacts {
-            opened: start,
             established: KernelTime(socket.established),
             retransmits: retransmits(true),
             retransmits_reported: retransmits(true),
@@ -393,7 +392,7 @@ impl FlowTable {
             stream: socket.map_or(self.options.started.0, |socket| socket.stream),
         };
         let owner = self.owners.share(&seen.owner);
-        let base = counters::tcp(seen, 0);
+        let base = counters::tcp(seen, 0, Sides::default());
         let facts = Kind::Tcp(TcpFacts::new(seen));
         let times = (seen.start, seen.at);
         let mut flow = Flow::new(key, seen.tuple, facts, owner, times, base, &self.options);

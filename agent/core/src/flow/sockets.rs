@@ -1,9 +1,10 @@
-//! TCP sockets by cookie: which flow is theirs, or that they ended.
+//! TCP sockets by cookie: which flow is theirs, or when their connection ended.
 //!
-//! A socket that ended is dead for [`LINGER`]: cookies never come again, so whatever still arrives of it is a copy. The
-//! kernel gives cookies out in their order, so the dead are bits in lines of 512: 100,000 of them stay in the cache.
+//! An end is remembered for [`LINGER`]: whatever still arrives of that connection is a copy. The socket may live on and
+//! connect once more, with the same cookie: what began after the end is another connection. The kernel gives cookies out
+//! in their order, so ends are kept in lines of 8: 100,000 of them stay in the cache.
 //!
-//! Invariant: a socket has at most one flow, and is not dead while it has one.
+//! Invariant: a socket has at most one flow, and that of its newest connection.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,18 +15,24 @@ use super::past::{LINGER, LINGERING_MAX};
 use crate::observe::Cookie;
 use crate::time::KernelTime;
 
+/// Ends in a line: with its number it is about one line of a processor's cache.
+const LINE: usize = 8;
+const NOT_ENDED: KernelTime = KernelTime(0);
+
 #[derive(Debug)]
 pub(super) struct TcpSockets {
     live: HashMap<Cookie, Handle, FixedState>,
-    dead: HashMap<u64, [u64; 8], FixedState>,
-    linger: VecDeque<(KernelTime, Cookie)>,
+    /// When the newest connection ended; 0: not, or too long ago.
+    ends: HashMap<u64, [KernelTime; LINE], FixedState>,
+    /// Until when an end is remembered, and which.
+    linger: VecDeque<(KernelTime, Cookie, KernelTime)>,
 }
 
 impl TcpSockets {
     pub(super) fn new(hasher: &FixedState) -> Self {
         Self {
             live: HashMap::with_hasher(hasher.clone()),
-            dead: HashMap::with_hasher(hasher.clone()),
+            ends: HashMap::with_hasher(hasher.clone()),
             linger: VecDeque::new(),
         }
     }
@@ -44,47 +51,61 @@ impl TcpSockets {
         self.live.remove(&cookie);
     }
 
-    /// It ended. Its flow is to be removed first.
-    pub(super) fn bury(&mut self, cookie: Cookie, now: KernelTime) {
-        let (line, word, bit) = place(cookie);
-        let word = &mut self.dead.entry(line).or_default()[word];
-        if *word & bit == 0 {
-            *word |= bit;
-            self.linger.push_back((now.after(LINGER), cookie));
+    /// Its connection ended at `ended`. Its flow is to be removed first.
+    pub(super) fn bury(&mut self, cookie: Cookie, ended: KernelTime, now: KernelTime) {
+        let (line, at) = place(cookie);
+        let held = &mut self.ends.entry(line).or_insert([NOT_ENDED; LINE])[at];
+        if *held < ended {
+            *held = ended;
+            self.linger.push_back((now.after(LINGER), cookie, ended));
         }
     }
 
-    pub(super) fn is_dead(&self, cookie: Cookie) -> bool {
-        let (line, word, bit) = place(cookie);
-        self.dead.get(&line).is_some_and(|words| words[word] & bit != 0)
+    /// Whether the socket's connection that began at `start` has ended.
+    pub(super) fn was_over(&self, cookie: Cookie, start: KernelTime) -> bool {
+        self.end(cookie).is_some_and(|end| start <= end)
     }
 
-    /// Forgets who is dead for long enough, or is one too many.
+    /// When the socket's newest connection that ended did so, as far as that is remembered.
+    pub(super) fn end(&self, cookie: Cookie) -> Option<KernelTime> {
+        let (line, at) = place(cookie);
+        self.ends
+            .get(&line)
+            .map(|ends| ends[at])
+            .filter(|&end| end != NOT_ENDED)
+    }
+
+    /// Forgets ends of long ago, or one too many.
     pub(super) fn expire(&mut self, now: KernelTime) {
-        while self.linger.len() > LINGERING_MAX || self.linger.front().is_some_and(|&(at, _)| at <= now) {
-            let Some((_, cookie)) = self.linger.pop_front() else {
+        while self.linger.len() > LINGERING_MAX
+            || self.linger.front().is_some_and(|&(until, ..)| until <= now)
+        {
+            let Some((_, cookie, ended)) = self.linger.pop_front() else {
                 return;
             };
-            let (line, word, bit) = place(cookie);
-            if let Some(words) = self.dead.get_mut(&line) {
-                words[word] &= !bit;
-                if *words == [0; 8] {
-                    self.dead.remove(&line);
+            let (line, at) = place(cookie);
+            if let Some(ends) = self.ends.get_mut(&line)
+                && ends[at] == ended
+            {
+                ends[at] = NOT_ENDED;
+                if *ends == [NOT_ENDED; LINE] {
+                    self.ends.remove(&line);
                 }
             }
         }
     }
 }
 
-/// Line, word and bit of a cookie.
-fn place(cookie: Cookie) -> (u64, usize, u64) {
+/// Line of a cookie, and its place there.
+fn place(cookie: Cookie) -> (u64, usize) {
     let Cookie(number) = cookie;
-    (number >> 9, (number >> 6 & 7) as usize, 1 << (number & 63))
+    let line = LINE as u64;
+    (number / line, (number % line) as usize)
 }
 
 #[cfg(test)]
 impl TcpSockets {
     pub(super) fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.dead.is_empty() && self.linger.is_empty()
+        self.live.is_empty() && self.ends.is_empty() && self.linger.is_empty()
     }
 }

@@ -1,29 +1,48 @@
 //! TCP sockets in the table: opened, read, ended.
 //!
 //! Invariant: a socket has at most one flow in the table; streams above 0 are flows that went on after a full table
-//! had ended the one before.
+//! had ended the one before, and further connections of the same socket: a connect that failed is tried again on it. One
+//! connection is told from another by its start, which the kernel side never changes.
 
 use super::entry::{Flow, Kind, TcpFacts};
 use super::flows::Handle;
 use super::key::FlowKey;
 use super::restore::Restored;
+use super::sides::Sides;
 use super::{FlowTable, counters};
 use crate::flow::record::EndReason;
 use crate::observe::{Cookie, TcpObservation, TcpRole, TcpSight, TcpState, Tuple};
 use crate::time::KernelTime;
 
 impl FlowTable {
-    /// A socket entered the kernel's map: its counters are wanted at once.
-    pub(super) fn opened(&mut self, cookie: Cookie) {
-        if !self.tcp.is_dead(cookie) {
-            self.want(cookie);
+    /// A connection, or a listener, is in the kernel's map: if nothing is known of it, it is wanted at once.
+    pub(super) fn opened(&mut self, cookie: Cookie, start: KernelTime) {
+        let known = match self.tcp_flow(cookie) {
+            Some((_, facts)) => start <= facts.opened,
+            None => {
+                self.tcp.was_over(cookie, start)
+                    || self.past.has_left(cookie, start)
+                    || self.listeners.contains(cookie)
+            }
+        };
+        if !known {
+            self.want(cookie, start);
+        }
+    }
+
+    /// The socket's flow, and what only TCP has of it.
+    pub(super) fn tcp_flow(&self, cookie: Cookie) -> Option<(&Flow, &TcpFacts)> {
+        let flow = self.flows.get(self.tcp.flow(cookie)?)?;
+        match &flow.kind {
+            Kind::Tcp(facts) => Some((flow, facts)),
+            Kind::Udp(_) => None,
         }
     }
 
     /// A socket is gone without an end that was told: what is known is all there is.
     pub(super) fn gone(&mut self, cookie: Cookie, at: KernelTime) {
         if self.listeners.remove(cookie) {
-            self.bury_tcp(cookie, at);
+            self.bury_tcp(cookie, at, at);
         } else if let Some(handle) = self.tcp.flow(cookie) {
             if let Some(flow) = self.flows.get_mut(handle) {
                 let end = flow.newest;
@@ -36,11 +55,19 @@ impl FlowTable {
     }
 
     pub(super) fn observe_tcp(&mut self, seen: &TcpObservation) {
-        let known = self.tcp.flow(seen.cookie);
-        if known.is_none() && self.tcp.is_dead(seen.cookie) {
+        let opened = self.tcp_flow(seen.cookie).map(|(_, facts)| facts.opened);
+        let is_copy = match opened {
+            Some(opened) => seen.start < opened,
+            None => self.tcp.was_over(seen.cookie, seen.start),
+        };
+        if is_copy {
             self.late += 1;
             return;
         }
+        if opened.is_some_and(|opened| opened < seen.start) {
+            self.end_before(seen);
+        }
+        let known = self.tcp.flow(seen.cookie);
         if seen.role == TcpRole::Listener || seen.state == TcpState::Listen {
             self.observe_listener(seen);
             return;
@@ -54,6 +81,18 @@ impl FlowTable {
         self.arm(handle);
     }
 
+    /// Ends the flow of the socket's connection before the one that is seen: nothing more is told of it.
+    fn end_before(&mut self, seen: &TcpObservation) {
+        let Some(handle) = self.tcp.flow(seen.cookie) else {
+            return;
+        };
+        if let Some(flow) = self.flows.get_mut(handle) {
+            let end = flow.newest;
+            flow.end(end, seen.at, EndReason::EndOfFlow);
+        }
+        self.finish(handle, seen.at, EndReason::EndOfFlow);
+    }
+
     fn observe_listener(&mut self, seen: &TcpObservation) {
         if seen.sight == TcpSight::Snap {
             let owner = self.owners.share(&seen.owner);
@@ -61,7 +100,7 @@ impl FlowTable {
                 .add(seen.cookie, seen.tuple.local, seen.tuple.netns, owner);
         } else {
             self.listeners.remove(seen.cookie);
-            self.bury_tcp(seen.cookie, seen.at);
+            self.bury_tcp(seen.cookie, seen.end.unwrap_or(seen.at), seen.at);
         }
     }
 
@@ -72,13 +111,17 @@ impl FlowTable {
             Some(Restored::Past(past)) => Some(past),
             None => self.past.resume_tcp(seen.cookie),
         };
-        let first_sight = counters::tcp(seen, 0);
+        let again = seen.again || self.tcp.end(seen.cookie).is_some();
+        let past = past.filter(|past| !again || seen.start <= past.opened);
+        let first_sight = counters::tcp(seen, 0, Sides::default());
         let forgotten = seen.start <= self.past.baseline_before;
         let (stream, base) = match past {
             Some(past) => (past.stream.saturating_add(1), past.seen),
             None if forgotten => (self.past.unused_stream(), first_sight),
             None if seen.backfilled => (self.options.started.0, first_sight),
-            None => (0, Default::default()),
+            // No number that a connection of this socket before had, and no memory of them.
+            None if again => (seen.start.0, Sides::default()),
+            None => (0, Sides::default()),
         };
         let mut facts = TcpFacts::new(seen);
         if let Some(past) = past {
@@ -149,7 +192,7 @@ impl FlowTable {
             newer && (flow.ended.is_none() || seen.sight != TcpSight::Snap),
         );
         facts.late |= seen.sight == TcpSight::Late;
-        let counters = counters::tcp(seen, facts.syns_again);
+        let counters = counters::tcp(seen, facts.syns_again, flow.seen);
         if flow.grow(counters, &mut self.ledger) {
             flow.newest = flow.newest.max(seen.end.unwrap_or(seen.at));
         }
@@ -176,8 +219,8 @@ impl FlowTable {
             return false;
         }
         flow.tuple = tuple;
-        let hanging = (flow.pair.take(), flow.next_in_pair.take());
-        self.pairs.remove(handle, hanging, &mut self.flows);
+        let hanging = std::mem::take(&mut flow.hanging);
+        self.pairs.remove(hanging, &mut self.flows);
         self.pairs.insert(handle, &mut self.flows);
         true
     }

@@ -17,7 +17,7 @@ use super::sides::Sides;
 use super::{FlowTable, ORPHAN_GRACE, counters};
 use crate::flow::record::EndReason;
 use crate::observe::{Cookie, Endpoint, NetNs, UdpObservation};
-use crate::owner::Owner;
+use crate::owner::{Confidence, Owner, Unknown};
 use crate::time::KernelTime;
 
 #[derive(Debug)]
@@ -58,6 +58,21 @@ impl UdpSockets {
         {
             self.stream_floor = self.stream_floor.max(socket.stream);
         }
+    }
+
+    /// Forgets a socket whose entry the kernel is to delete: when it comes again, it counts anew, and its flows have other
+    /// numbers.
+    pub(super) fn let_go(&mut self, cookie: Cookie) {
+        self.bury(cookie, true);
+    }
+
+    /// The peer in the own entry of a socket that nobody has, when none of its peers has a flow.
+    fn idle_of_nobody(&self, cookie: Cookie) -> Option<PeerKey> {
+        let socket = self.by_cookie.get(&cookie)?;
+        let nobody = socket.owner.confidence == Confidence::Unknown(Unknown::NotSeen);
+        let is_idle = || self.live.range(PeerKey::all_of(cookie)).next().is_none();
+        let peer = socket.current?;
+        (nobody && socket.ended.is_none() && is_idle()).then_some(PeerKey { cookie, peer })
     }
 
     /// The socket of an observation. At the bound, the oldest socket is forgotten; its flows stay.
@@ -122,6 +137,11 @@ impl FlowTable {
             .by_cookie
             .get(&peer.cookie)
             .is_none_or(|socket| socket.ended.is_some() || socket.current != Some(peer.peer))
+    }
+
+    /// Whether a peer's entry may go with the socket's own.
+    pub(super) fn is_idle_of_nobody(&self, peer: &PeerKey) -> bool {
+        self.udp.idle_of_nobody(peer.cookie).as_ref() == Some(peer)
     }
 
     fn merge_socket(&mut self, seen: &UdpObservation) {
@@ -275,6 +295,10 @@ impl FlowTable {
         self.past.keep_peer(peer, past, self.options.max_flows);
         if self.may_forget(&peer) {
             self.past.ask_to_forget(peer);
+        }
+        // Its own peer may have fallen silent before others did.
+        if let Some(own) = self.udp.idle_of_nobody(peer.cookie) {
+            self.past.ask_to_forget(own);
         }
     }
 }

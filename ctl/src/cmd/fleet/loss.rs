@@ -83,6 +83,7 @@ fn why_no_loss(drop: &Drop) -> &'static str {
         Dropped::Lost => "",
         Dropped::OnPurpose => ", on purpose",
         Dropped::FoundAgain => ", hints only: what they tell is found without them",
+        Dropped::NoFlow => ", datagrams that nobody can answer",
     }
 }
 

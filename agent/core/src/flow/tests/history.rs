@@ -34,6 +34,8 @@ struct TcpSocket {
 
 struct UdpSocket {
     cookie: Cookie,
+    /// It has an entry from its first datagram on, until it is silent; its end is never told.
+    of_nobody: bool,
     local: Endpoint,
     open: bool,
     created: KernelTime,
@@ -249,6 +251,7 @@ impl World {
         let cookie = self.cookie();
         self.udp.push(UdpSocket {
             cookie: Cookie(cookie),
+            of_nobody: self.rng.u8(0..4) == 0,
             local: end(&format!("10.0.0.1:{}", 20_000 + cookie)),
             open: true,
             created: self.now,
@@ -281,7 +284,7 @@ impl World {
     }
 
     fn close_udp(&mut self, index: usize) {
-        if std::mem::replace(&mut self.udp[index].open, false) {
+        if std::mem::replace(&mut self.udp[index].open, false) && !self.udp[index].of_nobody {
             self.send(Flying::UdpEnded(index));
         }
     }
@@ -290,7 +293,12 @@ impl World {
     fn walk_udp(&mut self) {
         let mut seen = Vec::new();
         for socket in &self.udp {
-            if socket.open {
+            let has_entry = if socket.of_nobody {
+                socket.first.is_some()
+            } else {
+                socket.open
+            };
+            if has_entry {
                 seen.push(socket.entry(self.now, false));
             }
             for (&peer, &counters) in &socket.others {
@@ -337,7 +345,7 @@ impl World {
         match flying {
             Flying::Tcp(index, seen) => {
                 let socket = &mut self.tcp[index];
-                let counted = counters::tcp(&seen, 0);
+                let counted = counters::tcp(&seen, 0, Sides::default());
                 socket.first_shown.get_or_insert(self.now);
                 socket.base.get_or_insert(if seen.backfilled {
                     counted
@@ -376,7 +384,14 @@ impl World {
         while let Some(forget) = self.table.poll_forget() {
             let socket = self.udp.iter_mut().find(|socket| socket.cookie == forget.cookie);
             let Some(socket) = socket else { continue };
-            if let Some(counters) = socket.others.remove(&forget.peer) {
+            let counters = if forget.with_socket {
+                assert!(socket.of_nobody);
+                let taken = socket.first.take();
+                taken.map(|(_, counters)| counters)
+            } else {
+                socket.others.remove(&forget.peer)
+            };
+            if let Some(counters) = counters {
                 let seen = socket.sight(forget.peer, counters, self.now);
                 see_udp(&mut self.table, &seen);
             }
@@ -554,7 +569,11 @@ impl UdpSocket {
         );
         let (peer, counters) = self.first.unwrap_or(none);
         let mut seen = self.sight(peer, counters, now);
-        seen.owner = Some(owner(5, Confidence::Exact));
+        seen.owner = Some(if self.of_nobody {
+            nobody()
+        } else {
+            owner(5, Confidence::Exact)
+        });
         seen.ended = ended;
         seen
     }

@@ -3,8 +3,9 @@
 use super::world::*;
 use crate::flow::FlowTable;
 use crate::flow::record::EndReason;
-use crate::observe::{Cookie, NetNs, TcpObservation, TcpRole, TcpState};
+use crate::observe::{Cookie, NetNs, Observation, TcpObservation, TcpRole, TcpState};
 use crate::owner::{Confidence, Unknown};
+use crate::time::WallOffset;
 
 const CLIENT: &str = "127.0.0.1:40000";
 const SERVER: &str = "127.0.0.1:80";
@@ -343,4 +344,74 @@ fn udp_that_goes_on_after_its_twin_ended_speaks_for_itself() {
     let record = one_until(&mut table, ms(10_000));
     assert_eq!((record.id.cookie, record.id.stream), (Cookie(2), 2));
     assert_eq!(record.total.forward.packets + record.total.backward.packets, 1);
+}
+
+/// Any process can make flows with equal ends as fast as it can open and close a socket.
+#[test]
+fn flows_with_the_same_ends_cost_a_bounded_number_of_steps_each() {
+    const FLOWS: u64 = 65_536;
+    /// A flow looks for its twin when it begins, when its record is due, and at its end; and then at its twin's rivals.
+    const STEPS_MAX: u64 = 3 * 2 * 16;
+    let (own, far) = ("10.0.0.1:9998", "10.0.0.2:5555");
+    for with_twin in [false, true] {
+        let mut table = small_table(2 * FLOWS as usize);
+        if with_twin {
+            let twin = udp(FLOWS + 1, tuple(far, own), FLOWS, 0, ms(1));
+            table.observe(&Observation::Udp(twin));
+        }
+        for cookie in 1..=FLOWS {
+            let mut seen = udp(cookie, tuple(own, far), 0, 1, ms(1));
+            seen.ended = true;
+            table.observe(&Observation::Udp(seen));
+        }
+        let flows = table.flows() as u64;
+        let mut told = 0;
+        while table.poll_timeout().is_some_and(|due| due <= ms(2000)) {
+            table.handle_timeout(ms(2000));
+            told += std::iter::from_fn(|| table.poll_record(WallOffset(0))).count() as u64;
+        }
+        assert_eq!(flows, FLOWS + u64::from(with_twin));
+        // The last that is left has its twin for itself.
+        assert!(told + 1 >= FLOWS, "{told} records");
+        let steps = table.pairs.followed.get();
+        assert!(steps <= STEPS_MAX * flows, "{steps} steps for {flows} flows");
+        assert!(!with_twin || steps >= flows, "{steps} steps");
+    }
+}
+
+#[test]
+fn flows_with_the_same_ends_leave_in_any_order() {
+    let seed = fastrand::u64(..);
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut table = table();
+    let mut cookies: Vec<u64> = (1..=40).collect();
+    for &cookie in &cookies {
+        see_tcp(&mut table, &client(cookie));
+    }
+    rng.shuffle(&mut cookies);
+    for (left, &cookie) in cookies.iter().rev().enumerate() {
+        let at = 10_000 + 1000 * left as u64;
+        see_tcp(&mut table, &client(cookie).ended(ms(at), TcpState::LastAck, 0));
+        // Checks that all the others are found.
+        records_until(&mut table, ms(at + 900));
+        assert_eq!(table.flows(), cookies.len() - left - 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn connections_that_use_one_port_again_and_again_are_told_once_each() {
+    const CONNECTIONS: u64 = 150;
+    let mut table = table();
+    let lived = |mut seen: TcpObservation, n: u64, left| {
+        seen.start = ms(5 * n);
+        seen.established = Some(ms(5 * n));
+        seen.moved(100, 100).ended(ms(5 * n + 3), left, 0)
+    };
+    for n in 0..CONNECTIONS {
+        see_tcp(&mut table, &lived(client(2 * n + 1), n, TcpState::FinWait2));
+        see_tcp(&mut table, &lived(server(2 * n + 2), n, TcpState::LastAck));
+    }
+    let told = records_until(&mut table, ms(5_000));
+    assert_eq!(told.len() as u64, CONNECTIONS);
+    assert!(told.iter().all(|record| record.responder.owner.process.is_some()));
 }

@@ -430,7 +430,7 @@ impl std::fmt::Debug for Socket {
 
 /// What the kernel counted of a socket.
 fn truth_of(socket: &Socket) -> Sides {
-    counters::tcp(&socket.truth, socket.syns_again)
+    counters::tcp(&socket.truth, socket.syns_again, Sides::default())
 }
 
 #[test]

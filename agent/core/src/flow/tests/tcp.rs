@@ -2,9 +2,11 @@
 
 use super::world::*;
 use crate::flow::record::EndReason;
-use crate::flow::{FIRST_RECORD_AFTER_MAX, SETTLE, SILENT_RECORD_AFTER, TableOptions};
-use crate::observe::{Cookie, Observation, TcpRole, TcpSight, TcpState};
+use crate::flow::restore::Restore;
+use crate::flow::{FIRST_RECORD_AFTER_MAX, FlowTable, SETTLE, SILENT_RECORD_AFTER, TableOptions};
+use crate::observe::{Cookie, Observation, TcpObservation, TcpRole, TcpSight, TcpState};
 use crate::owner::{Confidence, Unknown};
+use crate::time::WallOffset;
 
 #[test]
 fn first_record_leaves_within_a_second_without_waiting_for_the_active_timeout() {
@@ -449,4 +451,168 @@ fn late_driver_loses_no_record() {
     table.check();
     assert_eq!(polled(&mut table).len(), 1);
     assert_eq!(due(&mut table), [1]);
+}
+
+/// An attempt of the socket 1 that began at `start` and was refused.
+fn refused(start: u64) -> TcpObservation {
+    let mut seen = active(1);
+    seen.start = ms(start);
+    seen.established = None;
+    seen.again = start > 0;
+    seen.counters.segs_out = 1;
+    seen.ended(ms(start + 1), TcpState::SynSent, 111)
+}
+
+/// The connection that the socket 1 has from `start` on.
+fn connected(start: u64) -> TcpObservation {
+    let mut seen = active(1);
+    seen.start = ms(start);
+    seen.established = Some(ms(start + 1));
+    seen.again = true;
+    seen.moved(3_000_000, 10).at(ms(start + 2))
+}
+
+fn opened(table: &mut FlowTable, at: u64) {
+    let cookie = Cookie(1);
+    table.observe(&Observation::Opened { cookie, at: ms(at) });
+    table.check();
+}
+
+#[test]
+fn connection_after_attempts_on_the_same_socket_that_failed_is_a_flow_of_its_own() {
+    // Far apart, while the end before is remembered; within the time that an ended flow is held; after all is forgotten.
+    for between in [700, 20, 60_000] {
+        let mut table = table();
+        let mut told = Vec::new();
+        for attempt in 0..3 {
+            opened(&mut table, attempt * between);
+            assert_eq!(due(&mut table), [1], "{between}");
+            see_tcp(&mut table, &refused(attempt * between));
+            told.extend(records_until(&mut table, ms(attempt * between + 15)));
+        }
+        let start = 3 * between;
+        told.extend(records_until(&mut table, ms(start)));
+        opened(&mut table, start);
+        assert_eq!(due(&mut table), [1], "{between}");
+        see_tcp(&mut table, &connected(start));
+        let late = table.late_observations();
+        for copy in [refused(0), refused(2 * between)] {
+            see_tcp(&mut table, &copy);
+        }
+        opened(&mut table, 2 * between);
+        assert_eq!((due(&mut table), table.late_observations()), (vec![], late + 2));
+        see_tcp(
+            &mut table,
+            &connected(start).ended(ms(start + 9), TcpState::LastAck, 0),
+        );
+        told.extend(records_until(&mut table, ms(start + 5000)));
+
+        let reasons: Vec<_> = told.iter().map(|record| record.reason).collect();
+        let failed = EndReason::Refused;
+        assert_eq!(
+            reasons,
+            [failed, failed, failed, EndReason::EndOfFlow],
+            "{between}"
+        );
+        let payload: Vec<_> = told.iter().map(|record| record.total.forward.payload).collect();
+        assert_eq!(payload, [0, 0, 0, 3_000_000]);
+        let mut streams: Vec<_> = told.iter().map(|record| record.id.stream).collect();
+        streams.dedup();
+        assert_eq!(streams, [0, ms(between).0, ms(2 * between).0, ms(start).0]);
+        assert!(told.iter().all(|record| record.id.part == 1));
+        records_until(&mut table, ms(start + 60_000));
+        assert!(table.tcp.is_empty());
+    }
+}
+
+#[test]
+fn connection_whose_end_was_lost_ends_when_its_socket_connects_once_more() {
+    let mut table = table();
+    see_tcp(&mut table, &active(1).moved(10, 10).at(ms(5)));
+    records_until(&mut table, ms(2000));
+    see_tcp(&mut table, &connected(3000));
+    see_tcp(&mut table, &active(1).moved(20, 20).at(ms(2500)));
+    let told = records_until(&mut table, ms(4000));
+    let told: Vec<_> = told
+        .iter()
+        .map(|record| (record.id.stream, record.reason, record.total.forward.payload))
+        .collect();
+    let wanted = [
+        (0, EndReason::EndOfFlow, 10),
+        (ms(3000).0, EndReason::ActiveTimeout, 3_000_000),
+    ];
+    assert_eq!(told, wanted);
+}
+
+#[test]
+fn socket_that_failed_to_connect_and_listens_is_a_listener() {
+    let mut table = table();
+    see_tcp(&mut table, &refused(0));
+    records_until(&mut table, ms(2000));
+    let mut listener = active(1).at(ms(3001));
+    listener.start = ms(3000);
+    listener.role = TcpRole::Listener;
+    listener.state = TcpState::Listen;
+    opened(&mut table, 3000);
+    assert_eq!(due(&mut table), [1]);
+    see_tcp(&mut table, &listener);
+    assert_eq!(table.listeners().count(), 1);
+    opened(&mut table, 3000);
+    assert_eq!(due(&mut table), [0_u64; 0]);
+}
+
+/// After the ring was full, all that live are shown once more.
+#[test]
+fn connection_whose_first_counters_were_lost_is_asked_for_again_and_no_other() {
+    let mut table = table();
+    opened(&mut table, 0);
+    assert_eq!(due(&mut table), [1]);
+    opened(&mut table, 0);
+    assert_eq!(due(&mut table), [1], "nobody answered");
+    see_tcp(&mut table, &active(1).at(ms(5)));
+    opened(&mut table, 0);
+    assert_eq!(due(&mut table), [0_u64; 0]);
+}
+
+/// The kernel counts segments in 32 bits.
+#[test]
+fn packets_go_on_where_the_kernel_begins_again_at_zero() {
+    const ROUND: u64 = 1 << 32;
+    let mut table = table();
+    let at = |packets: u64, at: u64| {
+        let mut seen = active(1).at(ms(at));
+        seen.counters.bytes_sent = 1000 * packets;
+        seen.counters.bytes_received = 1000 * packets;
+        (seen.counters.segs_out, seen.counters.segs_in) = (packets as u32, packets as u32);
+        seen
+    };
+    let mut total = Default::default();
+    let mut step = |table: &mut FlowTable, packets: u64, when: u64| {
+        see_tcp(table, &at(packets, when));
+        see_tcp(table, &at(packets - 500_000_000, when - 1));
+        let told = records_until(table, ms(when + 10_000));
+        if let Some(record) = told.last() {
+            total = record.total;
+        }
+        total
+    };
+    let mut now = 5;
+    for packets in [
+        500_000_001,
+        2_000_000_000,
+        3_900_000_000,
+        ROUND + 5,
+        ROUND + 2_000_000_000,
+    ] {
+        let told = step(&mut table, packets, now);
+        assert_eq!((told.forward.packets, told.backward.packets), (packets, packets));
+        assert_eq!(told.forward.octets, 1000 * packets + 52 * packets + 8);
+        now += 10_000;
+    }
+    let checkpoint = table.checkpoint();
+    let boot = options().boot;
+    let restore = Restore::from_checkpoint(boot, WallOffset(0), checkpoint);
+    let mut table = FlowTable::with_restore(options(), restore);
+    let told = step(&mut table, ROUND + 3_000_000_000, now);
+    assert_eq!(told.forward.packets, ROUND + 3_000_000_000);
 }

@@ -123,6 +123,7 @@ fn silent_peer_is_forgotten_and_counted_anew() {
     let forget = Forget {
         cookie: Cookie(1),
         peer: end(A),
+        with_socket: false,
     };
     assert_eq!(forgets(&mut table), [forget]);
     // What the deletion returned has nothing new.
@@ -237,4 +238,58 @@ fn udp_peer_that_left_a_full_table_goes_on_without_counting_twice() {
     assert_eq!((gone.len(), gone[0].reason), (1, EndReason::LackOfResources));
     see_udp(&mut table, &udp(1, with(A), 4, 0, ms(8)));
     assert_eq!(table.law().observed_packets, 4 + 1 + 1);
+}
+
+/// The first peer of a socket that nobody has, as its own entry shows it.
+fn of_nobody(packets: u64, first: u64, last: u64) -> UdpObservation {
+    let mut seen = udp(1, with(A), packets, 0, ms(last));
+    seen.owner = Some(nobody());
+    seen.counters.first = ms(first);
+    seen
+}
+
+#[test]
+fn socket_of_nobody_leaves_the_kernel_once_it_is_silent_and_is_counted_anew() {
+    let mut table = table();
+    see_udp(&mut table, &of_nobody(3, 100, 100));
+    let before = records_until(&mut table, ms(15_100));
+    let forget = Forget {
+        cookie: Cookie(1),
+        peer: end(A),
+        with_socket: true,
+    };
+    assert_eq!(forgets(&mut table), [forget]);
+    assert!(table.udp.by_cookie.is_empty(), "no end of it will ever be told");
+    // What the deletion returned: two datagrams came meanwhile.
+    see_udp(&mut table, &spilled(of_nobody(5, 100, 15_110)));
+    let between = records_until(&mut table, ms(16_200));
+    see_udp(&mut table, &of_nobody(2, 17_000, 17_000));
+    let after = records_until(&mut table, ms(40_000));
+    let told: Vec<_> = [before, between, after].concat();
+    let packets: u64 = told.iter().map(|record| record.delta.forward.packets).sum();
+    assert_eq!(packets, 3 + 2 + 2);
+    let ids: std::collections::BTreeSet<_> = told.iter().map(|record| format!("{:?}", record.id)).collect();
+    assert_eq!(ids.len(), told.len(), "{ids:?}");
+}
+
+#[test]
+fn socket_of_nobody_stays_while_a_peer_of_it_speaks_or_somebody_is_found_to_have_it() {
+    let mut table = table();
+    let other = |last| spilled(udp(1, with(B), last, 0, ms(last)));
+    see_udp(&mut table, &of_nobody(3, 100, 100));
+    see_udp(&mut table, &other(200));
+    records_until(&mut table, ms(15_150));
+    assert_eq!(forgets(&mut table), []);
+    see_udp(&mut table, &other(15_160));
+    records_until(&mut table, ms(30_160));
+    let gone: Vec<_> = forgets(&mut table)
+        .iter()
+        .map(|forget| (forget.peer, forget.with_socket))
+        .collect();
+    assert_eq!(gone, [(end(B), false), (end(A), true)]);
+
+    see_udp(&mut table, &of_nobody(1, 31_000, 31_000));
+    records_until(&mut table, ms(46_000));
+    see_udp(&mut table, &udp(1, with(A), 1, 0, ms(31_000)).at(ms(46_100)));
+    assert_eq!(forgets(&mut table), []);
 }

@@ -87,6 +87,7 @@ pub(in crate::flow) fn tcp(cookie: u64, role: TcpRole, tuple: Tuple) -> TcpObser
         tuple,
         role,
         backfilled: false,
+        again: false,
         start: ms(0),
         established: Some(ms(1)),
         end: None,
