@@ -25,6 +25,7 @@
 //!             failures [{gate, agents [], value, baseline, bound, message}]
 //! status      well: the exit code is 0; version, trustDomain, started, revision, epoch, agents, connected, converged, nacked, behind,
 //!             tied, notOffered: of those nacked, agents that do not know what they are to have
+//!             diskFull: no change is taken until the controller's disk has room
 //!             concerns [{kind "refuses" | "behind" | "awayBehind" | "away" | "conflict" | "export", agents: how many,
 //!               first [{agent, lastSeen, why}]: ten at most}]
 //!             leftOut {agents: that have told, filtered, sampledOut {records, octets, packets}, kernel: as kernelLeftOut}: on

@@ -417,6 +417,7 @@ impl Fleet for Service {
             not_offered: standing.not_offered,
             concerns: standing.concerns,
             left_out: standing.left_out,
+            disk_full: standing.still,
             roots: roots.iter().map(root).collect(),
             rollout: standing.rollout,
             caller: caller.to_string(),

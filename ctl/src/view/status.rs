@@ -31,6 +31,7 @@ pub(crate) fn status(status: &StatusResponse, well: bool) -> Plain {
         .given("conflicts", status.conflicts)
         .given("draining", status.draining)
         .given("notOffered", status.not_offered)
+        .flag("diskFull", status.disk_full)
         .part(
             "concerns",
             Some(Plain::List(status.concerns.iter().map(concern).collect())),

@@ -1,5 +1,5 @@
 //! `agentctl status`: how the controller and its fleet do. Exit code 0 when every agent has what it is to have, one of them at least
-//! is there to say so, and no two use one identity: the first line says so, and what else is the matter with whom follows
+//! is there to say so, no two use one identity, and the controller's disk has room: the first line says so, and what else is the matter with whom follows
 //! ([`matters`]).
 //!
 //! `-o json`: the shape `status` in [`crate::view`].
@@ -52,7 +52,7 @@ pub(crate) fn well(status: &StatusResponse) -> bool {
     let heard = status.agents == 0 || status.connected > 0;
     // An older controller counts those that are connected alone.
     let all = status.behind == 0 && status.nacked == 0 && status.converged == status.connected;
-    heard && all && status.conflicts == 0
+    heard && all && status.conflicts == 0 && !status.disk_full
 }
 
 /// Lines for people: the verdict, then figures.

@@ -58,6 +58,14 @@ impl Counts {
 
 /// One line: whether all is as it is to be, and what is not.
 pub(super) fn verdict(status: &StatusResponse) -> String {
+    const FULL: &str = "the controller's disk is full: no change, rollout or new agent until there is room";
+    if status.disk_full {
+        let with_room = StatusResponse {
+            disk_full: false,
+            ..status.clone()
+        };
+        return format!("NOT WELL: {FULL}; {}", verdict(&with_room));
+    }
     if status.agents == 0 {
         return "no agent has an identity here yet: agentctl token create, or a HostGroup".to_owned();
     }

@@ -365,6 +365,7 @@ fn troubled() -> StatusResponse {
         tied: 1,
         draining: 0,
         not_offered: 1,
+        disk_full: false,
         roots: vec![Root {
             id: "0123456789abcdef".repeat(4),
             not_after_ms: ms(Duration::ZERO) + 86_400_000,
@@ -518,6 +519,16 @@ fn a_verdict_says_who_is_away_though_all_is_well() {
     };
     let said = first(&well).expect("a line");
     assert_eq!(said, "well: all agents have what they are to have");
+    let full = StatusResponse {
+        disk_full: true,
+        ..well.clone()
+    };
+    assert!(!status::well(&full), "nothing can be changed");
+    let told = first(&full).expect("a line");
+    assert!(
+        told.starts_with("NOT WELL: the controller's disk is full: ") && told.ends_with(&said),
+        "{told}"
+    );
     let away = StatusResponse {
         connected: 1,
         converged: 1,
