@@ -134,7 +134,7 @@ impl Shared<'_> {
             None => former.expect("who is not enrolled has it in the plan"),
             Some(why) => {
                 let token = self.token(job).await?;
-                match self.enrol(job, &plan, &token).await {
+                match self.enrol(job, found, &plan, &token).await {
                     Ok(agent) => {
                         if let (Enrol::Labels, Who::Proven(former)) = (why, &found.who) {
                             self.revoke(revoke_request::What::Agent(former.clone())).await;
@@ -287,10 +287,10 @@ impl Shared<'_> {
     }
 
     /// Brings the token, starts the agent, and waits until it has used it; the agent's id.
-    async fn enrol(&self, job: &Job, plan: &Plan, token: &Token) -> Result<String, Trouble> {
+    async fn enrol(&self, job: &Job, found: &Found, plan: &Plan, token: &Token) -> Result<String, Trouble> {
         progress(job, "enrols");
         let octets: Arc<[u8]> = Arc::from(token.secret.as_bytes());
-        let words = ["enrol", &octets.len().to_string()];
+        let words = ["enrol", &octets.len().to_string(), found.chain()];
         self.ssh
             .run(&job.way, Step::Enrol, &words, vec![octets], ACTION_WITHIN)
             .await?;

@@ -49,6 +49,8 @@ pub(crate) struct Found {
     stale: bool,
     /// Of the groups that may be wanted, those that there are.
     groups: BTreeSet<String>,
+    /// SHA-256 of the agent's chain, and of nothing when it has none.
+    chain: String,
     active: bool,
     enabled: bool,
     reload: bool,
@@ -108,6 +110,7 @@ impl Found {
                 .map(str::to_owned)
                 .collect(),
             version: version_of(&text("version")),
+            chain: text("chain"),
             active: text("active") == "active",
             enabled: text("enabled") == "enabled",
             reload: text("reload") == "yes",
@@ -144,6 +147,11 @@ impl Found {
     /// Whether the program that is there runs, and will after a boot.
     pub(crate) fn is_at_work(&self) -> bool {
         self.active && self.enabled && !self.stale
+    }
+
+    /// SHA-256 of the agent's chain, hex; of nothing when it has none.
+    pub(crate) fn chain(&self) -> &str {
+        &self.chain
     }
 
     /// Version of the program that is there; empty: it says none.

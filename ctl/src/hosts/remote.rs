@@ -482,6 +482,38 @@ fn the_program_is_asked_who_its_agent_is_and_what_it_cannot_say_is_told() {
 }
 
 #[test]
+fn what_another_operator_has_enrolled_meanwhile_is_not_enrolled_again() {
+    let Some(host) = Host::new() else { return };
+    host.settle(&files("1", None));
+    let (token, chain) = (
+        "/var/lib/flowtilla/join-token",
+        "/var/lib/flowtilla/identity/current/chain.pem",
+    );
+    let seen = || {
+        let said = host.must(&["probe", "0"], b"");
+        let digest = said.lines().find_map(|line| line.strip_prefix("chain="));
+        digest.expect("it is told").to_owned()
+    };
+    let bare = seen();
+    host.must(&["enrol", "5", &bare], b"first");
+    assert_eq!(host.text(token).as_deref(), Some("first"));
+    // It is used.
+    fs::remove_file(host.at(token)).expect("it was there");
+    host.put(chain, "of the first\n");
+    let late = host.run(&["enrol", "6", &bare], b"second");
+    assert_eq!(late.status.code(), Some(3), "{}", said(&late));
+    assert!(
+        said(&late).contains("another identity than a moment ago"),
+        "{}",
+        said(&late)
+    );
+    assert!(!host.has(token));
+    // Who has looked again may.
+    host.must(&["enrol", "6", &seen()], b"second");
+    assert_eq!(host.text(token).as_deref(), Some("second"));
+}
+
+#[test]
 fn the_program_is_asked_what_it_finds_and_how_it_ended_is_told() {
     let Some(host) = Host::new() else { return };
     host.settle(&files("1", None));

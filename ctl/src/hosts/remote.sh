@@ -136,7 +136,13 @@ probe() {
     echo "active=$(systemctl is-active $name 2>/dev/null || :)"
     echo "enabled=$(systemctl is-enabled $name 2>/dev/null || :)"
     echo "reload=$(systemctl show -p NeedDaemonReload --value $name 2>/dev/null || :)"
+    echo "chain=$(chain | sha256sum | cut -d ' ' -f 1)"
     ! id -u $user >/dev/null 2>&1 || identify "$1"
+}
+
+# The agent's own chain; nothing when it has none.
+chain() {
+    timeout 10 runuser -u $user -- head -c 65536 $state/identity/current/chain.pem 2>/dev/null || :
 }
 
 # Who the agent is: the program proves it for the challenge $1. When it does not, what its files say, which proves nothing, and why.
@@ -145,7 +151,7 @@ identify() {
     said=$(printf %s "$1" | timeout 10 runuser -u $user -- $program prove --state $state 2>&1) || code=$?
     if [ $code != 0 ]; then
         echo "unproven=$code $(printf '%s\n' "$said" | tail -n 1 | head -c 400)"
-        said=$(timeout 10 runuser -u $user -- head -c 65536 $state/identity/current/chain.pem 2>/dev/null || :)
+        said=$(chain)
     fi
     echo svid
     printf '%s\n' "$said" | head -c 65536
@@ -228,7 +234,11 @@ label() {
     ! command -v restorecon >/dev/null 2>&1 || restorecon $program $unit 2>/dev/null || :
 }
 
+# enrol SIZE CHAIN: a token of so many octets, for whoever has, or has not, the chain of this digest. Of two operators who saw the same
+# the second would enrol anew what the first has just enrolled.
 enrol() {
+    [ "$(chain | sha256sum | cut -d ' ' -f 1)" = "$2" ] ||
+        fail 'the agent has another identity than a moment ago: another deploy may have enrolled it'
     install -d -m 0700 -o $user -g $user $state
     octets "$1" | runuser -u $user -- sh -c 'umask 077; cd "$1" && rm -f join-token.new &&
         cat >join-token.new && mv -f join-token.new join-token' sh $state 9>&-
@@ -323,7 +333,7 @@ case ${1-} in
 probe) probe "$(octets "$2")" ;;
 install) install_files "$2" "$3" "$4" "$5" "$6" ;;
 keep) rm -f $trial ;;
-enrol) enrol "$2" ;;
+enrol) enrol "$2" "$3" ;;
 start) start "$2" ;;
 remove) remove ;;
 revert) revert ;;
