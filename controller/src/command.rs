@@ -167,7 +167,7 @@ fn restore(args: &RestoreArgs, clock: &Clock, out: &mut dyn Write) -> Result<()>
         "restored; agents and operators that were revoked after the backup are not: revoke them again\n\
          {voided} join tokens that were not used before the backup are void, for they may have been used since: make others\n\
          agents and operators that the backup knows come back by themselves, also when their SVID is newer than it; whoever \
-         enrolled after it is not known here, and goes on with what it has: enrol it anew, or stop it\n\
+         enrolled after it is not known here, and needs a new token: until then it goes on with what it has\n\
          if this backup was restored before, do that first: agents that came in since, and feed collectors of nested JSON or header \
          version 1, have numbers there that others may get now"
     )?;
