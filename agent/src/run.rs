@@ -252,7 +252,13 @@ impl Agent {
             cost: CostWatch::default(),
         };
         let addresses = refresh.addresses.subscribe();
-        let refresh = tokio::spawn(refresh.run(stop.clone()));
+        let refresh = tokio::spawn({
+            let (watched, stop) = (Watched(broken.clone()), stop.clone());
+            async move {
+                let _watched = watched;
+                refresh.run(stop).await;
+            }
+        });
         let mut agent = Self {
             meter: Some(meter),
             commands,

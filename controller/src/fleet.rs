@@ -251,9 +251,6 @@ impl Fleet {
 
     /// Forgets agents whose identity is void and not kept any more. Their source ids stay given.
     pub fn forget_void(&mut self, is_gone: impl Fn(&MemberName) -> bool) {
-        if self.still {
-            return; // They are told of again.
-        }
         let gone = |(id, agent): (&MemberName, &Agent)| {
             (agent.revoked && agent.line.is_none() && is_gone(id)).then(|| id.clone())
         };

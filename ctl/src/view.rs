@@ -43,7 +43,9 @@ use flowtilla_proto::wire::fleet::{
     Agent, AgentState, Change, DrainState, GateFailure, Operator, Revision, Rollout, RolloutState, Root,
     Token,
 };
-use flowtilla_proto::wire::session::{Aside, CollectorHealth, CollectorState, Drop, Health, Nack, Section};
+use flowtilla_proto::wire::session::{
+    Aside, CollectorHealth, CollectorState, Drop, Feature, Health, Nack, Section,
+};
 
 use crate::document::render::Plain;
 use crate::output::{hex, rfc3339, span, word};
@@ -140,6 +142,17 @@ pub(crate) fn short(id: &str) -> String {
     word(of_fleet.map_or(id, |(_, rest)| rest))
 }
 
+/// Whether the controller says that an agent cannot be drained. That it cannot have its policy does not keep one from that which
+/// knows how to be.
+pub(crate) fn keeps_from_draining(agent: &Agent, nack: &Nack) -> bool {
+    let drain = i32::from(Feature::Drain);
+    let knows = agent
+        .hello
+        .as_ref()
+        .is_some_and(|hello| hello.features.contains(&drain));
+    nack.section() == Section::NotOffered && (nack.path == "drain" || !knows)
+}
+
 /// In one word and, when there is something to say, why.
 pub(crate) fn condition(agent: &Agent) -> String {
     if !agent.conflict.is_empty() {
@@ -147,10 +160,10 @@ pub(crate) fn condition(agent: &Agent) -> String {
     }
     if let Some(nack) = &agent.nack {
         let refusal = refusal(nack, "refused");
-        return match (agent.drain(), nack.path.as_str()) {
-            (DrainState::Unspecified, _) | (_, "drain") => refusal,
-            // That it cannot have its policy does not keep it from being drained.
-            (state, _) => format!("{}; {refusal}", drain_state(state)),
+        return match agent.drain() {
+            DrainState::Unspecified => refusal,
+            DrainState::Draining if keeps_from_draining(agent, nack) => refusal,
+            state => format!("{}; {refusal}", drain_state(state)),
         };
     }
     if !agent.tied.is_empty() {

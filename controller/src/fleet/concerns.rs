@@ -114,7 +114,9 @@ fn untaken(agent: &Agent) -> Option<&CollectorHealth> {
             let all = health.collectors.iter();
             all.filter(|collector| group.collectors.contains(&collector.name))
         };
-        let taken = of_group().any(|collector| collector.state() == CollectorState::Streaming);
+        // One that acknowledges nothing takes them all the same.
+        let takes = [CollectorState::Streaming, CollectorState::Unacknowledged];
+        let taken = of_group().any(|collector| takes.contains(&collector.state()));
         let waits = of_group().any(|collector| collector.waiting > 0);
         let telling = of_group().find(|collector| !collector.reason.is_empty());
         telling.or_else(|| of_group().next()).filter(|_| waits && !taken)

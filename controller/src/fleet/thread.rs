@@ -237,10 +237,13 @@ impl Driver {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut turn = Vec::with_capacity(TURN_MAX);
         loop {
-            let mut pause = Duration::ZERO;
+            let (mut pause, mut ticked) = (Duration::ZERO, false);
             // Time before input: a busy fleet must not hold back a deadline.
             tokio::select! { biased;
-                _ = ticks.tick() => self.handle_tick(),
+                _ = ticks.tick() => {
+                    ticked = true;
+                    self.handle_tick();
+                }
                 count = queue.recv_many(&mut turn, TURN_MAX) => {
                     if count == 0 {
                         break;
@@ -254,6 +257,8 @@ impl Driver {
             }
             if !self.commit_and_speak() {
                 self.reload(&mut queue).await;
+            } else if ticked {
+                self.look_for_room();
             }
             if self.stopping {
                 break;
@@ -265,19 +270,6 @@ impl Driver {
 
     fn handle_tick(&mut self) {
         let now = (self.clock)();
-        match self.store.room() {
-            Err(error @ StoreError::Full { .. }) => {
-                if self.fleet.stand_still() {
-                    tracing::error!(%error, "the fleet stands still: streams stay, nothing is changed until there is room");
-                }
-            }
-            // Another failure is told by the next batch.
-            _ => {
-                if self.fleet.go_on(now) {
-                    tracing::info!("there is room on the disk again: the fleet goes on");
-                }
-            }
-        }
         if now.run_ms >= self.sweep_at_ms {
             self.sweep_at_ms = now.run_ms.saturating_add(SWEEP_MS);
             let mailboxes = self.mailboxes.iter();
@@ -288,6 +280,23 @@ impl Driver {
             }
         }
         self.fleet.handle_timeout(now);
+    }
+
+    /// Looks for room on the disk, between two batches: everything that was made is written.
+    fn look_for_room(&mut self) {
+        match self.store.room() {
+            Err(error @ StoreError::Full { .. }) => {
+                if self.fleet.stand_still() {
+                    tracing::error!(%error, "the fleet stands still: streams stay, nothing is changed until there is room");
+                }
+            }
+            // Another failure is told by the next batch.
+            _ => {
+                if self.fleet.go_on((self.clock)()) {
+                    tracing::info!("there is room on the disk again: the fleet goes on");
+                }
+            }
+        }
     }
 
     /// Writes, then answers and speaks. `false`: the store has failed.

@@ -35,6 +35,8 @@ pub const VALUE_OCTETS_MAX: usize = 16 << 20;
 pub const BATCH_OCTETS_MAX: usize = 64 << 20;
 /// Least that must be free on the disk for a commit to begin: sled hangs for ever on a full one.
 pub const FREE_OCTETS_MIN: u64 = 64 << 20;
+/// What is to be free for [`Store::room`]: more, so that who looks is told before a batch is refused.
+const ROOM_OCTETS_MIN: u64 = 2 * FREE_OCTETS_MIN;
 
 /// Most octets in one value of sled. Eight times as much still stays off its blob files. Source: deps.md 3.4.
 const PART_OCTETS: usize = 7 << 10;
@@ -278,7 +280,7 @@ impl Store for SledStore {
     }
 
     fn room(&self) -> Result<(), StoreError> {
-        room(&self.path)
+        room(&self.path, ROOM_OCTETS_MIN)
     }
 }
 
@@ -287,7 +289,7 @@ impl SledStore {
         let changes = checked(&self.path, batch)?;
         let mut inner = self.lock();
         let _at_work = self.health.at_work();
-        room(&self.path)?;
+        room(&self.path, FREE_OCTETS_MIN)?;
         let synced = inner.call_within(&self.path, |db, path| {
             let batch = sled_batch(db, path, &changes)?;
             db.apply_batch(batch).map_err(|error| failed(path, &error))?;
@@ -488,14 +490,14 @@ fn checked(path: &Path, batch: Batch) -> Result<Changes, StoreError> {
     Ok(changes)
 }
 
-fn room(path: &Path) -> Result<(), StoreError> {
+fn room(path: &Path, needed: u64) -> Result<(), StoreError> {
     let disk = rustix::fs::statvfs(path).map_err(|error| failed(path, &error))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if free < FREE_OCTETS_MIN {
+    if free < needed {
         return Err(StoreError::Full {
             path: path.display().to_string(),
             free,
-            needed: FREE_OCTETS_MIN,
+            needed,
         });
     }
     Ok(())

@@ -88,7 +88,7 @@ impl Shared<'_> {
         if let Some(other) = found.shown.other_fleet(&self.client.trusted().domain) {
             let why = format!("its agent is of another fleet, {other}");
             let remedy = format!(
-                "if this is the right fleet (--context), take it out of that one first: agentctl agents remove {}, there or here",
+                "if this is the right fleet (--context), take it out of that one first: agentctl agents remove {}, there or here; records that wait on it go with it",
                 job.name
             );
             return Err(Trouble::new(Step::Prove, why, remedy));

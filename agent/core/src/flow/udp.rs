@@ -75,6 +75,19 @@ impl UdpSockets {
         (nobody && socket.ended.is_none() && is_idle()).then_some(PeerKey { cookie, peer })
     }
 
+    /// Forgets a socket that nobody has and of which only the peers are known, when none of them has a flow: what is left of an
+    /// entry that the kernel has deleted, and no end of it will ever be told.
+    fn let_go_of_remnant(&mut self, cookie: Cookie) {
+        let Some(socket) = self.by_cookie.get(&cookie) else {
+            return;
+        };
+        let nobody = socket.owner.confidence == Confidence::Unknown(Unknown::NotSeen);
+        let is_idle = || self.live.range(PeerKey::all_of(cookie)).next().is_none();
+        if nobody && socket.ended.is_none() && socket.current.is_none() && is_idle() {
+            self.let_go(cookie);
+        }
+    }
+
     /// The socket of an observation. At the bound, the oldest socket is forgotten; its flows stay.
     fn of(&mut self, seen: &UdpObservation, nobody: &Arc<Owner>, max: usize) -> &mut UdpSocket {
         if !self.by_cookie.contains_key(&seen.cookie)
@@ -108,6 +121,9 @@ impl FlowTable {
         }
         if seen.ended {
             self.end_udp_socket(seen.cookie, seen.at);
+        }
+        if seen.owner.is_none() {
+            self.udp.let_go_of_remnant(seen.cookie);
         }
     }
 
@@ -300,5 +316,6 @@ impl FlowTable {
         if let Some(own) = self.udp.idle_of_nobody(peer.cookie) {
             self.past.ask_to_forget(own);
         }
+        self.udp.let_go_of_remnant(peer.cookie);
     }
 }

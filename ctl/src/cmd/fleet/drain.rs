@@ -139,13 +139,9 @@ pub(crate) async fn wait(
 
 /// Whether it is there, of a version that cannot be drained: waiting does not help.
 fn knows_no_drain(agent: &Agent) -> bool {
-    let withheld = agent.nack.as_ref().is_some_and(is_of_drain);
+    let nack = agent.nack.as_ref();
+    let withheld = nack.is_some_and(|nack| view::keeps_from_draining(agent, nack));
     withheld && agent.drain() == DrainState::Draining && agent.state() == AgentState::Connected
-}
-
-/// Whether the controller says that it cannot be drained. That it cannot have its policy does not keep it from that.
-fn is_of_drain(nack: &Nack) -> bool {
-    nack.section() == Section::NotOffered && nack.path == "drain"
 }
 
 /// How far an agent is, in words.
@@ -156,7 +152,7 @@ pub(crate) fn stands(agent: &Agent) -> String {
         (DrainState::Draining, AgentState::Connected) => {}
         (DrainState::Draining, _) => return "is not connected; it is drained when it is back".to_owned(),
     }
-    let own = |nack: &&Nack| nack.section() != Section::NotOffered || is_of_drain(nack);
+    let own = |nack: &&Nack| nack.section() != Section::NotOffered || view::keeps_from_draining(agent, nack);
     if let Some(nack) = agent.nack.as_ref().filter(own) {
         return harmless(&view::refusal(nack, "refuses"));
     }

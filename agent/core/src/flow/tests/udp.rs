@@ -273,6 +273,26 @@ fn socket_of_nobody_leaves_the_kernel_once_it_is_silent_and_is_counted_anew() {
 }
 
 #[test]
+fn what_the_deletion_of_nobody_s_socket_returned_leaves_nothing_behind() {
+    let mut table = table();
+    see_udp(&mut table, &of_nobody(3, 100, 100));
+    records_until(&mut table, ms(15_100));
+    assert_eq!(forgets(&mut table).len(), 1);
+    // Nothing came meanwhile.
+    see_udp(&mut table, &spilled(of_nobody(3, 100, 100)));
+    assert!(table.udp.by_cookie.is_empty(), "{:?}", table.udp.by_cookie);
+    // The next time something did.
+    see_udp(&mut table, &of_nobody(2, 17_000, 17_000));
+    records_until(&mut table, ms(32_100));
+    assert_eq!(forgets(&mut table).len(), 1);
+    see_udp(&mut table, &spilled(of_nobody(4, 17_000, 32_110)));
+    assert_eq!(table.udp.by_cookie.len(), 1, "its flow lives");
+    records_until(&mut table, ms(60_000));
+    assert!(table.udp.by_cookie.is_empty(), "{:?}", table.udp.by_cookie);
+    assert!(table.udp.live.is_empty());
+}
+
+#[test]
 fn socket_of_nobody_stays_while_a_peer_of_it_speaks_or_somebody_is_found_to_have_it() {
     let mut table = table();
     let other = |last| spilled(udp(1, with(B), last, 0, ms(last)));
