@@ -112,12 +112,13 @@ fn each_agent_of_which_something_is_the_matter_is_counted_once_and_named_with_th
 
 #[test]
 fn a_collector_that_takes_nothing_is_told_when_records_wait_and_none_takes_its_turn() {
-    use say::CollectorState::{Connecting, Stalled, Streaming};
+    use say::CollectorState::{Connecting, Stalled, Streaming, Unacknowledged};
     let cases = [
         // Each of them gets every record.
         (wire::Mode::Mirror, Streaming, Stalled, 3, true),
         (wire::Mode::Mirror, Streaming, Connecting, 0, false),
         (wire::Mode::Mirror, Streaming, Streaming, 3, false),
+        (wire::Mode::Mirror, Streaming, Unacknowledged, 3, false),
         // They take turns.
         (wire::Mode::Failover, Streaming, Connecting, 3, false),
         (wire::Mode::Failover, Stalled, Connecting, 3, true),
