@@ -15,7 +15,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -487,32 +487,9 @@ fn public(path: &Path) -> Result<String> {
     Ok(text.split(' ').take(2).collect::<Vec<_>>().join(" "))
 }
 
-/// The machine, while a site of this process has it.
-static SHARED: Mutex<Weak<Alone>> = Mutex::new(Weak::new());
-/// Longest time for all sites of a process to come and go.
-const SITES_WITHIN: Duration = Duration::from_secs(3_600);
-
-/// No site is in this process, nor can be built, until this is dropped.
-#[derive(Debug)]
-pub struct NoSites {
-    _none: MutexGuard<'static, Weak<Alone>>,
-}
-
-impl NoSites {
-    /// Waits until there is none.
-    ///
-    /// # Errors
-    /// When there still is one after very long.
-    pub fn wait() -> Result<Self> {
-        wait::until(SITES_WITHIN, "a process without sites", || {
-            let shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok((shared.strong_count() == 0).then_some(Self { _none: shared }))
-        })
-    }
-}
-
 /// The machine, which all sites of this process share. The first of them sweeps what killed runs left.
 fn alone() -> Result<Arc<Alone>> {
+    static SHARED: Mutex<Weak<Alone>> = Mutex::new(Weak::new());
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(alone) = shared.upgrade() {
         return Ok(alone);

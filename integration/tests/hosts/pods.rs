@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use integration::hosts::{self, NoSites, Site};
+use integration::hosts::{self, Site};
 use integration::need;
 use integration::pods::brief::{self, PODS, Ran};
 use integration::pods::{self, CONTAINER, Class, NAMESPACE, OnSite, Pod, Running};
@@ -81,6 +81,9 @@ fn brief_pods_in_slices_of_systemd_go_by_their_names() -> Result<()> {
         nameless <= (count / 1_000).max(least),
         "{nameless} of {count} without their names"
     );
+    drop(scene);
+    let left = hosts::left(std::process::id())?;
+    ensure!(left.is_empty(), "{left:?}");
     Ok(())
 }
 
@@ -107,8 +110,6 @@ fn what_a_killed_run_leaves_of_a_host_with_pods_the_next_one_sweeps_away() -> Re
         std::io::stdin().read_to_end(&mut Vec::new())?;
         return Ok(());
     }
-    // Another site of this process would sweep what is looked for here.
-    let _no_others = NoSites::wait()?;
     let mut command = Command::new(std::env::current_exe()?);
     let this = "pods::what_a_killed_run_leaves_of_a_host_with_pods_the_next_one_sweeps_away";
     command.args(["--exact", this, "--nocapture"]).env(VICTIM, "1");
