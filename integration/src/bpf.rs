@@ -139,7 +139,10 @@ pub fn keys(pid: u32, map: &str) -> Result<BTreeSet<u64>> {
         let text = run(Command::new("bpftool").args(["-j", "map", "dump", "id", &id.to_string()]))?;
         let entries: Value = serde_json::from_str(&text).context("read bpftool's answer")?;
         for entry in entries.as_array().context("entries of a map")? {
-            keys.insert(entry["formatted"]["key"].as_u64().context("a number as key")?);
+            // One that went between two looks has no value.
+            if entry["value"]["error"].is_null() {
+                keys.insert(entry["formatted"]["key"].as_u64().context("a number as key")?);
+            }
         }
     }
     Ok(keys)

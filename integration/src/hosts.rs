@@ -8,6 +8,7 @@
 //!
 //! The kernel is one: an agent there must be told to watch its own network namespace (`/proc/1/ns/net`).
 
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -487,17 +488,47 @@ fn public(path: &Path) -> Result<String> {
     Ok(text.split(' ').take(2).collect::<Vec<_>>().join(" "))
 }
 
-/// The machine, which all sites of this process share. The first of them sweeps what killed runs left.
+/// The machine, while sites of this process have it.
+struct Shared {
+    machine: Weak<Alone>,
+    /// Whether the site that has it shares it with no other.
+    by_one: bool,
+}
+
+static SHARED: Mutex<Shared> = Mutex::new(Shared {
+    machine: Weak::new(),
+    by_one: false,
+});
+
+/// Longest time for all other sites of a process to come and go.
+const OTHERS_WITHIN: Duration = Duration::from_secs(3_600);
+
+thread_local! {
+    static ONLY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The next sites that this thread builds have the machine for themselves: what they hold bears no other at work.
+pub fn be_the_only_site() {
+    ONLY.set(true);
+}
+
+/// The machine, which the sites of this process share unless one wants it for itself. The first of them sweeps what killed runs left.
 fn alone() -> Result<Arc<Alone>> {
-    static SHARED: Mutex<Weak<Alone>> = Mutex::new(Weak::new());
-    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(alone) = shared.upgrade() {
-        return Ok(alone);
-    }
-    let alone = Arc::new(Alone::wait()?);
-    sweep()?;
-    *shared = Arc::downgrade(&alone);
-    Ok(alone)
+    let by_one = ONLY.get();
+    wait::until(OTHERS_WITHIN, "the end of other sites", || {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        match shared.machine.upgrade() {
+            Some(_) if by_one || shared.by_one => Ok(None),
+            Some(alone) => Ok(Some(alone)),
+            None => {
+                let alone = Arc::new(Alone::wait()?);
+                sweep()?;
+                let machine = Arc::downgrade(&alone);
+                *shared = Shared { machine, by_one };
+                Ok(Some(alone))
+            }
+        }
+    })
 }
 
 /// What there is of the hosts that a process has made, in words: cgroups, network namespaces, the folder.
@@ -513,7 +544,7 @@ pub fn left(maker: u32) -> Result<Vec<String>> {
             PathBuf::from(crate::netns::FOLDER),
             format!("{}-{maker}-", crate::netns::PREFIX),
         ),
-        (folder()?, format!("{RUN}{maker}")),
+        (folder()?, format!("{RUN}{maker}-")),
     ] {
         for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(&name) {

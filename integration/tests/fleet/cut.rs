@@ -30,7 +30,9 @@ fn both_ends_of_a_cut_line_notice_and_meet_again_in_one_session() -> Result<()> 
     let mut controller = Controller::start_on(&cable.collector, COLLECTOR_V4.parse()?)?;
     let mut member = Member::join_from(&controller, &cable.desk, &world.left)?;
     controller.deploy_all(&policy(5))?;
-    ensure!(sessions(&cable)? == (1, 1), "{:?}", sessions(&cable)?);
+    wait::until(NOTICED_WITHIN, "one session", || {
+        Ok((sessions(&cable)? == (1, 1)).then_some(()))
+    })?;
     let welcomes = said(&member, WELCOMED)?;
     let before = said(&member, GIVEN_UP)?;
 

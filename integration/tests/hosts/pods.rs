@@ -39,6 +39,7 @@ fn brief_pods_in_slices_of_systemd_go_by_their_names() -> Result<()> {
     if !can_contain() {
         return Ok(());
     }
+    hosts::be_the_only_site();
     let Some(mut scene) = Scene::build()? else {
         return Ok(());
     };
@@ -81,9 +82,6 @@ fn brief_pods_in_slices_of_systemd_go_by_their_names() -> Result<()> {
         nameless <= (count / 1_000).max(least),
         "{nameless} of {count} without their names"
     );
-    drop(scene);
-    let left = hosts::left(std::process::id())?;
-    ensure!(left.is_empty(), "{left:?}");
     Ok(())
 }
 
@@ -118,12 +116,13 @@ fn what_a_killed_run_leaves_of_a_host_with_pods_the_next_one_sweeps_away() -> Re
     victim.wait_for_line(out, VICTIM_READY_WITHIN, "a pod that runs", |line| {
         line.contains(VICTIM).then_some(())
     })?;
+    // While it has the machine: whoever has it next sweeps.
+    let left = hosts::left(victim.pid())?;
+    ensure!(!left.is_empty(), "the run has nothing that it could leave");
     victim.signal(Signal::SIGKILL)?;
     victim.wait_end(PATIENCE)?;
 
     let _alone = Alone::wait()?;
-    let left = hosts::left(victim.pid())?;
-    ensure!(!left.is_empty(), "a killed run has left nothing");
     hosts::sweep()?;
     let left = hosts::left(victim.pid())?;
     ensure!(left.is_empty(), "{left:?}");
