@@ -162,6 +162,7 @@ pub(crate) fn condition(agent: &Agent) -> String {
         let refusal = refusal(nack, "refused");
         return match agent.drain() {
             DrainState::Unspecified => refusal,
+            _ if nack.path == "drain" => refusal,
             DrainState::Draining if keeps_from_draining(agent, nack) => refusal,
             state => format!("{}; {refusal}", drain_state(state)),
         };

@@ -182,7 +182,7 @@ pub(crate) fn stands(agent: &Agent) -> String {
 
 #[cfg(test)]
 mod tests {
-    use flowtilla_proto::wire::session::{CollectorHealth, Health};
+    use flowtilla_proto::wire::session::{CollectorHealth, Feature, Health, Hello};
 
     use super::*;
 
@@ -225,6 +225,14 @@ mod tests {
             path: "capture.exclude[0].podLabels".to_owned(),
             reason: "not offered: version 0.1.0 does not know it".to_owned(),
             ..Nack::default()
+        });
+        assert!(
+            knows_no_drain(&agent),
+            "it does not know how to be drained, either"
+        );
+        agent.hello = Some(Hello {
+            features: vec![Feature::Drain.into()],
+            ..Hello::default()
         });
         assert_eq!(stands(&agent), "7 records wait for main (refused)");
         assert!(
