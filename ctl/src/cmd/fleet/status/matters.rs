@@ -76,11 +76,7 @@ pub(super) fn verdict(status: &StatusResponse) -> String {
         n => Some(format!("{n} {many}")),
     };
     let wrong = [
-        said(
-            counts.refuse,
-            "refuses what it is to have",
-            "refuse what they are to have",
-        ),
+        said(counts.refuse, "refuses a change", "refuse a change"),
         said(counts.behind, "is on the way", "are on the way"),
         said(counts.away_behind, "is away without it", "are away without it"),
         said(counts.conflicts, "is used by two hosts", "are used by two hosts"),
