@@ -291,12 +291,22 @@ impl Driver {
                 }
             }
             // Another failure is told by the next batch.
-            _ => {
-                if self.fleet.go_on((self.clock)()) {
-                    tracing::info!("there is room on the disk again: the fleet goes on");
-                }
-            }
+            _ => self.go_on((self.clock)()),
         }
+    }
+
+    fn go_on(&mut self, now: Now) {
+        if self.fleet.go_on(now) {
+            tracing::info!("there is room on the disk again: the fleet goes on");
+        }
+    }
+
+    /// Whether nothing may be changed. Room that somebody has just made is used at once.
+    fn is_full(&mut self, now: Now) -> bool {
+        if self.fleet.stands_still() && !matches!(self.store.room(), Err(StoreError::Full { .. })) {
+            self.go_on(now);
+        }
+        self.fleet.stands_still()
     }
 
     /// Writes, then answers and speaks. `false`: the store has failed.
@@ -393,18 +403,14 @@ impl Driver {
 
     fn handle(&mut self, command: Command, now: Now) {
         match command {
-            Command::Apply(change, _, reply) if self.fleet.stands_still() && !change.dry_run => {
+            Command::Apply(change, _, reply) if self.is_full(now) && !change.dry_run => {
                 self.answer(reply, Err(FleetError::Full));
             }
-            Command::RollBack(_, change, _, reply) if self.fleet.stands_still() && !change.dry_run => {
+            Command::RollBack(_, change, _, reply) if self.is_full(now) && !change.dry_run => {
                 self.answer(reply, Err(FleetError::Full));
             }
-            Command::Steer(.., reply) if self.fleet.stands_still() => {
-                self.answer(reply, Err(FleetError::Full))
-            }
-            Command::Drain(.., reply) if self.fleet.stands_still() => {
-                self.answer(reply, Err(FleetError::Full))
-            }
+            Command::Steer(.., reply) if self.is_full(now) => self.answer(reply, Err(FleetError::Full)),
+            Command::Drain(.., reply) if self.is_full(now) => self.answer(reply, Err(FleetError::Full)),
             Command::Heard(session, heard, _place) => {
                 self.offers.handle_heard(session, &heard, now.run_ms);
                 self.fleet.handle_heard(session, heard, now);
