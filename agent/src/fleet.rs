@@ -30,6 +30,7 @@ use crate::files::{check_owner, make_directory, open_for_writing};
 use crate::held::HeldStore;
 use crate::identity::{self, Asker, NewToken, SettleError, Token, WallClock};
 use crate::peers::Joined;
+use crate::run::broken::Watched;
 use crate::run::{self, Agent, StartError};
 use crate::session::{Facts, News, Parts, Ready, Vitals};
 use crate::status::{AgentStatus, AttachReport};
@@ -166,7 +167,9 @@ pub async fn start(options: Options) -> Result<Running, FleetError> {
     })
     .await?;
     let link = agent.take_peer_link().filter(|_| !options.alone);
-    let peers = link.map(Joined::start).transpose();
+    let peers = link
+        .map(|link| Joined::start(link, Watched(agent.broken())))
+        .transpose();
     let peers = peers.map_err(StartError::Thread)?;
     let (status, attached, top) = (agent.status(), agent.attached(), agent.top());
     let broken = agent.broken();

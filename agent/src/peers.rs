@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 pub use crate::meter::peers::{FLEET_OUT_MAX, FleetIn, FleetOut};
 use crate::meter::{Command, Commands};
+use crate::run::broken::Watched;
 
 /// What the session has told and the meter has not heard yet, at most.
 ///
@@ -42,12 +43,13 @@ impl Joined {
     ///
     /// # Errors
     /// No thread.
-    pub fn start(link: PeerLink) -> io::Result<Self> {
+    pub(crate) fn start(link: PeerLink, watched: Watched) -> io::Result<Self> {
         let (told, mut hears) = mpsc::channel(TOLD_MAX);
         let PeerLink { commands, out } = link;
         // With nothing attached the meter's commands are read at once.
         let _ = commands.send(Command::Fleet(Box::new(FleetIn::Expect)));
         std::thread::Builder::new().name("peers".into()).spawn(move || {
+            let _watched = watched;
             while let Some(told) = hears.blocking_recv() {
                 if !tell(&commands, told) {
                     return;

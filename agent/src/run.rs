@@ -8,7 +8,7 @@
 //! all flows end, the meter seals its last value, exporters drain up to it for the grace period and end, the spool closes,
 //! the view's channel closes.
 
-mod broken;
+pub(crate) mod broken;
 mod refresh;
 mod state;
 

@@ -14,8 +14,13 @@ use crate::wait::PATIENCE;
 pub const ROOT: &str = "/sys/fs/cgroup";
 
 /// For `sh -c`, in a mount namespace of its own: leaves cgroup2 alone at its usual place, and goes on with the arguments.
-pub const V2_ALONE: &str = "umount -R /sys/fs/cgroup || umount -l /sys/fs/cgroup; \
+const V2_ALONE: &str = "umount -R /sys/fs/cgroup || umount -l /sys/fs/cgroup; \
                             mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$@\"";
+
+/// Arguments of unshare(1) for whatever comes behind them: it sees cgroup2 alone, as a host does that has no cgroup v1.
+pub fn see_v2_alone(unshare: &mut Command) {
+    unshare.args(["-m", "--propagation", "private", "sh", "-c", V2_ALONE, "sh"]);
+}
 
 /// Where cgroup2 is mounted. Source: `/proc/self/mountinfo`, field after ` - `.
 ///
@@ -122,9 +127,8 @@ impl View {
     pub fn open() -> Result<Self> {
         let mut command = Command::new("unshare");
         // What holds it ends with this process.
-        command
-            .args(["-m", "--propagation", "private", "sh", "-c", V2_ALONE, "sh"])
-            .args(["sh", "-c", "echo ready; exec cat"]);
+        see_v2_alone(&mut command);
+        command.args(["sh", "-c", "echo ready; exec cat"]);
         let mut holder = Process::start(command)?;
         let out = holder.out().clone();
         holder.wait_for_line(out, PATIENCE, "a view of cgroup2", |line| {

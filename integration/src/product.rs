@@ -120,17 +120,9 @@ impl Agent {
     pub fn in_cgroup_namespace(cgroup: &Cgroup, scope: &str, flags: &[&str]) -> Result<Self> {
         let mut command = Command::new("unshare");
         cgroup.take_in(&mut command)?;
+        command.arg("-C");
+        cgroup::see_v2_alone(&mut command);
         command
-            .args([
-                "-C",
-                "-m",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                cgroup::V2_ALONE,
-                "sh",
-            ])
             .arg(binary()?)
             .args(["up", "-o", "json", "--scope", scope])
             .args(flags);

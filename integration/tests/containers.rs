@@ -211,18 +211,9 @@ impl<'a> Runtime<'a> {
                 command
             }
             Kind::DockerCgroup2 => {
-                // What a host sees that has no cgroup v1.
                 let mut command = self.world.left.command("unshare");
-                command.args([
-                    "-m",
-                    "--propagation",
-                    "private",
-                    "sh",
-                    "-c",
-                    cgroup::V2_ALONE,
-                    "sh",
-                    "dockerd",
-                ]);
+                cgroup::see_v2_alone(&mut command);
+                command.arg("dockerd");
                 self.docker_flags(&mut command, &listen);
                 command
             }

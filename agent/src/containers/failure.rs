@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use flowtilla_agent_core::encode::text;
+use flowtilla_grpc::causes;
 use hyper::StatusCode;
 use tonic::{Code, Status};
 
@@ -80,7 +81,7 @@ impl Failure {
 
     /// What a call ended with. A status without a cause is what the other side said; with one, it could not be asked.
     pub(super) fn call(status: &Status, octets_max: usize) -> Self {
-        let cause = causes(status).last();
+        let cause = causes::all(status).skip(1).last();
         match (status.code(), cause) {
             (_, Some(cause)) => Self::Call(text::label(&cause.to_string(), WORDS_OCTETS_MAX).into()),
             (Code::OutOfRange, None) => Self::TooLong { max: octets_max },
@@ -139,16 +140,6 @@ impl Failure {
 
     /// The failure with its causes, on one line.
     pub(super) fn chain(&self) -> String {
-        let mut told = self.to_string();
-        for cause in causes(self) {
-            told.push_str(": ");
-            told.push_str(&cause.to_string());
-        }
-        text::label(&told, 2 * WORDS_OCTETS_MAX)
+        text::label(&causes::chain(self), 2 * WORDS_OCTETS_MAX)
     }
-}
-
-/// What stands behind an error, the nearest first.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(error.source(), |&cause| cause.source())
 }

@@ -183,18 +183,26 @@ impl Users {
                 .map(|octets| names(&octets, &identity.gid_map))
                 .unwrap_or_default(),
         };
-        let octets = |kept: &VecDeque<(Identity, u64, Lists)>| {
-            let kept = kept.iter().map(|(_, _, lists)| lists.octets());
-            kept.sum::<usize>() + lists.octets()
-        };
-        while self.lists.len() >= LISTS_MAX
-            || (!self.lists.is_empty() && octets(&self.lists) > KEPT_OCTETS_MAX)
-        {
-            self.lists.pop_front();
+        Some(Scope::Other(self.keep(identity, lists)))
+    }
+
+    /// Keeps lists within the bounds; their number.
+    fn keep(&mut self, identity: Identity, lists: Lists) -> u64 {
+        let mut octets = lists.octets() + self.octets();
+        while self.lists.len() >= LISTS_MAX || octets > KEPT_OCTETS_MAX {
+            let Some((_, _, oldest)) = self.lists.pop_front() else {
+                break;
+            };
+            octets -= oldest.octets();
         }
         self.last += 1;
         self.lists.push_back((identity, self.last, lists));
-        Some(Scope::Other(self.last))
+        self.last
+    }
+
+    /// What all lists take, about.
+    fn octets(&self) -> usize {
+        self.lists.iter().map(|(_, _, lists)| lists.octets()).sum()
     }
 }
 
@@ -213,7 +221,11 @@ fn only_local_mounts(folder: &ProcessFolder, of_the_host: bool) -> bool {
     let Ok((octets, false)) = folder.read("mountinfo", MOUNTINFO_OCTETS_MAX) else {
         return false;
     };
-    mounts(&String::from_utf8_lossy(&octets))
+    are_local(&String::from_utf8_lossy(&octets), of_the_host)
+}
+
+fn are_local(mountinfo: &str, of_the_host: bool) -> bool {
+    mounts(mountinfo)
         .filter(|mount| {
             let point = unescaped(mount.point);
             ON_THE_WAY.iter().any(|way| point == Path::new(way))
@@ -304,6 +316,73 @@ mod tests {
     use super::*;
 
     const WHOLE: &[u8] = b"         0          0 4294967295\n";
+
+    #[test]
+    fn an_overlay_is_believed_to_answer_where_none_but_root_has_mounted_it() {
+        let mount = |point: &str, kind: &str| format!("1 2 0:3 / {point} rw - {kind} none rw\n");
+        let all = |mounts: &[(&str, &str)]| {
+            mounts
+                .iter()
+                .map(|(point, kind)| mount(point, kind))
+                .collect::<String>()
+        };
+        for (mounts, of_the_host, of_another) in [
+            (&[("/", "ext4"), ("/etc", "tmpfs")][..], true, true),
+            (&[("/", "overlay")], true, false),
+            (&[("/", "ext4"), ("/etc", "overlay")], true, false),
+            (&[("/", "overlay"), ("/etc/passwd", "fuse.x")], false, false),
+            (
+                &[("/", "ext4"), ("/srv", "nfs4"), ("/srv/b", "overlay")],
+                true,
+                true,
+            ),
+        ] {
+            let text = all(mounts);
+            assert_eq!(are_local(&text, true), of_the_host, "{text}");
+            assert_eq!(are_local(&text, false), of_another, "{text}");
+        }
+    }
+
+    #[test]
+    fn lists_of_strangers_take_no_more_than_their_bounds() {
+        let many: String = (0..2 * NAMES_MAX).map(|id| format!("n{id}:x:{id}:\n")).collect();
+        let long = "n".repeat(NAME_OCTETS_MAX + 1);
+        let text = format!("{long}:x:1:\nfits:x:1:\n{many}");
+        let found = names(text.as_bytes(), WHOLE);
+        assert_eq!((found.len(), found[&1].as_str()), (NAMES_MAX, "fits"));
+
+        let mut users = Users {
+            host: [None, None],
+            namespace: None,
+            lists: VecDeque::new(),
+            last: 0,
+        };
+        for inode in 0..1_000 {
+            let file = FileId {
+                device: 1,
+                inode,
+                size: 1,
+                modified: (0, 0),
+                changed: (0, 0),
+            };
+            let identity = Identity {
+                passwd: file,
+                uid_map: WHOLE.to_vec(),
+                gid_map: WHOLE.to_vec(),
+            };
+            let lists = Lists {
+                users: names(text.as_bytes(), WHOLE),
+                groups: HashMap::new(),
+            };
+            let number = users.keep(identity, lists);
+            assert!(users.octets() <= KEPT_OCTETS_MAX, "{}", users.octets());
+            assert_eq!(
+                users.user(Scope::Other(number), 1).as_deref(),
+                Some("fits"),
+                "the newest is kept"
+            );
+        }
+    }
 
     #[test]
     fn the_first_name_of_an_id_counts_and_nonsense_is_skipped() {

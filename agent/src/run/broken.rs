@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Goes into a thread or task, and out with it. Cancels the token when that is by a panic.
 #[derive(Debug)]
-pub(super) struct Watched(pub(super) CancellationToken);
+pub(crate) struct Watched(pub(crate) CancellationToken);
 
 impl Drop for Watched {
     fn drop(&mut self) {

@@ -149,13 +149,7 @@ async fn who_renewed_after_the_backup_comes_back_and_who_was_replaced_or_revoked
         .await
         .expect("restored");
     assert!(told.contains("needs a new token"), "{told}");
-    let mut options = Options::new(to, vec![loopback()]);
-    options.clock = scene.clock.clone();
-    let restored = Scene {
-        controller: Controller::start(options).await.expect("a controller"),
-        clock: scene.clock.clone(),
-        directory: tempfile::tempdir().expect("a directory"),
-    };
+    let restored = scene.beside(to).await;
     // All SVIDs that the backup knows have run out; this one lives.
     let channel = restored.channel_of(&ada).await.expect("a channel");
     let status = FleetClient::new(channel.clone())
@@ -372,13 +366,7 @@ async fn init_makes_a_state_once_and_shows_a_token_once() {
     command(&scene, &again).await.expect_err("it is there");
     assert!(!file.exists(), "no empty file stays");
 
-    let mut options = Options::new(state, vec![loopback()]);
-    options.clock = scene.clock.clone();
-    let second = Scene {
-        controller: Controller::start(options).await.expect("a controller"),
-        clock: scene.clock.clone(),
-        directory: tempfile::tempdir().expect("a directory"),
-    };
+    let second = scene.beside(state).await;
     let member = second.enrol(&token).await.expect("an identity");
     assert_eq!(member.id.to_string(), "spiffe://b.example/operator/root");
 

@@ -1,6 +1,7 @@
 //! A controller in a directory of its own, and those who call it.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +69,17 @@ impl Scene {
             controller: Controller::start_on(opened, options).await.expect("a controller"),
             clock,
             directory,
+        }
+    }
+
+    /// Another controller on this state, by the same clock.
+    pub(crate) async fn beside(&self, state: PathBuf) -> Self {
+        let mut options = Options::new(state, vec![loopback()]);
+        options.clock = self.clock.clone();
+        Self {
+            controller: Controller::start(options).await.expect("a controller"),
+            clock: self.clock.clone(),
+            directory: tempfile::tempdir().expect("a directory"),
         }
     }
 

@@ -181,6 +181,20 @@ fn a_change_touches_only_what_changed() {
 }
 
 #[test]
+fn another_number_of_flows_sizes_the_maps_of_the_kernel_anew() {
+    let before = wanted(&Choice::default());
+    let mut in_force = InForce::default();
+    let steps = plan(&in_force, &before);
+    execute(&mut in_force, &steps);
+    let mut after = before;
+    after.policy.as_mut().expect("a policy").capture.max_flows *= 4;
+    let steps = plan(&in_force, &after);
+    assert_eq!(kinds(&steps), ["detach", "metering", "attach"]);
+    execute(&mut in_force, &steps);
+    assert_reached(&in_force, &after);
+}
+
+#[test]
 fn rules_that_go_leave_every_flow_kept_and_nothing_is_detached_for_them() {
     let with = |rules, one_in, memory_mib| {
         wanted(&Choice {
